@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention blocks to drop into any MONAI network."""
+
+from __future__ import annotations
+
+from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+
+__all__ = ["ChannelSE", "ChannelSpatialSE", "Gate", "SpatialSE"]

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Concurrent spatial and channel squeeze & excitation (scSE).
+
+Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 1 and eqs. 2 to 7.
+
+Differs from the authors' code (ai-med/squeeze_and_excitation) in: one class serves 1D, 2D and 3D; all five ways of
+aggregation; any memory layout of the input; it can be scripted; and a block whose excitation would have no hidden
+channel is refused instead of being built with a layer of width zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers.factories import Conv
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.blocks.gate import Gate
+
+__all__ = ["ChannelSE", "ChannelSpatialSE", "SpatialSE"]
+
+
+class ChannelSE(nn.Module):
+    r"""Spatial squeeze and channel excitation, cSE (Fig. 1b, eqs. 2 and 3).
+
+    With :math:`z` the spatial mean of the input :math:`U`, the output is
+    :math:`U \cdot \sigma(W_1\,\mathrm{relu}(W_2 z))`: every channel is scaled by one number.
+
+    Args:
+        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
+        in_channels: number of channels C of the input.
+        reduction: the paper's r; the excitation has C // r hidden channels.
+        bias: whether the two linear layers have a bias. The paper's formula has none, the authors' code has it.
+
+    Attributes:
+        out_channels: number of channels of the output, C.
+
+    Raises:
+        ValueError: if ``reduction`` is below 1, or so large that no hidden channel is left.
+
+    Example:
+        >>> ChannelSE(2, 64)(torch.rand(1, 64, 32, 32)).shape
+        torch.Size([1, 64, 32, 32])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, *, reduction: int = 2, bias: bool = True) -> None:
+        super().__init__()
+        _check_spatial_dims(spatial_dims)
+        if reduction < 1 or in_channels // reduction < 1:
+            raise ValueError(
+                f"reduction must be between 1 and in_channels={in_channels} so that in_channels // reduction >= 1, "
+                f"got {reduction}; use a smaller reduction, or spatial excitation (se='sse') for so few channels."
+            )
+        self.fc1 = nn.Linear(in_channels, in_channels // reduction, bias=bias)
+        self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
+        self.gate = Gate()
+        self._out_channels = in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self._out_channels
+
+    def excitation(self, x: torch.Tensor) -> torch.Tensor:
+        """The map of shape (B, C, 1, ...) that ``forward`` multiplies ``x`` by."""
+        squeezed = x.mean(dim=list(range(2, x.dim())))
+        logits = self.fc2(torch.relu(self.fc1(squeezed)))
+        return self.gate(logits.reshape(list(logits.shape) + [1] * (x.dim() - 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
+        return x * self.excitation(x)
+
+
+class SpatialSE(nn.Module):
+    r"""Channel squeeze and spatial excitation, sSE (Fig. 1c).
+
+    A 1x1 convolution to one channel makes the map: :math:`U \cdot \sigma(W_{sq} \star U)`. Every position is scaled
+    by one number, which depends on that position alone.
+
+    Args:
+        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
+        in_channels: number of channels C of the input.
+        bias: whether the convolution has a bias. The paper's formula has none, the authors' code has it.
+
+    Attributes:
+        out_channels: number of channels of the output, C.
+
+    Raises:
+        ValueError: if ``spatial_dims`` is not 1, 2 or 3.
+
+    Example:
+        >>> SpatialSE(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
+        torch.Size([1, 16, 8, 8, 8])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, *, bias: bool = True) -> None:
+        super().__init__()
+        _check_spatial_dims(spatial_dims)
+        self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
+        self.gate = Gate()
+        self._out_channels = in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self._out_channels
+
+    def excitation(self, x: torch.Tensor) -> torch.Tensor:
+        """The map of shape (B, 1, *spatial) that ``forward`` multiplies ``x`` by."""
+        return self.gate(self.conv(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
+        return x * self.excitation(x)
+
+
+def _max(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+    # max(u * channel, u * spatial) with one product: the larger map wins where u >= 0, the smaller one where u < 0
+    return u * torch.where((channel >= spatial) == (u >= 0), channel, spatial)
+
+
+def _add(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+    return u * channel + u * spatial
+
+
+def _mul(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+    return (u * channel) * (u * spatial)
+
+
+def _mul_gate(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+    return u * channel * spatial
+
+
+def _concat(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+    return torch.cat([u * channel, u * spatial], dim=1)
+
+
+_AGGREGATIONS = {"max": _max, "add": _add, "mul": _mul, "mul_gate": _mul_gate, "concat": _concat}
+
+
+class ChannelSpatialSE(nn.Module):
+    r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1d).
+
+    With :math:`g_c` the channel map and :math:`g_s` the spatial map of the same input :math:`U`:
+
+    ============== ==================================== ============ ==================================================
+    aggregation    output                               channels     source
+    ============== ==================================== ============ ==================================================
+    ``"max"``      :math:`\max(U g_c, U g_s)`           C            eq. 4; journal version, authors' code
+    ``"add"``      :math:`U g_c + U g_s`                C            eq. 5; MICCAI 2018 version, most ports
+    ``"mul"``      :math:`U g_c \cdot U g_s`            C            eq. 6 as printed, quadratic in U
+    ``"mul_gate"`` :math:`U g_c g_s`                    C            the sentence below eq. 6, linear in U
+    ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
+    ============== ==================================== ============ ==================================================
+
+    Args:
+        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
+        in_channels: number of channels C of the input.
+        reduction: the paper's r of the channel excitation.
+        aggregation: how the two recalibrated maps become one, see the table.
+        bias: whether the excitations have biases.
+
+    Attributes:
+        out_channels: number of channels of the output, C, or 2 C for ``"concat"``.
+
+    Raises:
+        ValueError: if ``aggregation`` is unknown or ``reduction`` leaves no hidden channel.
+
+    Example:
+        >>> ChannelSpatialSE(2, 64, aggregation="concat")(torch.rand(1, 64, 32, 32)).shape
+        torch.Size([1, 128, 32, 32])
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, *, reduction: int = 2, aggregation: str = "max", bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.channel = ChannelSE(spatial_dims, in_channels, reduction=reduction, bias=bias)
+        self.spatial = SpatialSE(spatial_dims, in_channels, bias=bias)
+        self.aggregate = look_up_option(aggregation, _AGGREGATIONS)
+        self._out_channels = 2 * in_channels if aggregation == "concat" else in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self._out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Recalibrate (B, C, *spatial) to (B, C or 2 C, *spatial)."""
+        return self.aggregate(x, self.channel.excitation(x), self.spatial.excitation(x))
+
+
+def _check_spatial_dims(spatial_dims: int) -> None:
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")

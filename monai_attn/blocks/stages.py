@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an encoder-decoder is made of: one stage of convolutions, and the ways down and up between stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.utils import look_up_option
+from torch import nn
+
+__all__ = ["ConvStage", "DenseStage", "IndexUnpool", "MaxPoolWithIndices", "Upsample"]
+
+
+class ConvStage(nn.Sequential):
+    """``num_convs`` times convolution - norm - activation, at one resolution.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of output channels of every convolution.
+        kernel_size: size of the kernel; odd, so that the output has the input's size.
+        num_convs: number of convolutions.
+        act: activation, as a name or ``(name, {args})``; ``None`` for none.
+        norm: normalisation, as a name or ``(name, {args})``; ``None`` for none.
+
+    Example:
+        >>> ConvStage(2, 1, 64, kernel_size=7, norm="batch")(torch.rand(1, 1, 20, 30)).shape
+        torch.Size([1, 64, 20, 30])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: Sequence[int] | int = 3,
+        num_convs: int = 1,
+        act: str | tuple | None = "relu",
+        norm: str | tuple | None = None,
+    ) -> None:
+        super().__init__(
+            *(
+                Convolution(
+                    spatial_dims,
+                    in_channels if index == 0 else out_channels,
+                    out_channels,
+                    kernel_size=kernel_size,
+                    adn_ordering="NA",
+                    act=act,
+                    norm=norm,
+                )
+                for index in range(num_convs)
+            )
+        )
+
+
+class DenseStage(nn.Module):
+    """The densely connected block of the FC-DenseNet of scSE (Roy 2018, Sec. III-B) and of QuickNAT.
+
+    Twice norm - activation - convolution, each joined to everything before it, then norm - activation - 1x1
+    convolution. It ends without an activation, so its output is signed. All three activations are one module: with
+    ``act="prelu"`` they share one slope, as in the authors' code.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of channels that every convolution makes.
+        kernel_size: size of the first two kernels, odd.
+        act: activation, as a name or ``(name, {args})``.
+        norm: normalisation, as a name or ``(name, {args})``.
+
+    Example:
+        >>> DenseStage(2, 64, 64)(torch.rand(1, 64, 20, 30)).shape
+        torch.Size([1, 64, 20, 30])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: Sequence[int] | int = 5,
+        act: str | tuple = "relu",
+        norm: str | tuple = "batch",
+    ) -> None:
+        super().__init__()
+        conv = Conv[Conv.CONV, spatial_dims]
+        channels = [in_channels + index * out_channels for index in range(3)]
+        self.norm1, self.norm2, self.norm3 = (get_norm_layer(norm, spatial_dims, width) for width in channels)
+        self.conv1 = conv(channels[0], out_channels, kernel_size, padding="same")
+        self.conv2 = conv(channels[1], out_channels, kernel_size, padding="same")
+        self.conv3 = conv(channels[2], out_channels, kernel_size=1)
+        self.act = get_act_layer(act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        x = torch.cat([x, self.conv1(self.act(self.norm1(x)))], dim=1)
+        x = torch.cat([x, self.conv2(self.act(self.norm2(x)))], dim=1)
+        return self.conv3(self.act(self.norm3(x)))
+
+
+class MaxPoolWithIndices(nn.Module):
+    """Max pooling by two that also tells where each maximum was.
+
+    An odd side is rounded up, so that a side of one stays one and any input size can go any depth.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2, ceil_mode=True, return_indices=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (B, C, *spatial) to the maxima and their flat indices, both (B, C, *half)."""
+        return self.pool(x)
+
+
+class IndexUnpool(nn.Module):
+    """Put every value back where the maximum was, and zero elsewhere (SD-Net's and SegNet's way up).
+
+    Equal to ``torch.nn.functional.max_unpool*``, but written as a scatter, which can be scripted, traced and exported
+    and works in any number of dimensions. If ``x`` has a multiple of the channels of ``indices`` (scSE by
+    concatenation), the indices serve each group of channels.
+    """
+
+    def forward(self, x: torch.Tensor, indices: torch.Tensor, size: list[int]) -> torch.Tensor:
+        """Map ``x`` (B, C, *half), its ``indices`` and the ``size`` before pooling to (B, C, *size)."""
+        indices = indices.flatten(2).repeat(1, x.shape[1] // indices.shape[1], 1)
+        voxels = 1
+        for side in size:
+            voxels = voxels * side
+        flat = x.new_zeros([x.shape[0], x.shape[1], voxels]).scatter(2, indices, x.flatten(2))
+        return flat.reshape([x.shape[0], x.shape[1]] + list(size))
+
+
+class Upsample(nn.Module):
+    """Parameter-free interpolation to a given size (the U-Net's way up); the indices of the pooling are not used.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        mode: ``"nearest"`` or ``"linear"`` (bilinear in 2D, trilinear in 3D).
+
+    Raises:
+        ValueError: if ``mode`` is neither of the two.
+    """
+
+    def __init__(self, spatial_dims: int, mode: str = "nearest") -> None:
+        super().__init__()
+        linear = ("linear", "bilinear", "trilinear")[spatial_dims - 1]
+        self.mode = look_up_option(mode, {"nearest": "nearest", "linear": linear})
+
+    def forward(self, x: torch.Tensor, indices: torch.Tensor, size: list[int]) -> torch.Tensor:
+        """Map ``x`` (B, C, *half) to (B, C, *size)."""
+        return F.interpolate(x, size=size, mode=self.mode)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can mend: what cannot be used, what was found, and what to do about it."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "DataError", "InputError"]
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used.
+
+    Args:
+        what: the file or argument.
+        problem: what was found there, and what was expected.
+        mend: what the user can do.
+    """
+
+    def __init__(self, what: str, problem: str, mend: str) -> None:
+        super().__init__(f"cannot use {what}\n  problem: {problem}\n  mend:    {mend}")
+        self.what, self.problem, self.mend = what, problem, mend
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        # data loader workers send their exceptions pickled
+        return type(self), (self.what, self.problem, self.mend)
+
+
+class DataError(InputError):
+    """A file or folder cannot be used."""
+
+
+class ConfigError(InputError):
+    """An entry of the configuration, or an override on the command line, cannot be used."""

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers for MONAI's and ignite's engines."""
+
+from __future__ import annotations
+
+from monai_attn.handlers.metrics import CaseMetricsSaver
+from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
+from monai_attn.handlers.progress import EpochProgressBar, training_loss
+
+__all__ = ["CaseMetricsSaver", "CurveSaver", "EpochProgressBar", "OverlaySaver", "training_loss"]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics per case and per structure, as a table that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine
+from monai.handlers import MetricsSaver
+from monai.handlers.utils import write_metrics_reports
+from monai.utils import CommonKeys, string_list_all_gather
+
+from monai_attn.data.datalist import case_name
+
+__all__ = ["CaseMetricsSaver"]
+
+
+def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [case[CommonKeys.IMAGE].meta for case in batch]
+
+
+class CaseMetricsSaver(MetricsSaver):
+    """MONAI's ``MetricsSaver`` with the names of the cases and of the structures.
+
+    For every metric it writes ``<metric>_raw.csv``, a line for each case and a column for each structure, and
+    ``<metric>_summary.csv``, a line for each structure.
+
+    Args:
+        save_dir: folder to write to.
+        structures: names of the structures, in the order of the metric's channels.
+
+    Example:
+        ``SupervisedEvaluator(..., val_handlers=[CaseMetricsSaver("out", ["anterior", "posterior"])])``
+    """
+
+    def __init__(self, save_dir: str, structures: Sequence[str]) -> None:
+        super().__init__(
+            save_dir, metrics="*", metric_details="*", batch_transform=_image_metadata, summary_ops="*"
+        )
+        self.structures = list(structures)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the tables of the finished epoch, on the first process only."""
+        paths = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
+        if idist.get_rank() != self.save_rank:
+            return
+        write_metrics_reports(
+            save_dir=self.save_dir,
+            images=[case_name(path) for path in paths],
+            metrics=engine.state.metrics,
+            metric_details=engine.state.metric_details,
+            summary_ops=self.summary_ops,
+            class_labels=self.structures,
+        )

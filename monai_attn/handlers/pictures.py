@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that appear beside the numbers of every run."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.handlers import MetricLogger
+from monai.transforms import LoadImage
+from monai.utils import ImageMetaKey
+
+from monai_attn.data.datalist import case_name
+from monai_attn.handlers.progress import training_loss
+from monai_attn.visualize import figures
+
+__all__ = ["CurveSaver", "OverlaySaver"]
+
+
+class OverlaySaver:
+    """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
+
+    The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
+    it, as ``Invertd`` does.
+
+    Args:
+        save_dir: folder to write to.
+        spatial_dim: of a volume, the spatial axis of the file to cut across.
+        class_names: names of the classes 1, 2, …
+        max_cases: number of cases to draw, from the first on; the others pass without a picture.
+
+    Example:
+        ``SupervisedEvaluator(..., val_handlers=[OverlaySaver("out", spatial_dim=2)])``
+    """
+
+    def __init__(
+        self, save_dir: str, spatial_dim: int = 2, class_names: Sequence[str] = (), max_cases: int = 20
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.spatial_dim = spatial_dim
+        self.class_names = class_names
+        self.max_cases = max_cases
+        self.drawn = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw the cases of the finished iteration."""
+        for case in engine.state.output:
+            if self.drawn >= self.max_cases:
+                return
+            self.drawn += 1
+            self._draw(case)
+
+    def _draw(self, case: dict[str, MetaTensor]) -> None:
+        prediction = case["pred"]
+        path = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
+        image = LoadImage(image_only=True, ensure_channel_first=True)(path)
+        masks = {"truth": case.get("label"), "prediction": prediction}
+        figure = figures.overlay(
+            image,
+            {name: mask.cpu() for name, mask in masks.items() if mask is not None},
+            spatial_dim=self.spatial_dim,
+            spacing=[float(size) for size in image.pixdim],
+            title=case_name(path),
+            class_names=self.class_names,
+        )
+        figures.save(figure, self.save_dir / f"{case_name(path)}_overlay.png")
+
+
+class CurveSaver(MetricLogger):
+    """Write ``curves.csv`` and ``curves.png`` after every validation and at the end of the training.
+
+    Args:
+        save_dir: folder to write to.
+        evaluator: the engine whose metrics are drawn beside the loss.
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[CurveSaver("out", evaluator)])``
+    """
+
+    def __init__(self, save_dir: str, evaluator: Engine | None = None) -> None:
+        super().__init__(loss_transform=training_loss, evaluator=evaluator)
+        self.save_dir = Path(save_dir)
+        if evaluator is not None:
+            evaluator.add_event_handler(Events.COMPLETED, self._write)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        super().attach(engine)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, _engine: Engine) -> None:
+        if idist.get_rank() > 0 or not self.loss:
+            return
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.save_dir / "curves.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["iteration", "name", "value"])
+            for name, values in {"loss": self.loss, **self.metrics}.items():
+                rows.writerows([iteration, name, float(value)] for iteration, value in values)
+        figures.save(figures.training_curves(self.loss, self.metrics), self.save_dir / "curves.png")

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The papers' networks."""
+
+from __future__ import annotations
+
+from monai_attn.nets.fcdensenet import SCSEFCDenseNet
+from monai_attn.nets.fcn import SqueezeExciteFCN
+from monai_attn.nets.relaynet import ReLayNet
+from monai_attn.nets.sdnet import SCSESDNet
+from monai_attn.nets.unet import SCSEUNet
+
+__all__ = ["ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet", "SqueezeExciteFCN"]

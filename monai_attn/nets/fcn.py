@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder-decoder of scSE with its six places for squeeze & excitation.
+
+Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table VI.
+
+One drawing serves the paper's three networks and ReLayNet; their own files say which stage, which way up and which
+constants::
+
+    x ─► encoder ─► SE ─┬────────────────── skip ──────────────────┬─► decoder ─► SE ─► classifier ─► SE ─► logits
+              P1        └─► pool ─► … ─► bottleneck ─► SE ─► … ─► up    P2                      P4
+                                                P3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from monai.networks.layers.factories import Conv, Dropout
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+from monai_attn.blocks.stages import MaxPoolWithIndices
+
+__all__ = ["SqueezeExciteFCN"]
+
+_POSITIONS = {
+    "P1": {"encoder"},
+    "P2": {"decoder"},
+    "P3": {"bottleneck"},
+    "P4": {"classifier"},
+    "P5": {"encoder", "decoder"},
+    "P6": {"encoder", "decoder", "bottleneck", "classifier"},
+}
+
+
+class SqueezeExciteFCN(nn.Module):
+    """An encoder-decoder of constant width with squeeze & excitation at the places of Fig. 2.
+
+    SE stands after a complete stage, before dropout and before pooling. Any input size works: the way up goes to the
+    size before the pooling. ``forward`` returns logits.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
+        in_channels: number of input channels.
+        out_channels: number of classes.
+        stage: builds one encoder or decoder stage from its numbers of input and output channels.
+        bottleneck: builds the bottleneck in the same way.
+        up: the way up, called with features, the indices of the pooling and the size to reach.
+        depth: number of encoder stages and of decoder stages.
+        features: number of channels of every stage.
+        se: ``"scse"``, ``"cse"``, ``"sse"`` or ``None`` for the plain network.
+        positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
+            encoders and decoders, ``"P6"`` everywhere (Table VI).
+        reduction: the paper's r.
+        aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
+        skip: ``"recalibrated"`` passes SE(U) over the skip connection (configuration 1), ``"raw"`` passes U
+            (configuration 2).
+        se_bias: whether the excitations have biases, as in the authors' code and not in the paper's formulas.
+        dropout: probability to drop a channel after every encoder and decoder stage (authors' code: 0.2).
+
+    Raises:
+        ValueError: if an option is unknown, if ``depth`` is below 1, or if ``aggregation="concat"`` meets a position
+            behind the classifier, where it would double the classes.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stage: Callable[[int, int], nn.Module],
+        bottleneck: Callable[[int, int], nn.Module],
+        up: nn.Module,
+        depth: int,
+        features: int,
+        se: str | None,
+        positions: str,
+        reduction: int,
+        aggregation: str,
+        skip: str,
+        se_bias: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth is the number of encoder stages and must be at least 1, got {depth}.")
+        blocks: dict[str | None, Callable[[int], nn.Module]] = {
+            "scse": lambda channels: ChannelSpatialSE(
+                spatial_dims, channels, reduction=reduction, aggregation=aggregation, bias=se_bias
+            ),
+            "cse": lambda channels: ChannelSE(spatial_dims, channels, reduction=reduction, bias=se_bias),
+            "sse": lambda channels: SpatialSE(spatial_dims, channels, bias=se_bias),
+            None: lambda channels: nn.Identity(),
+        }
+        block = look_up_option(se, blocks)
+        places = look_up_option(positions, _POSITIONS)
+        doubles = se == "scse" and aggregation == "concat"
+        if doubles and "classifier" in places:
+            raise ValueError(
+                f"aggregation='concat' with positions='{positions}' would double the {out_channels} classes behind the "
+                "classifier; use positions P1, P2, P3 or P5, or another aggregation."
+            )
+
+        def recalibrate(place: str, channels: int = features) -> nn.Module:
+            return block(channels) if place in places else nn.Identity()
+
+        def width(place: str) -> int:
+            return 2 * features if doubles and place in places else features
+
+        self.recalibrated_skip = look_up_option(skip, {"recalibrated": True, "raw": False})
+        self.indices_before_se = doubles and "encoder" in places
+        skip_width = width("encoder") if self.recalibrated_skip else features
+        encoder_inputs = [in_channels] + [width("encoder")] * (depth - 1)
+        decoder_inputs = [skip_width + width(below) for below in ["bottleneck"] + ["decoder"] * (depth - 1)]
+
+        self.encoders = nn.ModuleList(stage(channels, features) for channels in encoder_inputs)
+        self.encoder_se = nn.ModuleList(recalibrate("encoder") for _ in range(depth))
+        self.pool = MaxPoolWithIndices(spatial_dims)
+        self.bottleneck = bottleneck(width("encoder"), features)
+        self.bottleneck_se = recalibrate("bottleneck")
+        self.up = up
+        self.decoders = nn.ModuleList(stage(channels, features) for channels in decoder_inputs)
+        self.decoder_se = nn.ModuleList(recalibrate("decoder") for _ in range(depth))
+        self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
+        self.classifier = Conv[Conv.CONV, spatial_dims](width("decoder"), out_channels, kernel_size=1)
+        self.classifier_se = recalibrate("classifier", out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
+        skips: list[torch.Tensor] = []
+        places: list[torch.Tensor] = []
+        for stage, se in zip(self.encoders, self.encoder_se):
+            u = stage(x)
+            recalibrated = self.dropout(se(u))
+            x, indices = self.pool(recalibrated)
+            # concatenation doubles the channels, and the decoder unpools maps of the undoubled width
+            places.append(self.pool(u)[1] if self.indices_before_se else indices)
+            skips.append(recalibrated if self.recalibrated_skip else u)
+        x = self.bottleneck_se(self.bottleneck(x))
+        for stage, se in zip(self.decoders, self.decoder_se):
+            skip = skips.pop()
+            x = torch.cat([skip, self.up(x, places.pop(), skip.shape[2:])], dim=1)
+            x = self.dropout(se(stage(x)))
+        return self.classifier_se(self.classifier(x))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""2D slices of 3D volumes, for networks that work slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+from monai.transforms.traits import MultiSampleTrait
+from monai.utils import convert_to_tensor
+
+__all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd"]
+
+
+class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
+    """Cut random slices out of a volume, preferring those with foreground.
+
+    Use it behind the cached, deterministic transforms: the volume is read once and its slices are views of it. As with
+    MONAI's ``RandCropByPosNegLabeld``, ``num_samples`` slices of a volume make ``num_samples`` items of the batch, and
+    ``pos / (pos + neg)`` is the probability that a slice comes from those with foreground.
+
+    Args:
+        keys: keys of the volumes (C, *spatial), all of one spatial shape.
+        label_key: key of the label; its voxels above 0 are the foreground.
+        spatial_dim: the spatial axis to cut across; of a volume in RAS orientation 0 gives sagittal, 1 coronal and 2
+            axial slices.
+        num_samples: number of slices for each volume.
+        pos: weight of slices with foreground.
+        neg: weight of slices without foreground. Where a volume has one kind only, all slices come from it.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        ValueError: if ``num_samples`` is below 1, or ``pos`` and ``neg`` are no weights.
+
+    Example:
+        >>> volume = {"image": torch.rand(1, 8, 9, 10), "label": torch.ones(1, 8, 9, 10)}
+        >>> slices = RandSlicesd(["image", "label"], "label", spatial_dim=1, num_samples=4)(volume)
+        >>> len(slices), slices[0]["image"].shape
+        (4, torch.Size([1, 8, 10]))
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        *,
+        spatial_dim: int = 2,
+        num_samples: int = 1,
+        pos: float = 1.0,
+        neg: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        if pos < 0 or neg < 0 or pos + neg == 0:
+            raise ValueError(f"pos and neg must be non-negative and not both 0, got pos={pos}, neg={neg}.")
+        self.label_key = label_key
+        self.axis = spatial_dim + 1
+        self.num_samples = num_samples
+        self.pos_ratio = pos / (pos + neg)
+        self.indices: list[int] = []
+
+    def randomize(self, label: torch.Tensor) -> None:
+        """Draw the slices of the volume whose label (C, *spatial) is given."""
+        other_axes = [axis for axis in range(label.ndim) if axis != self.axis]
+        has_foreground = (label > 0).sum(dim=other_axes) > 0
+        with_foreground, without = has_foreground.nonzero().flatten(), (~has_foreground).nonzero().flatten()
+        self.indices = []
+        for _ in range(self.num_samples):
+            wanted, other = with_foreground, without
+            if self.R.random() >= self.pos_ratio:
+                wanted, other = other, wanted
+            candidates = wanted if len(wanted) else other
+            self.indices.append(int(candidates[self.R.randint(len(candidates))]))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        """Map one dictionary of volumes to ``num_samples`` dictionaries of slices (C, *spatial without the axis)."""
+        volumes = {key: convert_to_tensor(data[key], track_meta=False) for key in self.key_iterator(data)}
+        self.randomize(convert_to_tensor(data[self.label_key], track_meta=False))
+        return [
+            {**data, **{key: volume.select(self.axis, index) for key, volume in volumes.items()}}
+            for index in self.indices
+        ]
+
+
+RandSlicesD = RandSlicesDict = RandSlicesd

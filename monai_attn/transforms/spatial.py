@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spacing for data dictionaries that hold more than images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import Spacingd
+
+__all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+
+
+class SafeSpacingd(Spacingd):
+    """MONAI's ``Spacingd``, usable where a key such as ``"image_path"`` holds a string.
+
+    From MONAI 1.6.0 on ``Spacingd`` updates every entry whose key begins with ``"<key>_"`` as if it were a dictionary
+    of metadata, and fails on the path that MONAI Label puts there. This class hides such entries while it works. All
+    arguments, and the inverse, are those of ``Spacingd``.
+
+    Example:
+        >>> SafeSpacingd(keys="image", pixdim=1.0)({"image": torch.ones(1, 4, 4, 4), "image_path": "a.nii"})["image_path"]
+        'a.nii'
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+        """Resample the keys of ``data`` (C, *spatial) and leave everything else as it is."""
+        hidden = {name: value for name, value in data.items() if not isinstance(value, (torch.Tensor, dict))}
+        visible = {name: value for name, value in data.items() if name not in hidden}
+        return {**super().__call__(visible, lazy=lazy), **hidden}
+
+
+SafeSpacingD = SafeSpacingDict = SafeSpacingd

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""See what a network attends to and what it segments."""
+
+from __future__ import annotations
+
+from monai_attn.visualize import figures
+from monai_attn.visualize.capture import capture_attention
+
+__all__ = ["capture_attention", "figures"]
