@@ -27,14 +27,16 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
+from ignite.handlers import ProgressBar
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle import run as bundle_run
+from monai.handlers import StatsHandler, TensorBoardHandler
 from monai.utils import ensure_tuple, set_determinism
 
 import monai_attn
 from monai_attn.errors import ConfigError, DataError, InputError
 
-__all__ = ["EXIT_BAD_INPUT", "EXIT_FAILURE", "Session"]
+__all__ = ["EXIT_BAD_INPUT", "EXIT_FAILURE", "Session", "distribute", "handlers_of_rank", "local_device"]
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
@@ -128,11 +130,11 @@ class Session:
         begun = time.perf_counter()
         engine.run()
         seconds = round(time.perf_counter() - begun, 1)
-        results = (evaluator or engine).state
+        results: Any = (evaluator or engine).state
         metrics = {name: value for name, value in results.metrics.items() if isinstance(value, (int, float))}
         self.manifest |= {"state": "finished", "seconds": seconds, "results": metrics}
-        if evaluator is not None and evaluator.state.best_metric_epoch > 0:
-            self.manifest["best"] = float(evaluator.state.best_metric)
+        if evaluator is not None and results.best_metric_epoch > 0:
+            self.manifest["best"] = float(results.best_metric)
         if idist.get_rank() == 0:
             self._write_manifest()
         idist.finalize()
@@ -194,6 +196,22 @@ class Session:
             print("  full trace: set MONAI_ATTN_DEBUG=1", file=sys.stderr)
         # leaving the hook by SystemExit is how the interpreter lets it choose the exit code
         raise SystemExit(code)
+
+
+def local_device() -> torch.device:
+    """The device of this process in a distributed run: its own GPU, or the CPU."""
+    return idist.device()
+
+
+def distribute(network: torch.nn.Module) -> torch.nn.Module:
+    """Move a network to this process's device and, in a distributed run, average its gradients over the processes."""
+    return idist.auto_model(network)
+
+
+def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
+    """The handlers that this process of a distributed run needs: all for the first, none that only report elsewhere."""
+    reporters = (StatsHandler, TensorBoardHandler, ProgressBar)
+    return [handler for handler in handlers if idist.get_rank() == 0 or not isinstance(handler, reporters)]
 
 
 class _BundleCall:

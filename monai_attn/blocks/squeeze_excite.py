@@ -59,6 +59,7 @@ class ChannelSE(nn.Module):
 
     @property
     def out_channels(self) -> int:
+        """Number of channels of the output."""
         return self._out_channels
 
     def excitation(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,6 +104,7 @@ class SpatialSE(nn.Module):
 
     @property
     def out_channels(self) -> int:
+        """Number of channels of the output."""
         return self._out_channels
 
     def excitation(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,6 +184,7 @@ class ChannelSpatialSE(nn.Module):
 
     @property
     def out_channels(self) -> int:
+        """Number of channels of the output."""
         return self._out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,7 @@ class IndexUnpool(nn.Module):
         for side in size:
             voxels = voxels * side
         flat = x.new_zeros([x.shape[0], x.shape[1], voxels]).scatter(2, indices, x.flatten(2))
-        return flat.reshape([x.shape[0], x.shape[1]] + list(size))
+        return flat.reshape([x.shape[0], x.shape[1]] + list(size))  # noqa: RUF005, TorchScript has no [*size]
 
 
 class Upsample(nn.Module):

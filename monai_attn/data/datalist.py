@@ -58,10 +58,7 @@ def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, 
     """
     folder = Path(dataset_dir).absolute()
     listing = folder / "dataset.json"
-    if listing.is_file():
-        sections = _read_listing(listing)
-    else:
-        sections = {"training": _pair_folders(folder)}
+    sections = _read_listing(listing) if listing.is_file() else {"training": _pair_folders(folder)}
     if section in ("training", "validation") and "validation" not in sections and sections.get("training"):
         kept, held_out = partition_dataset(
             sections["training"], ratios=[1 - _VALIDATION_FRACTION, _VALIDATION_FRACTION], shuffle=True, seed=0
@@ -213,6 +210,7 @@ def _check_listing(items: list[dict[str, Any]], listing: Path) -> None:
         owner = owners.get(case_name(item.get("label", "")), item)
         if owner is not item:
             raise DataError(
-                item["label"], f"{listing} pairs it with {item['image']}, but it is named after another case",
+                item["label"],
+                f"{listing} pairs it with {item['image']}, but it is named after another case",
                 "correct the list",
             )

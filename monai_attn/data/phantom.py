@@ -96,7 +96,9 @@ def _write(volume: torch.Tensor, spacing: tuple[float, ...], path: Path) -> None
 
 def _degrade(clean: torch.Tensor, rng: np.random.RandomState, noise: float) -> torch.Tensor:
     """Add what a scanner adds to MRI: a smooth bias field and noise."""
-    biased = RandBiasField(prob=1.0, coeff_range=(0.0, 0.1)).set_random_state(state=rng)(clean)
+    bias_field = RandBiasField(prob=1.0, coeff_range=(0.0, 0.1))
+    bias_field.set_random_state(state=rng)
+    biased = bias_field(clean)
     noisy = torch.as_tensor(biased) + noise * torch.as_tensor(rng.randn(*clean.shape), dtype=torch.float32)
     return noisy.clamp(min=0)
 

@@ -36,9 +36,7 @@ class CaseMetricsSaver(MetricsSaver):
     """
 
     def __init__(self, save_dir: str, structures: Sequence[str]) -> None:
-        super().__init__(
-            save_dir, metrics="*", metric_details="*", batch_transform=_image_metadata, summary_ops="*"
-        )
+        super().__init__(save_dir, metrics="*", metric_details="*", batch_transform=_image_metadata, summary_ops="*")
         self.structures = list(structures)
 
     def __call__(self, engine: Engine) -> None:
@@ -46,11 +44,12 @@ class CaseMetricsSaver(MetricsSaver):
         paths = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
         if idist.get_rank() != self.save_rank:
             return
+        state: Any = engine.state
         write_metrics_reports(
             save_dir=self.save_dir,
             images=[case_name(path) for path in paths],
-            metrics=engine.state.metrics,
-            metric_details=engine.state.metric_details,
+            metrics=state.metrics,
+            metric_details=state.metric_details,
             summary_ops=self.summary_ops,
             class_labels=self.structures,
         )

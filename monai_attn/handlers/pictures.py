@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -52,7 +53,8 @@ class OverlaySaver:
 
     def __call__(self, engine: Engine) -> None:
         """Draw the cases of the finished iteration."""
-        for case in engine.state.output:
+        state: Any = engine.state
+        for case in state.output:
             if self.drawn >= self.max_cases:
                 return
             self.drawn += 1

@@ -36,7 +36,7 @@ class EpochProgressBar(ProgressBar):
         super().__init__(desc=desc, disable=not sys.stderr.isatty())
         self.show_loss = show_loss
 
-    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Attach to an engine, as MONAI does with its handlers."""
         if self.show_loss:
             kwargs.setdefault("output_transform", lambda output: {"loss": training_loss(output)})

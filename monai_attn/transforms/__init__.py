@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from monai_attn.transforms.slices import RandSlicesd, RandSlicesD, RandSlicesDict
-from monai_attn.transforms.spatial import SafeSpacingd, SafeSpacingD, SafeSpacingDict
+from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
+from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 
 __all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd", "SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]

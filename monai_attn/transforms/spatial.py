@@ -20,7 +20,8 @@ class SafeSpacingd(Spacingd):
     arguments, and the inverse, are those of ``Spacingd``.
 
     Example:
-        >>> SafeSpacingd(keys="image", pixdim=1.0)({"image": torch.ones(1, 4, 4, 4), "image_path": "a.nii"})["image_path"]
+        >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)
+        >>> spacing({"image": torch.ones(1, 4, 4, 4), "image_path": "a.nii"})["image_path"]
         'a.nii'
     """
 

@@ -79,7 +79,8 @@ def overlay(
         index = image.shape[spatial_dim + 1] // 2 if index is None else index
         image = image.select(spatial_dim + 1, index)
         masks, heatmaps = (
-            {name: layer.select(spatial_dim + 1, index) for name, layer in layers.items()} for layers in (masks, heatmaps)
+            {name: layer.select(spatial_dim + 1, index) for name, layer in layers.items()}
+            for layers in (masks, heatmaps)
         )
         sizes.pop(spatial_dim)
     aspect = sizes[1] / sizes[0]
@@ -140,9 +141,7 @@ def attention_grid(image: torch.Tensor, maps: Mapping[str, torch.Tensor], *, tit
     return figure
 
 
-def training_curves(
-    loss: Sequence[tuple[int, float]], metrics: Mapping[str, Sequence[tuple[int, float]]]
-) -> Figure:
+def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """Draw the training loss and the validation metrics over the iterations.
 
     Args:
@@ -208,7 +207,13 @@ def _show_mask(axis: Axes, mask: torch.Tensor, aspect: float) -> None:
     colours = ListedColormap(CLASS_COLOURS)
     shown = np.ma.masked_where(_upright(classes) == 0, (_upright(classes) - 1) % len(CLASS_COLOURS))
     axis.imshow(
-        shown, cmap=colours, vmin=-0.5, vmax=len(CLASS_COLOURS) - 0.5, alpha=0.55, origin="lower", aspect=aspect,
+        shown,
+        cmap=colours,
+        vmin=-0.5,
+        vmax=len(CLASS_COLOURS) - 0.5,
+        alpha=0.55,
+        origin="lower",
+        aspect=aspect,
         interpolation="none",
     )
 

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quick start, from nothing to pictures: ``python -m monai_attn.demo`` (or ``make demo``).
+
+It finds data, then trains, evaluates and applies a bundle by the very commands that a user would type, and shows what
+the network attended to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.apps import DecathlonDataset
+from monai.bundle import ConfigParser, run
+
+from monai_attn.data.datalist import case_name, cases
+from monai_attn.data.phantom import make_phantom
+from monai_attn.visualize import capture_attention, figures
+
+__all__ = ["find_data", "main"]
+
+BUNDLE = "hippocampus_mri_scse_segmentation"
+_TASK = "Task04_Hippocampus"
+_CONNECTION_SECONDS = 20
+
+
+def find_data(root: Path) -> Path:
+    """The folder of the hippocampus data, fetched or made up if need be.
+
+    Args:
+        root: ``$MONAI_DATA_DIRECTORY``, where data sets live.
+
+    Returns:
+        ``hippocampus`` in ``root`` if its ``dataset.json`` is there; else ``Task04_Hippocampus`` in ``root``,
+        downloaded if absent (27 MB); else, without a network, a phantom in ``root``.
+    """
+    prepared = root / "hippocampus"
+    if (prepared / "dataset.json").is_file():
+        return prepared
+    root.mkdir(parents=True, exist_ok=True)
+    present = (root / _TASK / "dataset.json").is_file()
+    socket.setdefaulttimeout(_CONNECTION_SECONDS)
+    try:
+        DecathlonDataset(str(root), _TASK, "training", transform=(), download=not present, cache_num=0)
+        return root / _TASK
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"Could not download {_TASK}: {error}")
+    phantom = root / "phantom_hippocampus"
+    print(
+        "NO REAL DATA: this demo runs on a made-up phantom, whose numbers mean nothing for patients.\n"
+        f"Put the data set into {prepared} or connect to the network and run it again."
+    )
+    if not (phantom / "dataset.json").is_file():
+        make_phantom(BUNDLE, phantom, cases=60)
+    return phantom
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(prog="python -m monai_attn.demo", description=__doc__)
+    parser.add_argument("--bundle_root", default=f"bundles/{BUNDLE}", help="folder of the bundle (%(default)s)")
+    parser.add_argument("--output_dir", default="demo", help="folder for weights, tables and pictures (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="train for another number of epochs than the bundle's")
+    arguments = parser.parse_args()
+    bundle, output = Path(arguments.bundle_root), Path(arguments.output_dir)
+    data = find_data(Path(os.environ.get("MONAI_DATA_DIRECTORY", "data")))
+    case = cases(data, "validation")[0]
+    weights = str(output / "model.pt")
+
+    begun = time.perf_counter()
+    common = {"bundle_root": str(bundle), "dataset_dir": str(data)}
+    training = {**common, "output_dir": str(output), "ckpt_dir": str(output)}
+    inference = {**common, "output_dir": str(output / "segmentation"), "input": case["image"], "checkpoint": weights}
+    _run("1/3 train", bundle, ["train"], {**training, **({"epochs": arguments.epochs} if arguments.epochs else {})})
+    _run("2/3 evaluate", bundle, ["train", "evaluate"], training)
+    _run("3/3 segment a case", bundle, ["inference"], inference)
+    _draw_attention(bundle, weights, case, output)
+    print(
+        f"\nDone in {time.perf_counter() - begun:.0f} s. In {output}: summary.png and attention.png (what the network "
+        "sees and attends to), *_overlay.png (results), val_mean_dice_raw.csv (Dice of every case), segmentation/."
+    )
+
+
+def _run(title: str, bundle: Path, configs: list[str], overrides: dict[str, Any]) -> None:
+    files = [str(bundle / "configs" / f"{name}.json") for name in configs]
+    shown = files[0] if len(files) == 1 else str(files)
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", shown]
+    for key, value in overrides.items():
+        words += [f"--{key}", str(value)]
+    print(f"\n{title}:\n{shlex.join(words)}", flush=True)
+    run(config_file=files, **overrides)
+
+
+def _draw_attention(bundle: Path, weights: str, case: dict[str, Any], output: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    axis, names = parser["slice_dim"], parser["structures"]
+
+    volumes = parser.get_parsed_content("validate#preprocessing")(case)
+    label = volumes["label"].as_tensor()
+    index = figures.best_slice(label, axis)
+    image, truth = (volumes[key].as_tensor().select(axis + 1, index) for key in ("image", "label"))
+    with torch.no_grad(), capture_attention(network) as maps:
+        prediction = network(image[None])[0].argmax(dim=0, keepdim=True)
+
+    name = case_name(case["image"])
+    figures.save(figures.attention_grid(image, maps, title=f"{name}: scSE attention maps"), output / "attention.png")
+    attention = F.interpolate(maps["encoder_se.1.spatial.gate"], size=image.shape[1:])[0]
+    masks = {"manual segmentation": truth, "prediction": prediction}
+    summary = figures.overlay(
+        image, masks, heatmaps={"attention, 2nd encoder": attention}, title=name, class_names=names
+    )
+    figures.save(summary, output / "summary.png")
+
+
+if __name__ == "__main__":
+    main()

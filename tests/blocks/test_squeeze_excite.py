@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import einsum, rearrange, reduce
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.blocks import ChannelSELayer
+from torch import nn
+
+from monai_attn.blocks import ChannelSE, ChannelSpatialSE, SpatialSE
+
+AGGREGATIONS = ["max", "add", "mul", "mul_gate", "concat"]
+SIZES = {1: (11,), 2: (7, 6), 3: (5, 3, 4)}
+BLOCKS = {
+    "cse": ChannelSE,
+    "sse": SpatialSE,
+    **{
+        name: lambda dims, channels, name=name, **kwargs: ChannelSpatialSE(dims, channels, aggregation=name, **kwargs)
+        for name in AGGREGATIONS
+    },
+}
+# eqs. 2 to 7 as printed, and the sentence below eq. 6 (mul_gate)
+EQUATIONS = {
+    "cse": lambda u, gc, gs: u * gc,
+    "sse": lambda u, gc, gs: u * gs,
+    "max": lambda u, gc, gs: torch.maximum(u * gc, u * gs),
+    "add": lambda u, gc, gs: u * gc + u * gs,
+    "mul": lambda u, gc, gs: u**2 * gc * gs,
+    "mul_gate": lambda u, gc, gs: u * gc * gs,
+    "concat": lambda u, gc, gs: torch.cat([u * gc, u * gs], dim=1),
+}
+HALF = {
+    "cse": lambda u: 0.5 * u,
+    "sse": lambda u: 0.5 * u,
+    "max": lambda u: 0.5 * u,
+    "add": lambda u: u,
+    "mul": lambda u: 0.25 * u**2,
+    "mul_gate": lambda u: 0.25 * u,
+    "concat": lambda u: torch.cat([0.5 * u, 0.5 * u], dim=1),
+}
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def channel_gate(block: ChannelSE, u: torch.Tensor) -> torch.Tensor:
+    z = reduce(u, "b c ... -> b c", "mean")
+    w2, w1 = block.fc1.weight, block.fc2.weight
+    b2 = 0 if block.fc1.bias is None else block.fc1.bias
+    b1 = 0 if block.fc2.bias is None else block.fc2.bias
+    hidden = (einsum(z, w2, "b c, h c -> b h") + b2).clamp(min=0)
+    gate = sigmoid(einsum(hidden, w1, "b h, c h -> b c") + b1)
+    return gate.reshape(*gate.shape, *[1] * (u.ndim - 2))
+
+
+def spatial_gate(block: SpatialSE, u: torch.Tensor) -> torch.Tensor:
+    weight = rearrange(block.conv.weight, "one c ... -> (one c ...)")
+    bias = 0 if block.conv.bias is None else block.conv.bias
+    return sigmoid(einsum(u, weight, "b c ..., c -> b ...") + bias).unsqueeze(1)
+
+
+def restated(name: str, block: nn.Module, u: torch.Tensor) -> torch.Tensor:
+    gc = None if name == "sse" else channel_gate(block if name == "cse" else block.channel, u)
+    gs = None if name == "cse" else spatial_gate(block if name == "sse" else block.spatial, u)
+    return EQUATIONS[name](u, gc, gs)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+# --- definition --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", ["signed", "non-negative"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_equals_its_equation_to_1e_12(name, dims, bias, sign):
+    block = BLOCKS[name](dims, 6, bias=bias).double()
+    u = 3 * torch.randn(2, 6, *SIZES[dims], dtype=torch.float64)
+    u = u.abs() if sign == "non-negative" else u
+    torch.testing.assert_close(block(u), restated(name, block, u), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_in_float32_equals_its_equation_to_1e_6(name, dims):
+    block = BLOCKS[name](dims, 6)
+    u = torch.randn(2, 6, *SIZES[dims])
+    torch.testing.assert_close(block(u), restated(name, block, u), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_max_of_signed_features_is_not_the_features_times_the_larger_map(dims):
+    block = ChannelSpatialSE(dims, 6).double()
+    u = 3 * torch.randn(2, 6, *SIZES[dims], dtype=torch.float64)
+    short = u * torch.maximum(block.channel.excitation(u), block.spatial.excitation(u))
+    positive = u >= 0
+    torch.testing.assert_close(block(u)[positive], short[positive], atol=1e-12, rtol=0)
+    assert (block(u) - short)[~positive].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_gates_of_one_half_from_zero_parameters(name, dims):
+    block = BLOCKS[name](dims, 4)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    u = torch.randn(2, 4, *SIZES[dims])
+    torch.testing.assert_close(block(u), HALF[name](u), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_saturated_gates_pass_or_stop_the_features(dims):
+    block = ChannelSpatialSE(dims, 4)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.constant_(block.channel.fc2.bias, 50)
+    nn.init.constant_(block.spatial.conv.bias, -50)
+    signed = torch.randn(2, 4, *SIZES[dims])
+    torch.testing.assert_close(block.channel(signed), signed, atol=0, rtol=0)
+    torch.testing.assert_close(block.spatial(signed), torch.zeros_like(signed), atol=1e-6, rtol=0)
+    torch.testing.assert_close(block(signed.abs()), signed.abs(), atol=0, rtol=0)
+    torch.testing.assert_close(block(signed), signed.relu(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_gradients_of_max_equal_those_of_torch_maximum_where_the_features_are_not_zero(dims):
+    block = ChannelSpatialSE(dims, 6).double()
+    u = torch.randn(2, 6, *SIZES[dims], dtype=torch.float64)
+    u[torch.rand_like(u) < 0.2] = 0
+    nonzero = u != 0
+    weight = torch.randn_like(u)
+    inputs = [u.requires_grad_(), *block.parameters()]
+    ours = torch.autograd.grad((weight * block(u)).sum(), inputs)
+    theirs = torch.autograd.grad((weight * restated("max", block, u)).sum(), inputs)
+    torch.testing.assert_close(ours[0][nonzero], theirs[0][nonzero], atol=1e-12, rtol=0)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_gradients_agree_with_finite_differences(name):
+    block = BLOCKS[name](2, 4).double()
+    assert torch.autograd.gradcheck(block, torch.randn(1, 4, 3, 2, dtype=torch.float64, requires_grad=True))
+
+
+# --- what a gate depends on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_shuffling_the_positions_shuffles_the_output(name, dims):
+    block = BLOCKS[name](dims, 6).double()
+    u = torch.randn(2, 6, *SIZES[dims], dtype=torch.float64)
+    order = torch.randperm(u[0, 0].numel())
+
+    def shuffle(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2)[:, :, order].reshape(x.shape)
+
+    torch.testing.assert_close(block(shuffle(u)), shuffle(block(u)), atol=1e-12, rtol=0)
+    if name == "cse":
+        torch.testing.assert_close(block.excitation(shuffle(u)), block.excitation(u), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_spatial_gate_of_a_position_depends_on_that_position_alone(dims):
+    block = SpatialSE(dims, 3).double()
+    u = torch.randn(1, 3, *SIZES[dims], dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(block.excitation, u)
+    voxels = u[0, 0].numel()
+    depends = jacobian.reshape(voxels, 3, voxels).abs().sum(dim=1) > 0
+    assert torch.equal(depends, torch.eye(voxels, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_channel_gate_depends_on_every_position_and_channel(dims):
+    block = ChannelSE(dims, 4).double()
+    for parameter in block.parameters():
+        nn.init.uniform_(parameter, 0.1, 0.5)  # no dead hidden unit
+    u = torch.rand(1, 4, *SIZES[dims], dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(block.excitation, u)
+    assert (jacobian != 0).all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_items_of_a_batch_do_not_influence_each_other(name):
+    block = BLOCKS[name](2, 4).double()
+    u = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+    alone = torch.cat([block(item) for item in u.split(1)])
+    torch.testing.assert_close(block(u), alone, atol=1e-12, rtol=0)
+
+
+# --- equal to what others have -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_channel_se_equals_channel_se_layer_of_monai_with_its_weights(dims, reduction):
+    theirs = ChannelSELayer(dims, 8, r=reduction)
+    ours = ChannelSE(dims, 8, reduction=reduction)
+    names = {"fc1.weight": "fc.0.weight", "fc1.bias": "fc.0.bias", "fc2.weight": "fc.2.weight", "fc2.bias": "fc.2.bias"}
+    state = theirs.state_dict()
+    ours.load_state_dict({mine: state[other] for mine, other in names.items()})
+    u = torch.randn(2, 8, *SIZES[dims])
+    torch.testing.assert_close(ours(u), theirs(u), atol=0, rtol=0)
+
+
+def test_add_equals_the_scse_module_of_segmentation_models_with_its_weights():
+    cse = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid())
+    sse = nn.Sequential(nn.Conv2d(8, 1, 1), nn.Sigmoid())
+    ours = ChannelSpatialSE(2, 8, aggregation="add")
+    ours.load_state_dict(
+        {
+            "channel.fc1.weight": cse[1].weight.flatten(1),
+            "channel.fc1.bias": cse[1].bias,
+            "channel.fc2.weight": cse[3].weight.flatten(1),
+            "channel.fc2.bias": cse[3].bias,
+            "spatial.conv.weight": sse[0].weight,
+            "spatial.conv.bias": sse[0].bias,
+        }
+    )
+    u = torch.randn(2, 8, 9, 7)
+    torch.testing.assert_close(ours(u), u * cse(u) + u * sse(u), atol=1e-6, rtol=0)
+
+
+# --- parameters --------------------------------------------------------------------------------------------------
+
+COUNTS = [
+    (64, 2, 4192, 4096, 65, 64, 4257, 4160),
+    (28, 2, 826, 784, 29, 28, 855, 812),
+    (10, 2, 115, 100, 11, 10, 126, 110),
+    (64, 4, 2128, 2048, 65, 64, 2193, 2112),
+    (64, 8, 1096, 1024, 65, 64, 1161, 1088),
+    (64, 16, 580, 512, 65, 64, 645, 576),
+]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize(("channels", "r", "cse", "cse0", "sse", "sse0", "scse", "scse0"), COUNTS)
+def test_a_block_has_the_number_of_parameters_of_the_paper(dims, channels, r, cse, cse0, sse, sse0, scse, scse0):
+    for bias, expected in ((True, (cse, sse, scse)), (False, (cse0, sse0, scse0))):
+        blocks = (
+            ChannelSE(dims, channels, reduction=r, bias=bias),
+            SpatialSE(dims, channels, bias=bias),
+            ChannelSpatialSE(dims, channels, reduction=r, bias=bias),
+        )
+        assert tuple(map(count, blocks)) == expected
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_parameter_gets_a_gradient(name):
+    block = BLOCKS[name](2, 8)
+    block(torch.rand(2, 8, 5, 5)).square().sum().backward()
+    assert [key for key, value in block.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+@pytest.mark.parametrize(("name", "factor"), [(name, 2 if name == "concat" else 1) for name in BLOCKS])
+def test_out_channels_tells_the_channels_of_the_output_and_is_read_only(name, factor):
+    block = BLOCKS[name](2, 6)
+    assert block.out_channels == 6 * factor == block(torch.rand(1, 6, 4, 4)).shape[1]
+    with pytest.raises(AttributeError):
+        block.out_channels = 3
+
+
+# --- bad arguments -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [ChannelSE, ChannelSpatialSE])
+@pytest.mark.parametrize(("channels", "reduction"), [(1, 2), (3, 4), (8, 16), (8, 0), (8, -2)])
+def test_a_reduction_that_leaves_no_hidden_channel_raises_and_names_the_numbers(cls, channels, reduction):
+    with pytest.raises(ValueError, match=rf"in_channels={channels}.*got {reduction}"):
+        cls(2, channels, reduction=reduction)
+
+
+@pytest.mark.parametrize("cls", [ChannelSE, ChannelSpatialSE])
+def test_the_largest_possible_reduction_builds(cls):
+    assert cls(2, 8, reduction=8)(torch.rand(1, 8, 3, 3)).shape == (1, 8, 3, 3)
+
+
+@pytest.mark.parametrize("cls", [ChannelSE, SpatialSE, ChannelSpatialSE])
+@pytest.mark.parametrize("dims", [-1, 0, 4])
+def test_spatial_dims_out_of_range_raise(cls, dims):
+    with pytest.raises(ValueError, match=f"got {dims}"):
+        cls(dims, 4)
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "MAX", "", None, 3])
+def test_an_unknown_aggregation_raises(aggregation):
+    with pytest.raises(ValueError, match="concat"):
+        ChannelSpatialSE(2, 4, aggregation=aggregation)
+
+
+@pytest.mark.parametrize("cls", [ChannelSE, SpatialSE, ChannelSpatialSE])
+def test_arguments_after_the_second_are_keyword_only(cls):
+    with pytest.raises(TypeError):
+        cls(2, 4, 2)
+
+
+# --- memory layout, precision, compilers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_any_memory_layout_gives_the_output_of_contiguous_input(name, dims):
+    block = BLOCKS[name](dims, 4).double()
+    u = torch.randn(2, 4, *SIZES[dims], dtype=torch.float64)
+    channels_last = u.contiguous(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+    transposed = u.movedim(-1, 0).contiguous().movedim(0, -1)
+    strided = torch.stack([u, -u], dim=-1)[..., 0]
+    expanded = u[:1].expand(2, *u.shape[1:])
+    for layout in (channels_last, transposed, strided):
+        assert not layout.is_contiguous()
+        torch.testing.assert_close(block(layout), block(u), atol=1e-12, rtol=0)
+    torch.testing.assert_close(block(expanded), block(u[:1]).expand(2, *[-1] * (u.ndim - 1)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_autocast_to_bfloat16_runs_forward_and_backward_near_float32(name):
+    block = BLOCKS[name](2, 4)
+    u = torch.randn(2, 4, 6, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = block(u)
+        output.float().sum().backward()
+    torch.testing.assert_close(output.float(), block(u), atol=0.03, rtol=0.03)
+    assert u.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_script_trace_and_export_equal_eager(name, dims):
+    block = BLOCKS[name](dims, 4).eval()
+    u = torch.randn(1, 4, *SIZES[dims])
+    expected = block(u)
+    for compiled in (torch.jit.script(block), torch.jit.trace(block, u), torch.export.export(block, (u,)).module()):
+        torch.testing.assert_close(compiled(u), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_scripted_block_survives_save_and_load_and_takes_other_sizes(name, tmp_path):
+    block = BLOCKS[name](2, 4).eval()
+    torch.jit.script(block).save(tmp_path / "block.ts")
+    loaded = torch.jit.load(tmp_path / "block.ts")
+    for size in ((3, 5), (1, 1), (8, 2)):
+        u = torch.randn(2, 4, *size)
+        torch.testing.assert_close(loaded(u), block(u), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_compile_without_graph_break_equals_eager_in_value_and_gradient(name):
+    block = BLOCKS[name](2, 4)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    u = torch.randn(2, 4, 5, 6, requires_grad=True)
+    expected, output = block(u), compiled(u)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+    gradients = [torch.autograd.grad(value.square().sum(), u)[0] for value in (expected, output)]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+
+
+# --- any shape ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    name=st.sampled_from(list(BLOCKS)),
+    batch=st.integers(1, 3),
+    channels=st.integers(2, 9),
+    size=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+@settings(max_examples=40, deadline=None)
+def test_shape_and_dtype_are_those_of_the_input_for_any_input(name, batch, channels, size, dtype):
+    block = BLOCKS[name](len(size), channels).to(dtype)
+    u = torch.randn(batch, channels, *size).to(dtype)
+    output = block(u)
+    assert output.shape == (batch, block.out_channels, *size)
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+
+
+@given(
+    name=st.sampled_from(["cse", "sse", "max", "mul_gate"]),
+    channels=st.integers(2, 9),
+    size=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    scale=st.floats(0.01, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_recalibration_never_enlarges_nor_flips_a_feature(name, channels, size, scale):
+    block = BLOCKS[name](len(size), channels).double()
+    u = scale * torch.randn(2, channels, *size, dtype=torch.float64)
+    output = block(u)
+    assert (output.abs() <= u.abs()).all()
+    assert (output * u >= 0).all()

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, MaxPoolWithIndices, Upsample
+
+SIZES = {1: (9,), 2: (7, 6), 3: (5, 3, 4)}
+UNPOOL = {1: F.max_unpool1d, 2: F.max_unpool2d, 3: F.max_unpool3d}
+POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def kinds(module: nn.Module) -> list[str]:
+    return [type(leaf).__name__ for leaf in module.modules() if not list(leaf.children())]
+
+
+# --- ConvStage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_convs", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_conv_stage_keeps_the_size_and_sets_the_channels(dims, kernel_size, num_convs):
+    stage = ConvStage(dims, 2, 3, kernel_size=kernel_size, num_convs=num_convs)
+    assert stage(torch.rand(2, 2, *SIZES[dims])).shape == (2, 3, *SIZES[dims])
+    weights = 3 * (2 + 3 * (num_convs - 1)) * kernel_size**dims + 3 * num_convs
+    assert sum(parameter.numel() for parameter in stage.parameters()) == weights
+
+
+def test_conv_stage_takes_another_kernel_for_each_axis_in_the_order_of_the_axes():
+    stage = ConvStage(2, 1, 1, kernel_size=(7, 3), act=None)
+    nn.init.ones_(stage[0].conv.weight)
+    nn.init.zeros_(stage[0].conv.bias)
+    image = torch.zeros(1, 1, 15, 15)
+    image[0, 0, 7, 7] = 1
+    rows, columns = stage(image)[0, 0].nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 10, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("act", "norm", "expected"),
+    [
+        ("relu", None, ["Conv2d", "ReLU"]),
+        ("relu", "batch", ["Conv2d", "BatchNorm2d", "ReLU"]),
+        (None, "batch", ["Conv2d", "BatchNorm2d"]),
+        (None, None, ["Conv2d"]),
+        ("prelu", ("instance", {"affine": True}), ["Conv2d", "InstanceNorm2d", "PReLU"]),
+        (("leakyrelu", {"negative_slope": 0.2}), "batch", ["Conv2d", "BatchNorm2d", "LeakyReLU"]),
+    ],
+)
+def test_conv_stage_is_convolution_then_norm_then_activation(act, norm, expected):
+    assert kinds(ConvStage(2, 1, 4, act=act, norm=norm, num_convs=2)) == 2 * expected
+
+
+def test_conv_stage_equals_a_plain_restatement():
+    stage = ConvStage(2, 2, 3, kernel_size=5, norm="batch").double().eval()
+    nn.init.normal_(stage[0].adn.N.running_mean)
+    x = torch.randn(2, 2, 6, 7, dtype=torch.float64)
+    convolution, norm = stage[0].conv, stage[0].adn.N
+    expected = F.conv2d(x, convolution.weight, convolution.bias, padding=2)
+    expected = F.batch_norm(expected, norm.running_mean, norm.running_var, norm.weight, norm.bias).relu()
+    torch.testing.assert_close(stage(x), expected, atol=1e-12, rtol=0)
+
+
+# --- DenseStage --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 4), (4, 4), (8, 3)])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_dense_stage_keeps_the_size_and_sets_the_channels(dims, in_channels, out_channels):
+    stage = DenseStage(dims, in_channels, out_channels)
+    assert stage(torch.rand(2, in_channels, *SIZES[dims])).shape == (2, out_channels, *SIZES[dims])
+
+
+@pytest.mark.parametrize("act", ["relu", "prelu"])
+def test_dense_stage_equals_a_plain_restatement_whose_output_is_signed(act):
+    stage = DenseStage(2, 2, 3, act=act).double().eval()
+    for norm in (stage.norm1, stage.norm2, stage.norm3):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, 2, 6, 7, dtype=torch.float64)
+    slope = stage.act.weight if act == "prelu" else torch.zeros(1, dtype=torch.float64)
+
+    def step(norm: nn.Module, conv: nn.Module, features: torch.Tensor, padding: int) -> torch.Tensor:
+        features = F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        return F.conv2d(F.prelu(features, slope), conv.weight, conv.bias, padding=padding)
+
+    first = step(stage.norm1, stage.conv1, x, 2)
+    second = step(stage.norm2, stage.conv2, torch.cat([x, first], dim=1), 2)
+    third = step(stage.norm3, stage.conv3, torch.cat([x, first, second], dim=1), 0)
+    torch.testing.assert_close(stage(x), third, atol=1e-12, rtol=0)
+    assert (third < 0).any()
+
+
+def test_dense_stage_shares_one_prelu_slope():
+    stage = DenseStage(2, 2, 3, act="prelu")
+    assert [name for name, _ in stage.named_parameters() if name.startswith("act")] == ["act.weight"]
+
+
+# --- pooling and unpooling ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [(1,), (2,), (9,), (1, 1), (36, 45), (5, 7), (1, 6), (1, 1, 1), (17, 20, 24), (3, 1, 5)], ids=str
+)
+def test_pooling_halves_and_rounds_up_and_its_indices_point_at_the_maxima(size):
+    x = torch.randn(2, 3, *size)
+    maxima, indices = MaxPoolWithIndices(len(size))(x)
+    assert maxima.shape == (2, 3, *(-(-side // 2) for side in size))
+    torch.testing.assert_close(maxima, POOL[len(size)](x, 2, ceil_mode=True), atol=0, rtol=0)
+    torch.testing.assert_close(x.flatten(2).gather(2, indices.flatten(2)), maxima.flatten(2), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8,), (6, 4), (9, 7), (1, 5), (4, 6, 2), (5, 3, 7)], ids=str)
+def test_index_unpool_equals_max_unpool_of_torch(size):
+    dims = len(size)
+    maxima, indices = MaxPoolWithIndices(dims)(torch.randn(2, 3, *size))
+    expected = UNPOOL[dims](maxima, indices, 2, output_size=size)
+    torch.testing.assert_close(IndexUnpool()(maxima, indices, list(size)), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(7,), (6, 5), (5, 3, 7)], ids=str)
+def test_index_unpool_serves_each_group_of_channels_with_the_same_indices(size):
+    _, indices = MaxPoolWithIndices(len(size))(torch.randn(2, 3, *size))
+    x = torch.randn(2, 6, *indices.shape[2:])
+    unpool = IndexUnpool()
+    expected = torch.cat([unpool(half, indices, list(size)) for half in x.chunk(2, dim=1)], dim=1)
+    torch.testing.assert_close(unpool(x, indices, list(size)), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(7,), (6, 5), (5, 3, 7)], ids=str)
+def test_gradient_of_index_unpool_is_read_where_the_maxima_were(size):
+    maxima, indices = MaxPoolWithIndices(len(size))(torch.randn(1, 2, *size))
+    maxima.requires_grad_()
+    weight = torch.randn(1, 2, *size)
+    (weight * IndexUnpool()(maxima, indices, list(size))).sum().backward()
+    expected = weight.flatten(2).gather(2, indices.flatten(2)).reshape(maxima.shape)
+    torch.testing.assert_close(maxima.grad, expected, atol=0, rtol=0)
+
+
+@given(size=st.lists(st.integers(1, 9), min_size=1, max_size=3), channels=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_pooling_what_was_unpooled_gives_the_maxima_again_for_any_size(size, channels):
+    pool = MaxPoolWithIndices(len(size))
+    maxima, indices = pool(torch.rand(1, channels, *size) + 1)
+    again, places = pool(IndexUnpool()(maxima, indices, size))
+    assert torch.equal(again, maxima)
+    assert torch.equal(places, indices)
+
+
+def test_index_unpool_keeps_the_dtype_and_takes_non_contiguous_input():
+    maxima, indices = MaxPoolWithIndices(2)(torch.randn(2, 3, 6, 5).to(torch.bfloat16))
+    expected = IndexUnpool()(maxima, indices, [6, 5])
+    strided = IndexUnpool()(*(t.movedim(-1, 0).contiguous().movedim(0, -1) for t in (maxima, indices)), [6, 5])
+    assert expected.dtype == torch.bfloat16
+    torch.testing.assert_close(strided, expected, atol=0, rtol=0)
+
+
+# --- Upsample ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"), [("nearest", ["nearest"] * 3), ("linear", ["linear", "bilinear", "trilinear"])]
+)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_upsample_equals_interpolate_to_the_size(dims, mode, names):
+    x = torch.rand(1, 2, *(-(-side // 2) for side in SIZES[dims]))
+    output = Upsample(dims, mode)(x, torch.empty(0), list(SIZES[dims]))
+    expected = F.interpolate(x, size=SIZES[dims], mode=names[dims - 1])
+    torch.testing.assert_close(output, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["cubic", "bilinear", "", None])
+def test_upsample_of_an_unknown_mode_raises(mode):
+    with pytest.raises(ValueError, match="nearest"):
+        Upsample(2, mode)
+
+
+def test_stages_have_no_parameters_in_the_ways_down_and_up():
+    for way in (MaxPoolWithIndices(2), IndexUnpool(), Upsample(2)):
+        assert not list(way.parameters())

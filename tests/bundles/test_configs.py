@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every bundle's files must look like, for monai.bundle and for MONAI Label."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
+# entries that MONAI looks for by name
+STRUCTURE = {
+    "bundle_root", "dataset", "dataset_dir", "evaluator", "imports", "initialize", "network_def", "run", "session",
+    "train", "validate",
+}  # fmt: skip
+
+pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+def load(bundle: Path, name: str) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def strings(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from strings(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from strings(value)
+    elif isinstance(config, str):
+        yield config
+
+
+def components(config: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from components(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from components(value)
+
+
+def test_a_bundle_holds_all_files(bundle):
+    files = ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json", "configs/logging.conf"]
+    files += [f"configs/{name}.json" for name in CONFIGS]
+    assert [name for name in files if not (bundle / name).is_file()] == []
+
+
+def test_metadata_has_what_the_newest_schema_requires(bundle):
+    metadata = load(bundle, "metadata")
+    required = {
+        "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format",
+    }  # fmt: skip
+    assert required <= set(metadata)
+    assert metadata["schema"].endswith("meta_schema_20240725.json")
+    assert metadata["version"] in metadata["changelog"]
+    assert isinstance(metadata["supported_apps"], dict)
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    for tensor in (image, pred):
+        assert {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"} <= set(tensor)
+    assert pred["channel_def"]["0"] == "background"
+    assert len(pred["channel_def"]) == pred["num_channels"]
+    assert not [text for text in strings(metadata) if "#" in text or text.startswith("%")]
+
+
+def test_train_and_inference_build_the_same_network(bundle):
+    assert load(bundle, "train")["network_def"] == load(bundle, "inference")["network_def"]
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_entry_is_used(bundle, name):
+    config = load(bundle, name)
+    others = [load(bundle, other) for other in ("evaluate", "multi_gpu_train")] if name == "train" else []
+    used = {match for part in [config, *others] for text in strings(part) for match in re.findall(r"[@%](\w+)", text)}
+    alternatives = {"sgd", "step"}  # what an override may choose
+    assert set(config) - used - STRUCTURE - alternatives == set()
+
+
+@pytest.mark.parametrize(("workflow", "names"), [("train", ["train"]), ("infer", ["inference"])])
+def test_monai_finds_all_properties(bundle, workflow, names):
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
+    config = ConfigWorkflow(files, workflow_type=workflow, initialize=None, bundle_root=str(bundle))
+    config.parser.parse(reset=True)
+    config._is_initialized = True
+    missing = [
+        name for name, about in config.properties.items() if about["required"] and about["id"] not in config.parser
+    ]
+    assert missing == []
+
+
+def test_handlers_are_dictionaries_and_intervals_references(bundle):
+    for name, path in [("train", ["train"]), ("train", ["validate"]), ("inference", [])]:
+        config = load(bundle, name)
+        for key in path:
+            config = config[key]
+        assert all(isinstance(handler, dict) for handler in config["handlers"])
+    validation = [h for h in load(bundle, "train")["train"]["handlers"] if h["_target_"] == "ValidationHandler"]
+    assert [handler["interval"] for handler in validation] == ["@val_interval"]
+
+
+def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discrete(bundle):
+    for section in (load(bundle, "train")["validate"], load(bundle, "inference")):
+        targets = [transform["_target_"] for transform in section["postprocessing"]["transforms"]]
+        assert targets.index("Invertd") < targets.index("AsDiscreted")
+    last = [t["_target_"] for t in load(bundle, "inference")["postprocessing"]["transforms"]][-2:]
+    assert last == ["CastToTyped", "SaveImaged"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_components_are_monai_ours_torch_or_ignite(bundle, name):
+    for component in components(load(bundle, name)):
+        target = component["_target_"]
+        assert target != "Spacingd", "MONAI Label needs SafeSpacingd"
+        if "." in target:
+            assert target.split(".")[0] in {"monai", "monai_attn", "torch", "ignite"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_have_no_lambda_and_no_path_of_a_machine(bundle, name):
+    for text in strings(load(bundle, name)):
+        assert "lambda" not in text
+        assert not text.startswith("/")
+
+
+def test_the_network_keeps_the_promise_of_the_metadata(bundle):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+    )
+
+
+def test_one_override_changes_the_network(bundle):
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser["se"] = "cse"
+    assert type(parser.get_parsed_content("network_def").encoder_se[0]).__name__ == "ChannelSE"

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle from training to a file on the image's own grid."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ckpt_export, onnx_export
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation, SaveImage
+
+from monai_attn.data import case_name, cases
+from monai_attn.errors import ConfigError, DataError
+
+
+def test_training_leaves_weights_curves_and_a_manifest(trained):
+    assert {"model.pt", "model_final.pt", "curves.csv", "curves.png", "train.log", "train_run.json"} <= {
+        path.name for path in trained.output.iterdir()
+    }
+    manifest = json.loads((trained.output / "train_run.json").read_text())
+    assert manifest["state"] == "finished"
+    assert manifest["overrides"]["epochs"] == "1"
+    assert 0 <= manifest["best"] <= 1
+    state = torch.load(trained.weights, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_training_twice_gives_bitwise_the_same_weights(trained, tmp_path):
+    trained.run("train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
+    first, second = (torch.load(folder / "model_final.pt") for folder in (trained.output, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_evaluation_writes_a_line_for_each_case_and_a_column_for_each_structure(trained, tmp_path):
+    trained.run("train", "evaluate", output_dir=str(tmp_path), ckpt_dir=str(trained.output))
+    with open(tmp_path / "val_mean_dice_raw.csv") as file:
+        rows = list(csv.DictReader(file))
+    held_out = cases(trained.data, "validation")
+    assert [row["filename"] for row in rows] == [case_name(case["image"]) for case in held_out]
+    labels = json.loads((trained.data / "dataset.json").read_text())["labels"]
+    assert list(rows[0]) == ["filename", *list(labels.values())[1:], "mean"]
+    assert (tmp_path / f"{rows[0]['filename']}_overlay.png").is_file()
+
+
+def segment(trained, image, output):
+    trained.run("inference", input=str(image), checkpoint=str(trained.weights), output_dir=str(output))
+    return nibabel.load(output / f"{case_name(image)}_seg.nii.gz")
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
+def test_a_segmentation_lies_on_the_grid_of_its_file_however_that_is_stored(trained, tmp_path, axcodes):
+    case = cases(trained.data, "validation")[0]
+    original = LoadImage(image_only=True, ensure_channel_first=True)(case["image"])
+    turned = Orientation(axcodes=axcodes)(original)
+    path = tmp_path / f"{axcodes}.nii.gz"
+    SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(turned, filename=str(path)[:-7])
+
+    result = segment(trained, path, tmp_path / "turned")
+    assert result.shape == tuple(turned.shape[1:])
+    assert np.allclose(result.affine, turned.affine, atol=1e-4)
+    assert result.get_data_dtype() == np.uint8
+    expected = segment(trained, case["image"], tmp_path / "original")
+    back = Orientation(axcodes="RAS")(
+        MetaTensor(torch.as_tensor(np.asarray(result.dataobj)[None]), affine=torch.as_tensor(result.affine))
+    )
+    assert np.array_equal(back[0].numpy(), np.asarray(expected.dataobj))
+
+
+def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
+    case = cases(trained.data, "validation")[0]["image"]
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "t1.nii.gz").symlink_to(case)
+    trained.run(
+        "inference",
+        input=str(tmp_path / "in"),
+        checkpoint=str(trained.weights),
+        output_dir=str(tmp_path / "out"),
+    )
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*_seg.nii.gz")) == [
+        "a/t1_seg.nii.gz",
+        "b/t1_seg.nii.gz",
+    ]
+
+
+def test_a_misspelt_override_is_refused_with_the_nearest_name(trained, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("train", output_dir=str(tmp_path), epoch=7)
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, ConfigError)
+    assert "--epochs" in error.mend
+
+
+def test_missing_weights_are_reported_before_any_work(trained, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("inference", checkpoint=str(tmp_path / "none.pt"), output_dir=str(tmp_path))
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, DataError)
+    assert "none.pt" in error.what
+
+
+def test_an_error_is_short_on_the_screen_and_whole_in_the_log(trained, tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", *trained.config("train")]
+    command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    message = done.stderr[done.stderr.index("monai_attn:") :].splitlines()
+    assert len(message) == 4
+    assert str(tmp_path / "nowhere") in message[0]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" in (tmp_path / "eval" / "train.log").read_text()
+
+
+def test_the_network_exports_to_torchscript_and_onnx_by_monais_commands(trained, tmp_path):
+    common = {
+        "net_id": "network_def",
+        "ckpt_file": str(trained.weights),
+        "meta_file": str(trained.root / "configs" / "metadata.json"),
+        "config_file": trained.config("inference"),
+        **trained.network,
+    }
+    ckpt_export(filepath=str(tmp_path / "model.ts"), **common)
+    onnx_export(filepath=str(tmp_path / "model.onnx"), **common)
+    assert (tmp_path / "model.ts").is_file()
+    assert (tmp_path / "model.onnx").is_file()

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from monai_attn.handlers import CaseMetricsSaver
+
+
+def test_the_tables_name_cases_and_structures(tmp_path):
+    def segment(engine, batch):
+        return None
+
+    engine = Engine(segment)
+    CaseMetricsSaver(str(tmp_path), ["left", "right"]).attach(engine)
+
+    def measure():
+        engine.state.metrics = {"dice": 0.5}
+        engine.state.metric_details = {"dice": torch.tensor([[0.2, 0.4], [0.6, float("nan")]])}
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, measure)
+    meta = [{"filename_or_obj": f"/secret/{name}.nii.gz"} for name in ("a", "b")]
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
+
+    with open(tmp_path / "dice_raw.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["filename"] for row in rows] == ["a", "b"]
+    assert [round(float(rows[0][name]), 6) for name in ("left", "right", "mean")] == [0.2, 0.4, 0.3]
+    assert rows[1]["right"] == "nan"
+    assert abs(float(rows[1]["mean"]) - 0.6) < 1e-6
+    with open(tmp_path / "dice_summary.csv") as file:
+        summary = {row["class"]: row for row in csv.DictReader(file)}
+    assert set(summary) == {"left", "right", "mean"}
+    assert float(summary["right"]["notnans"]) == 1

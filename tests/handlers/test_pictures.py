@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+
+from monai_attn.handlers import CurveSaver, OverlaySaver
+
+
+@pytest.fixture
+def case(tmp_path) -> dict[str, MetaTensor]:
+    image = MetaTensor(torch.rand(1, 8, 9, 10))
+    SaveImage(print_log=False)(image, filename=str(tmp_path / "case_1"))
+    prediction = MetaTensor(torch.ones(1, 8, 9, 10), meta={"filename_or_obj": str(tmp_path / "case_1.nii.gz")})
+    return {"pred": prediction, "label": MetaTensor(torch.ones(1, 8, 9, 10))}
+
+
+@pytest.mark.parametrize("label", ["there", "absent", None])
+def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path, label):
+    if label == "absent":
+        del case["label"]
+    elif label is None:
+        case["label"] = None
+    engine = Engine(lambda engine, batch: [case])
+    OverlaySaver(str(tmp_path / "out"), spatial_dim=0, class_names=["one"]).attach(engine)
+    engine.run([1])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1_overlay.png"]
+
+
+def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):
+    engine = Engine(lambda engine, batch: [case, case])
+    saver = OverlaySaver(str(tmp_path / "out"), max_cases=1)
+    saver.attach(engine)
+    engine.run([1, 2])
+    assert saver.drawn == 1
+
+
+def test_curves_hold_the_loss_of_every_iteration_and_every_validation(tmp_path):
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.add_event_handler(Events.COMPLETED, lambda: evaluator.state.metrics.update(dice=0.75))
+    trainer = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
+    CurveSaver(str(tmp_path), evaluator).attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([1]))
+    trainer.run([3, 2], max_epochs=2)
+    with open(tmp_path / "curves.csv") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows[:4] == [("1", "loss", "3.0"), ("2", "loss", "2.0"), ("3", "loss", "3.0"), ("4", "loss", "2.0")]
+    assert rows[4:] == [("2", "dice", "0.75"), ("4", "dice", "0.75")]
+    assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.bundle import run
+from monai.handlers import CheckpointLoader, StatsHandler
+
+from monai_attn import workflow
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.workflow import Session
+
+
+@pytest.fixture(autouse=True)
+def keep_process_state():
+    hook, handlers = sys.excepthook, list(logging.getLogger().handlers)
+    with warnings.catch_warnings():
+        yield
+    sys.excepthook = hook
+    logging.getLogger().handlers = handlers
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle whose engine notes that it ran."""
+    config = {
+        "imports": ["$import torch"],
+        "output_dir": str(tmp_path / "out"),
+        "epochs": 3,
+        "lr": 0.1,
+        "engine": {"_target_": "ignite.engine.Engine", "process_function": "$lambda engine, batch: batch"},
+        "session": {"_target_": "monai_attn.workflow.Session", "output_dir": "@output_dir", "seed": 5},
+        "initialize": "$@session.start()",
+        "run": "$@session.run(@engine) if False else @session.manifest.update(ran=@epochs)",
+    }
+    path = tmp_path / "configs" / "train.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(config))
+    return path
+
+
+def cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else cause(error.__cause__)
+
+
+def test_a_session_seeds_and_documents_the_run(tmp_path):
+    session = Session(str(tmp_path), seed=7)
+    session.start()
+    drawn = torch.rand(1)
+    session.start()
+    assert torch.equal(drawn, torch.rand(1))
+    manifest = json.loads((tmp_path / "run_run.json").read_text())
+    assert manifest["state"] == "running"
+    assert manifest["seed"] == 7
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_a_finished_run_leaves_its_results(tmp_path):
+    session = Session(str(tmp_path))
+    session.start()
+    engine = Engine(lambda engine, batch: batch)
+    engine.add_event_handler(Events.COMPLETED, lambda: engine.state.metrics.update(dice=0.5))
+    original = engine.run
+    engine.run = lambda: original([1])
+    session.run(engine)
+    manifest = json.loads((tmp_path / "run_run.json").read_text())
+    assert (manifest["state"], manifest["results"]) == ("finished", {"dice": 0.5})
+
+
+def test_the_manifest_is_named_after_the_last_configuration_and_holds_the_overrides(bundle, tmp_path):
+    run(config_file=str(bundle), epochs=4)
+    manifest = json.loads((tmp_path / "out" / "train_run.json").read_text())
+    assert manifest["overrides"] == {"epochs": "4"}
+    assert manifest["config_files"] == [str(bundle)]
+    assert (tmp_path / "out" / "train.log").is_file()
+
+
+@pytest.mark.parametrize(("override", "nearest"), [({"epoch": 7}, "--epochs"), ({"output_dri": "x"}, "--output_dir")])
+def test_unknown_overrides_are_refused_with_the_nearest_name(bundle, override, nearest):
+    with pytest.raises(RuntimeError) as caught:
+        run(config_file=str(bundle), **override)
+    error = cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert nearest in error.mend
+
+
+def test_overrides_of_an_arguments_file_are_checked_too(bundle, tmp_path):
+    arguments = tmp_path / "args.json"
+    arguments.write_text(json.dumps({"config_file": str(bundle), "epoch": 7}))
+    with pytest.raises(RuntimeError) as caught:
+        run(args_file=str(arguments))
+    assert isinstance(cause(caught.value), ConfigError)
+
+
+def test_nested_overrides_and_keys_of_an_overlay_are_accepted(bundle, tmp_path):
+    overlay = bundle.parent / "extra.json"
+    overlay.write_text(json.dumps({"note": 1, "session#seed": 9}))
+    run(config_file=[str(bundle), str(overlay)], note=2, **{"session#seed": 11})
+    assert json.loads((tmp_path / "out" / "extra_run.json").read_text())["seed"] == 11
+
+
+def test_a_missing_file_is_reported_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"model\.pt"):
+        Session(str(tmp_path / "out"), needs=str(tmp_path / "model.pt")).start()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        Session(str(tmp_path / "file" / "out")).start()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (DataError("a.nii", "it is empty", "copy it again"), 2, "cannot use a.nii"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), 130, "stopped by the user"),
+    ],
+)
+def test_uncaught_errors_are_short_and_choose_the_exit_code(tmp_path, capsys, error, code, shown):
+    session = Session(str(tmp_path))
+    session.start()
+    wrapped: BaseException = error
+    if isinstance(error, Exception):
+        wrapped = RuntimeError("a long chain")
+        wrapped.__cause__ = error
+    with pytest.raises(SystemExit) as left:
+        sys.excepthook(type(wrapped), wrapped, None)
+    assert left.value.code == code
+    screen = capsys.readouterr().err
+    assert screen.startswith(f"monai_attn: {shown}")
+    assert len(screen.splitlines()) <= 4
+    assert type(error).__name__ in (tmp_path / "run.log").read_text()
+    assert json.loads((tmp_path / "run_run.json").read_text())["state"] in ("failed", "interrupted")
+
+
+def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):
+    (tmp_path / "a.nii").write_text("1")
+    listed = workflow._fingerprint(str(tmp_path))
+    (tmp_path / "a.nii").write_text("12")
+    assert workflow._fingerprint(str(tmp_path)) != listed
+    (tmp_path / "dataset.json").write_text("{}")
+    with_list = workflow._fingerprint(str(tmp_path))
+    (tmp_path / "a.nii").write_text("123")
+    assert workflow._fingerprint(str(tmp_path)) == with_list
+
+
+def test_processes_other_than_the_first_do_not_report(monkeypatch):
+    handlers = [StatsHandler(), CheckpointLoader("x.pt", {"model": torch.nn.Linear(1, 1)}), ProgressBar()]
+    assert workflow.handlers_of_rank(handlers) == handlers
+    monkeypatch.setattr(workflow.idist, "get_rank", lambda: 1)
+    assert workflow.handlers_of_rank(handlers) == handlers[1:2]
+
+
+def test_a_single_process_has_a_device_and_a_plain_network():
+    network = torch.nn.Linear(1, 1)
+    assert workflow.distribute(network) is network
+    assert workflow.local_device().type in ("cpu", "cuda")
