@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["ConfigError", "DataError", "InputError"]
+
+_MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
 
 
 class InputError(ValueError):
@@ -15,12 +19,15 @@ class InputError(ValueError):
         mend: what the user can do.
     """
 
-    def __init__(self, what: str, problem: str, mend: str) -> None:
+    def __init__(self, what: str, problem: str = "", mend: str = "") -> None:
+        # torch raises the error of a data loader's worker again with its whole trace as the only argument
+        from_worker = _MESSAGE.search(what)
+        if from_worker:
+            what, problem, mend = from_worker.groups()
         super().__init__(f"cannot use {what}\n  problem: {problem}\n  mend:    {mend}")
         self.what, self.problem, self.mend = what, problem, mend
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        # data loader workers send their exceptions pickled
         return type(self), (self.what, self.problem, self.mend)
 
 

@@ -180,7 +180,7 @@ class ChannelSpatialSE(nn.Module):
         self.channel = ChannelSE(spatial_dims, in_channels, reduction=reduction, bias=bias)
         self.spatial = SpatialSE(spatial_dims, in_channels, bias=bias)
         self.aggregate = look_up_option(aggregation, _AGGREGATIONS)
-        self._out_channels = 2 * in_channels if aggregation == "concat" else in_channels
+        self._out_channels = 2 * in_channels if self.aggregate is _concat else in_channels
 
     @property
     def out_channels(self) -> int:

@@ -187,10 +187,13 @@ def _pair_folders(folder: Path) -> list[dict[str, str]]:
 
 
 def _read_listing(listing: Path) -> dict[str, list[dict[str, Any]]]:
+    mend = "correct or download the file again"
     try:
-        content = json.loads(listing.read_text())
-    except json.JSONDecodeError as error:
-        raise DataError(str(listing), f"it is not valid JSON: {error}", "correct or download the file again") from error
+        content = json.loads(listing.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(str(listing), f"it is not valid JSON: {error}", mend) from error
+    if not isinstance(content, dict):
+        raise DataError(str(listing), f"it holds a {type(content).__name__}, not the object of a data set", mend)
     sections = {}
     for name in ("training", "validation", "test"):
         if content.get(name):

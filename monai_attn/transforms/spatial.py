@@ -27,7 +27,7 @@ class SafeSpacingd(Spacingd):
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
         """Resample the keys of ``data`` (C, *spatial) and leave everything else as it is."""
-        hidden = {name: value for name, value in data.items() if not isinstance(value, (torch.Tensor, dict))}
+        hidden = {name: value for name, value in data.items() if name not in self.keys and not isinstance(value, dict)}
         visible = {name: value for name, value in data.items() if name not in hidden}
         return {**super().__call__(visible, lazy=lazy), **hidden}
 
