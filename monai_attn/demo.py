@@ -90,11 +90,9 @@ def main() -> None:
 
 def _run(title: str, bundle: Path, configs: list[str], overrides: dict[str, Any]) -> None:
     files = [str(bundle / "configs" / f"{name}.json") for name in configs]
-    shown = files[0] if len(files) == 1 else str(files)
-    words = ["python", "-m", "monai.bundle", "run", "--config_file", shown]
-    for key, value in overrides.items():
-        words += [f"--{key}", str(value)]
-    print(f"\n{title}:\n{shlex.join(words)}", flush=True)
+    shown = files[0] if len(files) == 1 else f'"{files}"'
+    options = [f"--{key} {shlex.quote(str(value))}" for key, value in overrides.items()]
+    print(f"\n{title}:\n{' '.join(['python -m monai.bundle run --config_file', shown, *options])}", flush=True)
     run(config_file=files, **overrides)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import GaussianSmooth, RandBiasField, SaveImage
-from monai.utils import look_up_option
+from monai.utils import convert_to_tensor, look_up_option
 
 __all__ = ["PHANTOMS", "Phantom", "make_phantom"]
 
@@ -86,7 +86,7 @@ def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0
 
 
 def _write(volume: torch.Tensor, spacing: tuple[float, ...], path: Path) -> None:
-    image = MetaTensor(volume, affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+    image = MetaTensor(convert_to_tensor(volume, track_meta=False), affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = np.uint8 if volume.dtype == torch.uint8 else np.float32
     SaveImage(output_ext=".nii.gz", output_dtype=dtype, writer="NibabelWriter", print_log=False)(
