@@ -28,6 +28,7 @@ __all__ = ["find_data", "main"]
 
 BUNDLE = "hippocampus_mri_scse_segmentation"
 _TASK = "Task04_Hippocampus"
+PHANTOM_CASES = 60
 _CONNECTION_SECONDS = 20
 
 
@@ -58,7 +59,7 @@ def find_data(root: Path) -> Path:
         f"Put the data set into {prepared} or connect to the network and run it again."
     )
     if not (phantom / "dataset.json").is_file():
-        make_phantom(BUNDLE, phantom, cases=60)
+        make_phantom(BUNDLE, phantom, cases=PHANTOM_CASES)
     return phantom
 
 

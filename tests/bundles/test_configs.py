@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigParser, verify_net_in_out
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
@@ -85,18 +85,6 @@ def test_every_entry_is_used(bundle, name):
     used = {match for part in [config, *others] for text in strings(part) for match in re.findall(r"[@%](\w+)", text)}
     alternatives = {"sgd", "step"}  # what an override may choose
     assert set(config) - used - STRUCTURE - alternatives == set()
-
-
-@pytest.mark.parametrize(("workflow", "names"), [("train", ["train"]), ("infer", ["inference"])])
-def test_monai_finds_all_properties(bundle, workflow, names):
-    files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    config = ConfigWorkflow(files, workflow_type=workflow, initialize=None, bundle_root=str(bundle))
-    config.parser.parse(reset=True)
-    config._is_initialized = True
-    missing = [
-        name for name, about in config.properties.items() if about["required"] and about["id"] not in config.parser
-    ]
-    assert missing == []
 
 
 def test_handlers_are_dictionaries_and_intervals_references(bundle):

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ckpt_export, onnx_export
+from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
 
@@ -88,6 +88,21 @@ def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
         "a/t1_seg.nii.gz",
         "b/t1_seg.nii.gz",
     ]
+
+
+@pytest.mark.parametrize(("workflow_type", "name"), [("train", "train"), ("infer", "inference")])
+def test_monai_finds_all_properties(trained, tmp_path, workflow_type, name):
+    workflow = ConfigWorkflow(
+        trained.config(name)[0],
+        workflow_type=workflow_type,
+        bundle_root=str(trained.root),
+        dataset_dir=str(trained.data),
+        output_dir=str(tmp_path),
+        session=None,
+        initialize=[],
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
 
 
 def test_a_misspelt_override_is_refused_with_the_nearest_name(trained, tmp_path):
