@@ -6,5 +6,14 @@ from __future__ import annotations
 from monai_attn.handlers.metrics import CaseMetricsSaver
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
+from monai_attn.handlers.validation import EarlyStop, ValidationLoss
 
-__all__ = ["CaseMetricsSaver", "CurveSaver", "EpochProgressBar", "OverlaySaver", "training_loss"]
+__all__ = [
+    "CaseMetricsSaver",
+    "CurveSaver",
+    "EarlyStop",
+    "EpochProgressBar",
+    "OverlaySaver",
+    "ValidationLoss",
+    "training_loss",
+]

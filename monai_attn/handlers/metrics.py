@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine
 from monai.handlers import MetricsSaver
 from monai.handlers.utils import write_metrics_reports
@@ -29,7 +30,8 @@ class CaseMetricsSaver(MetricsSaver):
 
     Args:
         save_dir: folder to write to.
-        structures: names of the structures, in the order of the metric's channels.
+        structures: names of the structures, in the order of the metric's channels; numbers are used where the metric
+            has another number of channels.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[CaseMetricsSaver("out", ["anterior", "posterior"])])``
@@ -51,5 +53,11 @@ class CaseMetricsSaver(MetricsSaver):
             metrics=state.metrics,
             metric_details=state.metric_details,
             summary_ops=self.summary_ops,
-            class_labels=self.structures,
+            class_labels=self._names(state.metric_details),
         )
+
+    def _names(self, details: dict[str, torch.Tensor]) -> list[str]:
+        channels = {values.shape[-1] for values in details.values()}
+        if channels <= {len(self.structures)}:
+            return self.structures
+        return [f"class {index}" for index in range(1, max(channels) + 1)]

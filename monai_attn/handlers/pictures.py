@@ -6,13 +6,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.handlers import MetricLogger
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, Orientation
 from monai.utils import ImageMetaKey
 
 from monai_attn.data.datalist import case_name
@@ -30,7 +31,7 @@ class OverlaySaver:
 
     Args:
         save_dir: folder to write to.
-        spatial_dim: of a volume, the spatial axis of the file to cut across.
+        spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
         max_cases: number of cases to draw, from the first on; the others pass without a picture.
 
@@ -63,17 +64,21 @@ class OverlaySaver:
     def _draw(self, case: dict[str, MetaTensor]) -> None:
         prediction = case["pred"]
         path = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
-        image = LoadImage(image_only=True, ensure_channel_first=True)(path)
+        image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
         masks = {"truth": case.get("label"), "prediction": prediction}
         figure = figures.overlay(
             image,
-            {name: mask.cpu() for name, mask in masks.items() if mask is not None},
+            {name: _upright(mask.cpu()) for name, mask in masks.items() if mask is not None},
             spatial_dim=self.spatial_dim,
             spacing=[float(size) for size in image.pixdim],
             title=case_name(path),
             class_names=self.class_names,
         )
         figures.save(figure, self.save_dir / f"{case_name(path)}_overlay.png")
+
+
+def _upright(image: torch.Tensor) -> MetaTensor:
+    return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(image) if image.ndim == 4 else image)
 
 
 class CurveSaver(MetricLogger):

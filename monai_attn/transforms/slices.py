@@ -67,7 +67,7 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
     def randomize(self, label: torch.Tensor) -> None:
         """Draw the slices of the volume whose label (C, *spatial) is given."""
         other_axes = [axis for axis in range(label.ndim) if axis != self.axis]
-        has_foreground = (label > 0).sum(dim=other_axes) > 0
+        has_foreground = label.amax(dim=other_axes) > 0
         with_foreground, without = has_foreground.nonzero().flatten(), (~has_foreground).nonzero().flatten()
         self.indices = []
         for _ in range(self.num_samples):

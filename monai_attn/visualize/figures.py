@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ ListedColormap, _ = optional_import("matplotlib.colors", name="ListedColormap")
 __all__ = ["attention_grid", "best_slice", "overlay", "save", "training_curves"]
 
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+_Origin = Literal["upper", "lower"]
 _PANEL_INCHES = 2.4
 _DPI = 150
 
@@ -74,6 +75,9 @@ def overlay(
                 "put both on one grid first."
             )
     sizes = list(spacing or [1.0] * (image.ndim - 1))
+    origin: _Origin = (
+        "upper"  # the second axis of a 2D image points down, those of a volume in RAS orientation point up
+    )
     if image.ndim == 4:
         index = next((best_slice(mask, spatial_dim) for mask in masks.values() if (mask > 0).any()), None)
         index = image.shape[spatial_dim + 1] // 2 if index is None else index
@@ -83,6 +87,7 @@ def overlay(
             for layers in (masks, heatmaps)
         )
         sizes.pop(spatial_dim)
+        origin = "lower"
     aspect = sizes[1] / sizes[0]
 
     height_by_width = image.shape[2] * sizes[1] / (image.shape[1] * sizes[0])
@@ -90,11 +95,11 @@ def overlay(
     for axis, name in zip(axes, ["image", *masks, *heatmaps]):
         axis.set_title(name, fontsize=8)
         if name in heatmaps:
-            _show_map(axis, heatmaps[name], aspect)
+            _show_map(axis, heatmaps[name], aspect, origin)
         else:
-            _show_image(axis, image, aspect)
+            _show_image(axis, image, aspect, origin)
         if name in masks:
-            _show_mask(axis, masks[name], aspect)
+            _show_mask(axis, masks[name], aspect, origin)
     if class_names:
         handles = [_patch(CLASS_COLOURS[i % len(CLASS_COLOURS)], name) for i, name in enumerate(class_names)]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
@@ -104,8 +109,8 @@ def overlay(
 def attention_grid(image: torch.Tensor, maps: Mapping[str, torch.Tensor], *, title: str = "") -> Figure:
     """Draw the attention maps of one 2D image.
 
-    A spatial map is drawn over the image's extent as the mean over its channels, a channel map (its spatial size is
-    one) as a bar for each channel.
+    The second axis points up, as in slices of a volume in RAS orientation. A spatial map is drawn over the image's
+    extent as the mean over its channels, a channel map (its spatial size is one) as a bar for each channel.
 
     Args:
         image: the network's input (C, H, W).
@@ -122,7 +127,7 @@ def attention_grid(image: torch.Tensor, maps: Mapping[str, torch.Tensor], *, tit
         ``with capture_attention(network) as maps: network(image[None])`` and then ``attention_grid(image, maps)``
     """
     figure, axes = _panels(1 + len(maps), image.shape[2] / image.shape[1], title)
-    _show_image(axes[0], image, 1.0)
+    _show_image(axes[0], image, 1.0, "lower")
     axes[0].set_title("image", fontsize=8)
     for axis, (name, attention) in zip(axes[1:], maps.items()):
         if attention.ndim != 4 or attention.shape[0] != 1:
@@ -136,7 +141,7 @@ def attention_grid(image: torch.Tensor, maps: Mapping[str, torch.Tensor], *, tit
             axis.tick_params(labelsize=6)
         else:
             mean = F.interpolate(attention.mean(dim=1, keepdim=True).float(), size=image.shape[1:], mode="nearest")
-            _show_map(axis, mean[0], 1.0)
+            _show_map(axis, mean[0], 1.0, "lower")
         axis.set_title(name.removesuffix(".gate"), fontsize=6)
     return figure
 
@@ -187,22 +192,22 @@ def _panels(count: int, height_by_width: float, title: str) -> tuple[Figure, lis
 
 
 def _upright(slice_: np.ndarray) -> np.ndarray:
-    """Array index (x, y) to picture (row, column); with ``origin="lower"`` a RAS axis points right or up."""
+    """Array index (x, y) to picture (row, column)."""
     return np.swapaxes(slice_, 0, 1)
 
 
-def _show_image(axis: Axes, image: torch.Tensor, aspect: float) -> None:
+def _show_image(axis: Axes, image: torch.Tensor, aspect: float, origin: _Origin) -> None:
     pixels = torch.as_tensor(image).float().cpu().numpy()
     if pixels.shape[0] == 3:
         shown: dict[str, Any] = {"X": _upright(np.moveaxis(pixels / max(pixels.max(), 1e-6), 0, -1))}
     else:
         low, high = np.percentile(pixels[0], (1, 99))
         shown = {"X": _upright(pixels[0]), "cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
-    axis.imshow(origin="lower", aspect=aspect, **shown)
+    axis.imshow(origin=origin, aspect=aspect, **shown)
     axis.set_axis_off()
 
 
-def _show_mask(axis: Axes, mask: torch.Tensor, aspect: float) -> None:
+def _show_mask(axis: Axes, mask: torch.Tensor, aspect: float, origin: _Origin) -> None:
     classes = torch.as_tensor(mask)[0].cpu().numpy().astype(int)
     colours = ListedColormap(CLASS_COLOURS)
     shown = np.ma.masked_where(_upright(classes) == 0, (_upright(classes) - 1) % len(CLASS_COLOURS))
@@ -212,15 +217,15 @@ def _show_mask(axis: Axes, mask: torch.Tensor, aspect: float) -> None:
         vmin=-0.5,
         vmax=len(CLASS_COLOURS) - 0.5,
         alpha=0.55,
-        origin="lower",
+        origin=origin,
         aspect=aspect,
         interpolation="none",
     )
 
 
-def _show_map(axis: Axes, attention: torch.Tensor, aspect: float) -> None:
+def _show_map(axis: Axes, attention: torch.Tensor, aspect: float, origin: _Origin) -> None:
     shown = axis.imshow(
-        _upright(torch.as_tensor(attention)[0].cpu().numpy()), cmap="viridis", origin="lower", aspect=aspect
+        _upright(torch.as_tensor(attention)[0].cpu().numpy()), cmap="viridis", origin=origin, aspect=aspect
     )
     axis.figure.colorbar(shown, ax=axis, fraction=0.046, location="bottom").ax.tick_params(labelsize=6)
     axis.set_axis_off()

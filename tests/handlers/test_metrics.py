@@ -35,3 +35,8 @@ def test_the_tables_name_cases_and_structures(tmp_path):
         summary = {row["class"]: row for row in csv.DictReader(file)}
     assert set(summary) == {"left", "right", "mean"}
     assert float(summary["right"]["notnans"]) == 1
+
+
+def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):
+    saver = CaseMetricsSaver(str(tmp_path), ["left", "right"])
+    assert saver._names({"dice": torch.zeros(4, 1)}) == ["class 1"]

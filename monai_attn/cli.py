@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``monai-attn``: what users need beside the bundles' own command line.
+
+A subcommand is an entry of ``_COMMANDS``; it imports what it needs when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import monai_attn
+from monai_attn.errors import InputError
+
+__all__ = ["main"]
+
+
+class _Command(NamedTuple):
+    """A subcommand: a line about it, a function that adds its arguments, and one that runs it."""
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        0, or 2 (``monai_attn.workflow.EXIT_BAD_INPUT``, as argparse has it) if what the user gave cannot be used; the
+        error is then told on stderr.
+
+    Example:
+        ``main(["phantom", "hippocampus_mri_scse_segmentation", "--out", "data/phantom"])``
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _COMMANDS[arguments.command].run(arguments)
+    except InputError as error:
+        from monai_attn.workflow import EXIT_BAD_INPUT
+
+        print(f"monai-attn: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="monai-attn", description=monai_attn.__doc__)
+    parser.add_argument("--version", action="version", version=f"monai-attn {monai_attn.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in _COMMANDS.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.summary, description=command.summary))
+    return parser
+
+
+def _add_phantom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="name of the bundle, such as hippocampus_mri_scse_segmentation")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the anatomy (default: %(default)s)")
+
+
+def _make_phantom(arguments: argparse.Namespace) -> None:
+    from monai_attn.data.phantom import make_phantom
+
+    folder = make_phantom(arguments.bundle, arguments.out, cases=arguments.cases, seed=arguments.seed)
+    print(f"{arguments.cases} made-up cases in {folder}; give it to the bundle with --dataset_dir {folder}")
+
+
+def _add_synthesis_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("labels", help="folder of label maps")
+    parser.add_argument(
+        "--like", nargs=2, required=True, metavar=("IMAGE", "LABEL"), help="real case whose intensities are imitated"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--copies", type=int, default=1, metavar="N", help="images for each label map (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    from monai_attn.data.synthesis import synthesize_dataset
+
+    folder = synthesize_dataset(
+        arguments.labels, arguments.out, like=arguments.like, copies=arguments.copies, seed=arguments.seed
+    )
+    print(f"synthesised images in {folder}; give it to the bundle with --dataset_dir {folder}")
+
+
+_COMMANDS = {
+    "phantom": _Command(
+        "Write a look-alike of a bundle's data set: made-up anatomy, for trying the software only.",
+        _add_phantom_arguments,
+        _make_phantom,
+    ),
+    "synthesize": _Command(
+        "Make images from label maps, to train on where labels are at hand and images are not.",
+        _add_synthesis_arguments,
+        _synthesize,
+    ),
+}

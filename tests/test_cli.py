@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from monai_attn.cli import main
+
+BUNDLE = "hippocampus_mri_scse_segmentation"
+
+
+def test_phantom_writes_a_data_set_and_says_how_to_use_it(tmp_path, capsys):
+    assert main(["phantom", BUNDLE, "--out", str(tmp_path / "p"), "--cases", "3", "--seed", "5"]) == 0
+    assert f"--dataset_dir {tmp_path / 'p'}" in capsys.readouterr().out
+    listing = json.loads((tmp_path / "p" / "dataset.json").read_text())
+    assert (len(listing["training"]), len(listing["validation"])) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "options", "message"),
+    [
+        ("no_such_bundle", [], f"give one of {BUNDLE}"),
+        (BUNDLE, ["--cases", "1"], "give at least 2"),
+        ("retinal_oct_scse_segmentation", ["--cases", "2"], "give at least 3"),
+        (BUNDLE, ["--seed", "-1"], "cannot use seed=-1"),
+        (BUNDLE, ["--out", "{tmp}/full"], "holds a data set already"),
+        (BUNDLE, ["--out", "{tmp}/file/below"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_used_is_one_message_and_code_2(tmp_path, capsys, bundle, options, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "dataset.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    options = [option.format(tmp=tmp_path) for option in options]
+    assert main(["phantom", bundle, "--out", str(tmp_path / "new"), *options]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("monai-attn: cannot use ")
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["no_such_command"], ["phantom"], ["phantom", BUNDLE, "--cases", "few"]])
+def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: monai-attn")
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [(["--help"], "phantom"), (["phantom", "--help"], "--cases N")])
+def test_help_imports_nothing_heavy(arguments, shown):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['monai-attn', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('monai_attn', run_name='__main__')\n"
+        "finally:\n    assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
