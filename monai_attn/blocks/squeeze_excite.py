@@ -21,7 +21,22 @@ from monai_attn.blocks.gate import Gate
 __all__ = ["ChannelSE", "ChannelSpatialSE", "SpatialSE"]
 
 
-class ChannelSE(nn.Module):
+class _Recalibration(nn.Module):
+    """What the three blocks have in common: they say how many channels they give."""
+
+    def __init__(self, spatial_dims: int, out_channels: int) -> None:
+        super().__init__()
+        if spatial_dims not in (1, 2, 3):
+            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
+        self._out_channels = out_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Number of channels of the output."""
+        return self._out_channels
+
+
+class ChannelSE(_Recalibration):
     r"""Spatial squeeze and channel excitation, cSE (Fig. 1b, eqs. 2 and 3).
 
     With :math:`z` the spatial mean of the input :math:`U`, the output is
@@ -45,8 +60,7 @@ class ChannelSE(nn.Module):
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, *, reduction: int = 2, bias: bool = True) -> None:
-        super().__init__()
-        _check_spatial_dims(spatial_dims)
+        super().__init__(spatial_dims, in_channels)
         if reduction < 1 or in_channels // reduction < 1:
             raise ValueError(
                 f"reduction must be between 1 and in_channels={in_channels} so that in_channels // reduction >= 1, "
@@ -55,12 +69,6 @@ class ChannelSE(nn.Module):
         self.fc1 = nn.Linear(in_channels, in_channels // reduction, bias=bias)
         self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
         self.gate = Gate()
-        self._out_channels = in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Number of channels of the output."""
-        return self._out_channels
 
     def excitation(self, x: torch.Tensor) -> torch.Tensor:
         """The map of shape (B, C, 1, ...) that ``forward`` multiplies ``x`` by."""
@@ -73,7 +81,7 @@ class ChannelSE(nn.Module):
         return x * self.excitation(x)
 
 
-class SpatialSE(nn.Module):
+class SpatialSE(_Recalibration):
     r"""Channel squeeze and spatial excitation, sSE (Fig. 1c).
 
     A 1x1 convolution to one channel makes the map: :math:`U \cdot \sigma(W_{sq} \star U)`. Every position is scaled
@@ -96,16 +104,9 @@ class SpatialSE(nn.Module):
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, *, bias: bool = True) -> None:
-        super().__init__()
-        _check_spatial_dims(spatial_dims)
+        super().__init__(spatial_dims, in_channels)
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
         self.gate = Gate()
-        self._out_channels = in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Number of channels of the output."""
-        return self._out_channels
 
     def excitation(self, x: torch.Tensor) -> torch.Tensor:
         """The map of shape (B, 1, *spatial) that ``forward`` multiplies ``x`` by."""
@@ -140,7 +141,7 @@ def _concat(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> to
 _AGGREGATIONS = {"max": _max, "add": _add, "mul": _mul, "mul_gate": _mul_gate, "concat": _concat}
 
 
-class ChannelSpatialSE(nn.Module):
+class ChannelSpatialSE(_Recalibration):
     r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1d).
 
     With :math:`g_c` the channel map and :math:`g_s` the spatial map of the same input :math:`U`:
@@ -176,22 +177,12 @@ class ChannelSpatialSE(nn.Module):
     def __init__(
         self, spatial_dims: int, in_channels: int, *, reduction: int = 2, aggregation: str = "max", bias: bool = True
     ) -> None:
-        super().__init__()
+        aggregate = look_up_option(aggregation, _AGGREGATIONS)
+        super().__init__(spatial_dims, 2 * in_channels if aggregate is _concat else in_channels)
         self.channel = ChannelSE(spatial_dims, in_channels, reduction=reduction, bias=bias)
         self.spatial = SpatialSE(spatial_dims, in_channels, bias=bias)
-        self.aggregate = look_up_option(aggregation, _AGGREGATIONS)
-        self._out_channels = 2 * in_channels if self.aggregate is _concat else in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Number of channels of the output."""
-        return self._out_channels
+        self.aggregate = aggregate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C or 2 C, *spatial)."""
         return self.aggregate(x, self.channel.excitation(x), self.spatial.excitation(x))
-
-
-def _check_spatial_dims(spatial_dims: int) -> None:
-    if spatial_dims not in (1, 2, 3):
-        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
