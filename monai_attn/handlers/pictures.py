@@ -65,6 +65,8 @@ class OverlaySaver:
         prediction = case["pred"]
         path = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
         image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
+        if prediction.ndim < image.ndim:
+            prediction = prediction[None]  # a picture is written without a channel dimension
         masks = {"truth": case.get("label"), "prediction": prediction}
         figure = figures.overlay(
             image,

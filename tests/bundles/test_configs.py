@@ -16,8 +16,8 @@ BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bu
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 # entries that MONAI looks for by name
 STRUCTURE = {
-    "bundle_root", "dataset", "dataset_dir", "evaluator", "imports", "initialize", "network_def", "run", "session",
-    "train", "validate",
+    "bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "imports", "initialize",
+    "network_def", "run", "session", "train", "validate",
 }  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -101,8 +101,12 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
     for section in (load(bundle, "train")["validate"], load(bundle, "inference")):
         targets = [transform["_target_"] for transform in section["postprocessing"]["transforms"]]
         assert targets.index("Invertd") < targets.index("AsDiscreted")
-    last = [t["_target_"] for t in load(bundle, "inference")["postprocessing"]["transforms"]][-2:]
-    assert last == ["CastToTyped", "SaveImaged"]
+    config = load(bundle, "inference")
+    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
+    assert last[1:] == ["CastToTyped", "SaveImaged"]
+    if config["postprocessing"]["transforms"][-1]["output_ext"] == ".png":
+        assert last[0] == "SqueezeDimd"
+        assert config["displayable_configs"] == {"result_extension": ".png", "result_dtype": "uint8"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
+from PIL import Image
 
 from monai_attn.handlers import CurveSaver, OverlaySaver
 
@@ -30,6 +31,15 @@ def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path
     OverlaySaver(str(tmp_path / "out"), spatial_dim=0, class_names=["one"]).attach(engine)
     engine.run([1])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1_overlay.png"]
+
+
+def test_a_picture_without_a_channel_dimension_is_drawn(tmp_path):
+    Image.new("L", (12, 8)).save(tmp_path / "scan.png")
+    prediction = MetaTensor(torch.ones(12, 8), meta={"filename_or_obj": str(tmp_path / "scan.png")})
+    engine = Engine(lambda engine, batch: [{"pred": prediction}])
+    OverlaySaver(str(tmp_path / "out")).attach(engine)
+    engine.run([1])
+    assert (tmp_path / "out" / "scan_overlay.png").is_file()
 
 
 def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):
