@@ -62,8 +62,8 @@ class OverlaySaver:
             self._draw(case)
 
     def _draw(self, case: dict[str, MetaTensor]) -> None:
-        prediction = case["pred"]
-        path = str(prediction.meta[ImageMetaKey.FILENAME_OR_OBJ])
+        prediction: torch.Tensor = case["pred"]
+        path = str(case["pred"].meta[ImageMetaKey.FILENAME_OR_OBJ])
         image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
         if prediction.ndim < image.ndim:
             prediction = prediction[None]  # a picture is written without a channel dimension

@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.reload import ReloadImageD, ReloadImaged, ReloadImageDict
 from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 
-__all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd", "SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+__all__ = [
+    "RandSlicesD",
+    "RandSlicesDict",
+    "RandSlicesd",
+    "ReloadImageD",
+    "ReloadImageDict",
+    "ReloadImaged",
+    "SafeSpacingD",
+    "SafeSpacingDict",
+    "SafeSpacingd",
+]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 else:
     Figure, _ = optional_import("matplotlib.figure", name="Figure")
+colormaps, _ = optional_import("matplotlib", name="colormaps")
 ListedColormap, _ = optional_import("matplotlib.colors", name="ListedColormap")
 
 __all__ = ["attention_grid", "best_slice", "overlay", "save", "training_curves"]
@@ -90,6 +91,7 @@ def overlay(
         origin = "lower"
     aspect = sizes[1] / sizes[0]
 
+    colours = _class_colours(max([len(class_names), 1, *(int(mask.max()) for mask in masks.values())]))
     height_by_width = image.shape[2] * sizes[1] / (image.shape[1] * sizes[0])
     figure, axes = _panels(1 + len(masks) + len(heatmaps), height_by_width, title)
     for axis, name in zip(axes, ["image", *masks, *heatmaps]):
@@ -99,10 +101,17 @@ def overlay(
         else:
             _show_image(axis, image, aspect, origin)
         if name in masks:
-            _show_mask(axis, masks[name], aspect, origin)
+            _show_mask(axis, masks[name], colours, aspect, origin)
     if class_names:
-        handles = [_patch(CLASS_COLOURS[i % len(CLASS_COLOURS)], name) for i, name in enumerate(class_names)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+        handles = [_patch(colour, name) for colour, name in zip(colours, class_names)]
+        few = len(class_names) <= len(CLASS_COLOURS)
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=4 if few else 5,
+            fontsize=7 if few else 4.5,
+            frameon=False,
+        )
     return figure
 
 
@@ -191,6 +200,14 @@ def _panels(count: int, height_by_width: float, title: str) -> tuple[Figure, lis
     return figure, axes[:count]
 
 
+def _class_colours(count: int) -> list[Any]:
+    """Okabe and Ito's colours, or as many as there are classes, neighbours in number far apart in colour."""
+    if count <= len(CLASS_COLOURS):
+        return list(CLASS_COLOURS)
+    order = [index for start in range(3) for index in range(start, count, 3)]
+    return [colormaps["turbo"]((order.index(index) + 0.5) / count) for index in range(count)]
+
+
 def _upright(slice_: np.ndarray) -> np.ndarray:
     """Array index (x, y) to picture (row, column)."""
     return np.swapaxes(slice_, 0, 1)
@@ -207,15 +224,14 @@ def _show_image(axis: Axes, image: torch.Tensor, aspect: float, origin: _Origin)
     axis.set_axis_off()
 
 
-def _show_mask(axis: Axes, mask: torch.Tensor, aspect: float, origin: _Origin) -> None:
-    classes = torch.as_tensor(mask)[0].cpu().numpy().astype(int)
-    colours = ListedColormap(CLASS_COLOURS)
-    shown = np.ma.masked_where(_upright(classes) == 0, (_upright(classes) - 1) % len(CLASS_COLOURS))
+def _show_mask(axis: Axes, mask: torch.Tensor, colours: Sequence[Any], aspect: float, origin: _Origin) -> None:
+    classes = _upright(torch.as_tensor(mask)[0].cpu().numpy().astype(int))
+    shown = np.ma.masked_where(classes == 0, classes - 1)
     axis.imshow(
         shown,
-        cmap=colours,
+        cmap=ListedColormap(colours),
         vmin=-0.5,
-        vmax=len(CLASS_COLOURS) - 0.5,
+        vmax=len(colours) - 0.5,
         alpha=0.55,
         origin=origin,
         aspect=aspect,
