@@ -82,43 +82,29 @@ class Session:
         self.seed = seed
         self.data = data
         self.needs = ensure_tuple(needs)
-        self.name = "run"
         self.manifest: dict[str, Any] = {}
+        self._call = _BundleCall([], {})
 
     def start(self) -> None:
         """Prepare the process.
+
+        A program that drives the bundle in another way than ``monai.bundle.run`` (``monai.bundle.load``, say) keeps its
+        own handling of errors, and nothing is written before ``run``.
 
         Raises:
             ConfigError: if an override names a key that no configuration file has.
             DataError: if a needed file is missing or the output folder cannot be written.
         """
-        call = _bundle_call()
-        self.name = call.name
-        sys.excepthook = self._report
+        self._call = _bundle_call()
+        if self._call.config_files:
+            sys.excepthook = self._report
+            self._call.check_overrides()
         _silence_notices()
-        call.check_overrides()
-        for path in self.needs:
-            if not Path(path).is_file():
-                raise DataError(path, "there is no such file", "train first, or put the published weights there")
-        self._join()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
         set_determinism(self.seed)
-        if idist.get_rank() == 0:
-            self._open_log()
-            self.manifest = {
-                "state": "running",
-                "command": sys.argv,
-                "config_files": [str(path) for path in call.config_files],
-                "overrides": {key: str(value) for key, value in call.overrides.items()},
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "seed": self.seed,
-                "data": _fingerprint(self.data),
-                "processes": idist.get_world_size(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                "threads": torch.get_num_threads(),
-                "platform": platform.platform(),
-                "versions": _versions(),
-            }
-            self._write_manifest()
+        if self._call.config_files:
+            self._document()
 
     def run(self, engine: Engine, evaluator: Engine | None = None) -> None:
         """Run an engine and record how it ended.
@@ -126,27 +112,55 @@ class Session:
         Args:
             engine: trainer or evaluator.
             evaluator: the engine whose metrics are the results, if it is not ``engine``.
+
+        Raises:
+            DataError: as ``start`` does, if that has not looked yet.
         """
+        if not self.manifest:
+            self._document()
         begun = time.perf_counter()
         engine.run()
-        seconds = round(time.perf_counter() - begun, 1)
         results: Any = (evaluator or engine).state
-        metrics = {name: value for name, value in results.metrics.items() if isinstance(value, (int, float))}
-        self.manifest |= {"state": "finished", "seconds": seconds, "results": metrics}
+        self.manifest |= {
+            "state": "finished",
+            "seconds": round(time.perf_counter() - begun, 1),
+            "results": {name: value for name, value in results.metrics.items() if isinstance(value, (int, float))},
+        }
         if evaluator is not None and results.best_metric_epoch > 0:
             self.manifest["best"] = float(results.best_metric)
-        if idist.get_rank() == 0:
-            self._write_manifest()
+        self._write_manifest()
         idist.finalize()
 
-    @staticmethod
-    def _join() -> None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+    @property
+    def name(self) -> str:
+        """Name of the run, that of its last configuration file."""
+        return self._call.name
 
     @property
     def _log(self) -> Path:
         return self.output_dir / f"{self.name}.log"
+
+    def _document(self) -> None:
+        for path in self.needs:
+            if not Path(path).is_file():
+                raise DataError(path, "there is no such file", "train first, or put the published weights there")
+        self.manifest = {
+            "state": "running",
+            "command": sys.argv,
+            "config_files": [str(path) for path in self._call.config_files],
+            "overrides": {key: str(value) for key, value in self._call.overrides.items()},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seed": self.seed,
+            "data": _fingerprint(self.data),
+            "processes": idist.get_world_size(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "versions": _versions(),
+        }
+        if idist.get_rank() == 0:
+            self._open_log()
+        self._write_manifest()
 
     def _open_log(self) -> None:
         try:
@@ -166,8 +180,8 @@ class Session:
         root.addHandler(handler)
 
     def _write_manifest(self) -> None:
-        if not self.manifest.get("command"):
-            return  # the bundle was run without `initialize`
+        if idist.get_rank() > 0 or not self.manifest:
+            return
         path = self.output_dir / f"{self.name}_run.json"
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(self.manifest, indent=2) + "\n")
@@ -186,8 +200,9 @@ class Session:
             lines = str(cause).strip().splitlines() or [""]
             message, code = f"{type(cause).__name__}: {lines[0]}", EXIT_FAILURE
         print(f"monai_attn: {message}", file=sys.stderr)
-        self.manifest["state"] = "interrupted" if code == _EXIT_INTERRUPTED else "failed"
-        self._write_manifest()
+        if self.manifest:
+            self.manifest["state"] = "interrupted" if code == _EXIT_INTERRUPTED else "failed"
+            self._write_manifest()
         if self._log.is_file():
             with self._log.open("a") as log:
                 log.write("".join(traceback.format_exception(kind, error, trace)))
@@ -227,8 +242,6 @@ class _BundleCall:
 
     def check_overrides(self) -> None:
         """Refuse overrides whose top-level key stands in none of the configuration files."""
-        if not self.config_files:
-            return
         known = set(ConfigParser.load_config_files([str(path) for path in self.config_files]))
         top_level = {ReferenceResolver.normalize_id(key).lstrip("+").split("::")[0] for key in known}
         for override in self.overrides:

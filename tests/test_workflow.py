@@ -46,10 +46,18 @@ def bundle(tmp_path):
     return path
 
 
+@pytest.fixture
+def called(monkeypatch, tmp_path):
+    """As if by ``monai.bundle.run`` with a configuration file named run.json."""
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr(workflow, "_bundle_call", lambda: workflow._BundleCall([str(tmp_path / "run.json")], {}))
+
+
 def cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else cause(error.__cause__)
 
 
+@pytest.mark.usefixtures("called")
 def test_a_session_seeds_and_documents_the_run(tmp_path):
     session = Session(str(tmp_path), seed=7)
     session.start()
@@ -106,12 +114,14 @@ def test_nested_overrides_and_keys_of_an_overlay_are_accepted(bundle, tmp_path):
     assert json.loads((tmp_path / "out" / "extra_run.json").read_text())["seed"] == 11
 
 
+@pytest.mark.usefixtures("called")
 def test_a_missing_file_is_reported_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match=r"model\.pt"):
         Session(str(tmp_path / "out"), needs=str(tmp_path / "model.pt")).start()
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("called")
 def test_an_output_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
@@ -126,6 +136,7 @@ def test_an_output_folder_that_cannot_be_made_is_reported(tmp_path):
         (KeyboardInterrupt(), 130, "stopped by the user"),
     ],
 )
+@pytest.mark.usefixtures("called")
 def test_uncaught_errors_are_short_and_choose_the_exit_code(tmp_path, capsys, error, code, shown):
     session = Session(str(tmp_path))
     session.start()
@@ -141,6 +152,13 @@ def test_uncaught_errors_are_short_and_choose_the_exit_code(tmp_path, capsys, er
     assert len(screen.splitlines()) <= 4
     assert type(error).__name__ in (tmp_path / "run.log").read_text()
     assert json.loads((tmp_path / "run_run.json").read_text())["state"] in ("failed", "interrupted")
+
+
+def test_a_program_that_loads_a_bundle_keeps_its_error_handling_and_its_folders_clean(tmp_path):
+    hook = sys.excepthook
+    Session(str(tmp_path / "out"), needs="none.pt").start()
+    assert sys.excepthook is hook
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):

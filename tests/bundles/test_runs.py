@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_export
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
 from PIL import Image
@@ -130,6 +130,22 @@ def test_monai_finds_all_properties(trained, tmp_path, workflow_type, name):
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("workflow_type", ["train", "inference"])
+def test_monai_loads_the_network_from_another_folder(trained, tmp_path, monkeypatch, workflow_type):
+    monkeypatch.chdir(tmp_path)
+    network = load(
+        trained.root.name,
+        bundle_dir=str(trained.root.parent),
+        workflow_type=workflow_type,
+        model_file=str(trained.weights),
+        net_override={"features": 4},
+        source="github",
+    )
+    saved = torch.load(trained.weights, weights_only=True)
+    assert all(torch.equal(value.cpu(), saved[name]) for name, value in network.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_misspelt_override_is_refused_with_the_nearest_name(trained, tmp_path):
