@@ -205,6 +205,8 @@ def _read_listing(listing: Path) -> dict[str, list[dict[str, Any]]]:
 def _check_listing(items: list[dict[str, Any]], listing: Path) -> None:
     owners = {}
     for item in items:
+        if "image" not in item:
+            raise DataError(str(listing), f"the case {item} has no 'image'", "give every case an image")
         for path in ensure_tuple(item["image"]) + ensure_tuple(item.get("label", ())):
             if not Path(path).exists():
                 raise DataError(path, f"{listing} lists it, but it is not there", "restore it or correct the list")

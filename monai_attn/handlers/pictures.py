@@ -27,10 +27,11 @@ class OverlaySaver:
     """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
-    it, as ``Invertd`` does.
+    it, as ``Invertd`` does. It is written beside the prediction where ``SaveImaged`` says in the metadata where that is
+    (``savepath_in_metadict``), so that cases of one name in two folders stay apart.
 
     Args:
-        save_dir: folder to write to.
+        save_dir: folder to write to where predictions are not saved.
         spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
         max_cases: number of cases to draw, from the first on; the others pass without a picture.
@@ -63,7 +64,9 @@ class OverlaySaver:
 
     def _draw(self, case: dict[str, MetaTensor]) -> None:
         prediction: torch.Tensor = case["pred"]
-        path = str(case["pred"].meta[ImageMetaKey.FILENAME_OR_OBJ])
+        meta = case["pred"].meta
+        path = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
+        folder = Path(meta["saved_to"]).parent if "saved_to" in meta else self.save_dir
         image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
         if prediction.ndim < image.ndim:
             prediction = prediction[None]  # a picture is written without a channel dimension
@@ -76,7 +79,7 @@ class OverlaySaver:
             title=case_name(path),
             class_names=self.class_names,
         )
-        figures.save(figure, self.save_dir / f"{case_name(path)}_overlay.png")
+        figures.save(figure, folder / f"{case_name(path)}_overlay.png")
 
 
 def _upright(image: torch.Tensor) -> MetaTensor:

@@ -53,7 +53,7 @@ def overlay(
     Args:
         image: image (C, *spatial), 2D or 3D; the first channel is drawn, or all three of an RGB image.
         masks: title to label map (1, *spatial) of class indices; the first one with foreground decides on the slice.
-        heatmaps: title to map (1, *spatial), such as an attention map, drawn behind the masks in panels of its own.
+        heatmaps: title to map (1, *spatial), such as an attention map, drawn in panels after those of the masks.
         spatial_dim: of a volume, the spatial axis to cut across.
         spacing: voxel size in mm for each spatial axis; by default 1.
         title: title of the figure, such as the case's name.
@@ -76,9 +76,8 @@ def overlay(
                 "put both on one grid first."
             )
     sizes = list(spacing or [1.0] * (image.ndim - 1))
-    origin: _Origin = (
-        "upper"  # the second axis of a 2D image points down, those of a volume in RAS orientation point up
-    )
+    # the second axis of a 2D image points down, those of a volume in RAS orientation point up
+    origin: _Origin = "lower" if image.ndim == 4 else "upper"
     if image.ndim == 4:
         index = next((best_slice(mask, spatial_dim) for mask in masks.values() if (mask > 0).any()), None)
         index = image.shape[spatial_dim + 1] // 2 if index is None else index
@@ -88,7 +87,6 @@ def overlay(
             for layers in (masks, heatmaps)
         )
         sizes.pop(spatial_dim)
-        origin = "lower"
     aspect = sizes[1] / sizes[0]
 
     colours = _class_colours(max([len(class_names), 1, *(int(mask.max()) for mask in masks.values())]))

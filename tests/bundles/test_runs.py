@@ -115,6 +115,7 @@ def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
     assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*_seg.*")) == [
         f"{name}/t1_seg{trained.suffix}" for name in ("a", "b")
     ]
+    assert all((tmp_path / "out" / name / "t1_overlay.png").is_file() for name in ("a", "b"))
 
 
 @pytest.mark.parametrize(("workflow_type", "name"), [("train", "train"), ("infer", "inference")])

@@ -378,3 +378,10 @@ def test_the_hippocampus_data_set_has_161_training_and_40_validation_cases():
     assert not set(names(training)) & set(names(validation))
     assert names(training) == names(training, "label")
     assert names(find_images(folder)) == names(validation)
+
+
+def test_a_listed_case_without_an_image_raises_a_data_error(tmp_path):
+    (tmp_path / "a.nii").write_text("")
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"label": "a.nii"}]}))
+    with pytest.raises(DataError, match="has no 'image'"):
+        cases(tmp_path)
