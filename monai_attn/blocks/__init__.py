@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.residual import PreActResidual
 from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
 
-__all__ = ["ChannelSE", "ChannelSpatialSE", "Gate", "SpatialSE"]
+__all__ = ["ChannelSE", "ChannelSpatialSE", "Gate", "PreActResidual", "SpatialSE"]

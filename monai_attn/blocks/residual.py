@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The residual block of FocusNet (Kaul 2019) and of EG-CNN's edge stream (Hatamizadeh 2020).
+
+He, Zhang, Ren, Sun: "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, Fig. 1b: norm and
+activation come before each convolution, and nothing follows the sum.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.utils import look_up_option
+from torch import nn
+
+__all__ = ["PreActResidual"]
+
+
+class PreActResidual(nn.Module):
+    r"""Pre-activation residual block of two 3x3 convolutions, :math:`F(x) + S(x)`.
+
+    :math:`F(x) = W_2\,a(n_2(W_1\,a(n_1(x))))` with norm :math:`n` and activation :math:`a`. The shortcut :math:`S` is
+    the identity, or a 1x1 convolution of the raw input where the number of channels or the size changes.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        stride: stride of the first convolution and of the shortcut; an odd side is rounded up.
+        preact: whether the first norm and activation are there; without them the block starts with a bare convolution.
+        padding: where a strided convolution pads an even side: ``"symmetric"`` one voxel at either end (PyTorch),
+            ``"tf"`` at the far end only (TensorFlow's "same"). It makes no difference at stride 1.
+        act: activation, as a name or ``(name, {args})``.
+        norm: normalisation, as a name or ``(name, {args})``.
+        bias: whether the convolutions have biases.
+
+    Raises:
+        ValueError: if ``padding`` is neither of the two.
+
+    Example:
+        >>> PreActResidual(2, 32, 64, stride=2)(torch.rand(1, 32, 20, 31)).shape
+        torch.Size([1, 64, 10, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        preact: bool = True,
+        padding: str = "symmetric",
+        act: str | tuple = "relu",
+        norm: str | tuple = "batch",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        conv = Conv[Conv.CONV, spatial_dims]
+        pad_end = look_up_option(padding, {"symmetric": False, "tf": True}) and stride > 1
+        before = [get_norm_layer(norm, spatial_dims, in_channels), get_act_layer(act)] if preact else []
+        self.before = nn.Sequential(*before, _PadSame(stride) if pad_end else nn.Identity())
+        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, padding=0 if pad_end else 1, bias=bias)
+        self.norm = get_norm_layer(norm, spatial_dims, out_channels)
+        self.act = get_act_layer(act)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.shortcut = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = conv(in_channels, out_channels, 1, stride=stride, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, out_channels, *ceil(spatial / stride))."""
+        return self.conv2(self.act(self.norm(self.conv1(self.before(x))))) + self.shortcut(x)
+
+
+class _PadSame(nn.Module):
+    """Pad for a strided 3x3 convolution as TensorFlow's "same" does: what is missing, the odd voxel at the far end."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads: list[int] = []
+        for dim in range(x.dim() - 1, 1, -1):
+            missing = max(3 - (x.shape[dim] - 1) % self.stride - 1, 0)
+            pads += [missing // 2, missing - missing // 2]
+        return F.pad(x, pads)
