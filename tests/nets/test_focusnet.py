@@ -99,7 +99,7 @@ def test_capture_sees_the_three_gates_and_all_excitations(network):
         "levels.2.gate": (1, 32, 16, 24),
     }
     assert len(maps) == 3 + 7
-    assert all(0 <= float(value.min()) and float(value.max()) <= 1 for value in maps.values())
+    assert all(float(value.min()) >= 0 and float(value.max()) <= 1 for value in maps.values())
 
 
 def set_gates(network, bias):
