@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.modules.loss import _Loss
 
+from monai_attn.blocks.autofocus import crop_border
+
 __all__ = ["CentralLoss"]
 
 
@@ -45,9 +47,4 @@ class CentralLoss(_Loss):
                 f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
                 "use larger crops or a smaller margin."
             )
-        return self.loss(self._centre(input), self._centre(target))
-
-    def _centre(self, x: torch.Tensor) -> torch.Tensor:
-        for dim in range(2, x.ndim):
-            x = x.narrow(dim, self.margin, x.shape[dim] - 2 * self.margin)
-        return x
+        return self.loss(crop_border(input, self.margin), crop_border(target, self.margin))

@@ -31,7 +31,7 @@ class BrainMaskd(MapTransform):
         [[0, 1, 2]]
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
 
     def __init__(self, keys: KeysCollection, mask_keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)

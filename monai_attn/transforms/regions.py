@@ -41,7 +41,7 @@ class LabelsToRegions(Transform):
         tensor([0, 1, 0, 1, 1], dtype=torch.uint8)
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
 
     def __init__(self, regions: Sequence[Sequence[int]]) -> None:
         self.regions = [list(region) for region in regions]
@@ -104,7 +104,7 @@ class RegionsToLabels(Transform):
         tensor([[0, 2, 1, 4]], dtype=torch.uint8)
     """
 
-    backend = (TransformBackends.TORCH,)
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
 
     def __init__(self, values: Sequence[int]) -> None:
         self.values = ensure_tuple(values)
