@@ -76,7 +76,7 @@ class Session:
     """
 
     def __init__(
-        self, output_dir: str, seed: int = 0, data: str | None = None, needs: Sequence[str] | str = ()
+        self, output_dir: str, seed: int = 0, data: str | Sequence[str] | None = None, needs: Sequence[str] | str = ()
     ) -> None:
         self.output_dir = Path(output_dir)
         self.seed = seed
@@ -302,11 +302,11 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _fingerprint(source: str | None) -> dict[str, str] | None:
-    """What the data were: a hash of the data list, or else of all names and sizes."""
-    if source is None or not Path(source).exists():
+def _fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
+    """What the data were: a hash of the data list, or else of all names and sizes; of an image's first file if many."""
+    path = Path(ensure_tuple(source)[0] if source else "")
+    if not source or not path.exists():
         return None
-    path = Path(source)
     listing = path / "dataset.json"
     if listing.is_file():
         content = listing.read_bytes()

@@ -102,12 +102,13 @@ def pair_by_name(images: Iterable[str | Path], labels: Iterable[str | Path]) -> 
     return [{"image": by_name["image"][name], "label": by_name["label"][name]} for name in sorted(by_name["image"])]
 
 
-def find_images(source: str | Path) -> list[dict[str, Any]]:
+def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
     """The images to segment.
 
     Args:
         source: an image file, a DICOM series (a folder of .dcm files), a data set with a ``dataset.json`` (its test
-            cases, else its validation cases), or any other folder, searched for images at any depth.
+            cases, else its validation cases), or any other folder, searched for images at any depth. A list of files
+            is one image with a file for each channel, such as the modalities of MRI.
 
     Returns:
         one dictionary with ``image`` for each image, ordered by path.
@@ -115,6 +116,8 @@ def find_images(source: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: if there is nothing to segment, with what there is instead.
     """
+    if not isinstance(source, (str, Path)):
+        return [{"image": [find_images(file)[0]["image"] for file in source]}]
     path = Path(source).absolute()
     if path.is_file():
         return [{"image": str(path)}]

@@ -20,10 +20,10 @@ __all__ = ["ScaleMaps"]
 class ScaleMaps:
     """Put the scale maps of a network's autofocus layers into the output of an evaluator.
 
-    The map of a layer holds the dilation with the largest weight at each voxel (Qin 2018, Fig. 4), the maps of all layers
-    are the channels, from the first layer on. It stands beside the prediction, so the transforms after it bring it back
-    to the image's grid (``Invertd``, nearest) and save it (``SaveImaged``). It works with the whole volume at once and
-    with :class:`monai_attn.inferers.LayerwiseInferer`, whose slabs are put together; not with overlapping windows.
+    The map of a layer holds the dilation with the largest weight at each voxel (Qin 2018, Fig. 4); the layers are the
+    channels, from the first on. It stands beside the prediction, so the transforms after it bring it back to the
+    image's grid (``Invertd``, nearest) and save it (``SaveImaged``). It works with the whole volume at once and with
+    :class:`monai_attn.inferers.LayerwiseInferer`, whose slabs are put together; not with overlapping windows.
 
     Args:
         network: a network with :class:`monai_attn.blocks.AutofocusConv` layers.
@@ -78,6 +78,6 @@ def _join(pieces: list[torch.Tensor], size: torch.Size) -> torch.Tensor:
             if joined.shape[2:] == size:
                 return joined
     raise ValueError(
-        f"pieces of {[tuple(piece.shape[2:]) for piece in pieces[:3]]} … do not make up an image of {tuple(size)}; scale "
-        "maps need inference of the whole volume or layer by layer, and a network that keeps the size."
+        f"pieces of {[tuple(piece.shape[2:]) for piece in pieces[:3]]} … do not make up an image of {tuple(size)}; "
+        "scale maps need inference of the whole volume or layer by layer, and a network that keeps the size."
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.label_map import AsLabelMapD, AsLabelMapd, AsLabelMapDict
 from monai_attn.transforms.masks import BrainMaskD, BrainMaskd, BrainMaskDict
 from monai_attn.transforms.regions import (
     LabelsToRegions,
@@ -19,6 +20,9 @@ from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDic
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 
 __all__ = [
+    "AsLabelMapD",
+    "AsLabelMapDict",
+    "AsLabelMapd",
     "BrainMaskD",
     "BrainMaskDict",
     "BrainMaskd",

@@ -17,8 +17,19 @@ from monai_attn.data.phantom import make_phantom
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
 
 
-SMALL = {"slices_per_volume": 2, "slices_per_image": 2, "images_per_epoch": 8, "image_size": [40, 48]}
-NARROW = {"features": 4, "channels": [8, 16, 16]}
+SMALL = {
+    "slices_per_volume": 2,
+    "slices_per_image": 2,
+    "images_per_epoch": 8,
+    "image_size": [40, 48],
+    "crop_size": [24, 24, 24],
+    "loss_margin": 4,
+    "batch_size": 2,
+}
+NARROW: dict[str, dict[str, Any]] = {
+    "FocusNet": {"channels": [8, 16, 16]},
+    "AFNet": {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "n_autofocus": 1, "dilations": [1, 3]},
+}
 
 
 class TrainedBundle(NamedTuple):
@@ -46,7 +57,7 @@ class TrainedBundle(NamedTuple):
     @property
     def narrow(self) -> dict[str, Any]:
         """Arguments that make the bundle's network small."""
-        return {key: value for key, value in NARROW.items() if key in self.entries("train")["network_def"]}
+        return NARROW.get(self.entries("train")["network_def"]["_target_"].split(".")[-1], {"features": 4})
 
     def run(self, *names: str, **overrides: Any) -> None:
         common = {"bundle_root": str(self.root), "dataset_dir": str(self.data), "device": "cpu"}

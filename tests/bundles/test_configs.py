@@ -83,7 +83,8 @@ def test_every_entry_is_used(bundle, name):
     config = load(bundle, name)
     others = [load(bundle, other) for other in ("evaluate", "multi_gpu_train")] if name == "train" else []
     used = {match for part in [config, *others] for text in strings(part) for match in re.findall(r"[@%](\w+)", text)}
-    alternatives = {"adamw", "cosine", "residual_unet", "sgd", "step", "unet"}  # what an override may choose
+    # what an override may choose
+    alternatives = {"adamw", "aspp", "cosine", "deepmedic", "residual_unet", "sgd", "step", "unet"}
     assert set(config) - used - STRUCTURE - alternatives == set()
 
 
@@ -103,7 +104,7 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
         assert targets.index("Invertd") < targets.index("AsDiscreted")
     config = load(bundle, "inference")
     last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
-    assert last[1:] == ["CastToTyped", "SaveImaged"]
+    assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "SaveImaged"]
     if config["postprocessing"]["transforms"][-1]["output_ext"] == ".png":
         assert last[0] == "SqueezeDimd"
         assert config["displayable_configs"] == {"result_extension": ".png", "result_dtype": "uint8"}

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from monai_attn.data import case_name, cases
@@ -45,14 +46,17 @@ def test_evaluation_writes_a_line_for_each_case_and_a_column_for_each_structure(
     with open(tmp_path / f"{trained.metric}_raw.csv") as file:
         rows = list(csv.DictReader(file))
     held_out = cases(trained.data, "validation")
-    assert [row["filename"] for row in rows] == [case_name(case["image"]) for case in held_out]
-    assert list(rows[0]) == ["filename", *trained.entries("train")["structures"], "mean"]
+    names = trained.entries("train").get("region_names", trained.entries("train")["structures"])
+    assert [row["filename"] for row in rows] == [case_name(ensure_tuple(case["image"])[0]) for case in held_out]
+    assert list(rows[0]) == ["filename", *names, "mean"]
     assert (tmp_path / f"{rows[0]['filename']}_overlay.png").is_file()
 
 
 def segment(trained, image, output):
-    trained.run("inference", input=str(image), checkpoint=str(trained.weights), output_dir=str(output))
-    return output / f"{case_name(image)}_seg{trained.suffix}"
+    files = [str(file) for file in ensure_tuple(image)]
+    source = files if len(files) > 1 else files[0]
+    trained.run("inference", input=source, checkpoint=str(trained.weights), output_dir=str(output))
+    return output / f"{case_name(files[0])}_seg{trained.suffix}"
 
 
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
@@ -89,6 +93,10 @@ def test_a_picture_is_segmented_as_rows_and_columns(trained, tmp_path):
 
 def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
     case = cases(trained.data, "validation")[0]["image"]
+    if not isinstance(case, str):  # a file of all channels
+        image = LoadImage(image_only=True, ensure_channel_first=True)(case)
+        SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=tmp_path / "case")
+        case = str(tmp_path / "case.nii.gz")
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / f"t1{''.join(Path(case).suffixes)}").symlink_to(case)
