@@ -6,8 +6,9 @@ CRF for accurate brain lesion segmentation", Medical Image Analysis 2017, https:
 the residual connections of Kamnitsas et al.: "DeepMedic for Brain Tumor Segmentation", BrainLes 2016.
 
 Differs from the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths
-crop; the second path sees the whole image averaged by ``scale``, the last voxels repeated where a window is not full; ReLU by default instead of PReLU; and no bias where a
-normalisation follows, which makes it inert. As in their code a sum is taken before normalisation and activation.
+crop; the second path sees the whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by
+default instead of PReLU; and no bias where a normalisation follows, which makes it inert. As in their code a sum is
+taken before normalisation and activation.
 """
 
 from __future__ import annotations
