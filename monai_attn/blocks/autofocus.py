@@ -21,6 +21,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.recompute import can_recompute, recomputed_branch
@@ -105,8 +106,12 @@ class AutofocusConv(nn.Module):
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """The map (B, K, *cropped), one weight per scale and voxel of the output."""
+        return self.gate(self.logits(x))
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The map before the softmax."""
         features = x.detach() if self.detach_attention else x
-        return self.gate(self.attention(crop_border(features, max(self.crop - 1, 0))))
+        return self.attention(crop_border(features, max(self.crop - 1, 0)))
 
     def kernel(self, k: int) -> torch.Tensor:
         """The kernel of scale ``k``, (out_channels, in_channels, 3, ...)."""
@@ -168,7 +173,7 @@ class AutofocusConv(nn.Module):
     def _recomputed(self, x: torch.Tensor) -> torch.Tensor:
         """``forward`` that keeps only ``x`` and the attention for the backward pass."""
         x = _fast_layout(x)
-        scales = self.attend(x)
+        scales = self.gate(checkpoint(self.logits, x, use_reentrant=False, preserve_rng_state=False))
         output = torch.zeros([], dtype=x.dtype, device=x.device)
         for k, norm in enumerate(self.norms):
             dilation = self.dilations[k]
