@@ -177,9 +177,10 @@ def test_inside_the_radius_both_paddings_agree_and_at_the_border_they_do_not(n, 
 # --- behaviour ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["same", "official"])
-@pytest.mark.parametrize("n", [0, 2, 5])
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("dims", "n", "padding"),
+    [(2, 0, "official"), (2, 3, "same"), (2, 2, "official"), (3, 1, "same"), (3, 2, "official")],
+)
 def test_script_and_export_equal_eager(dims, n, padding):
     network = trained(small(n, dims, channels=NARROW, padding=padding))
     x = torch.rand(1, 2, *(31, 30, 29)[:dims])
