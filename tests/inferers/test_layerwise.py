@@ -77,7 +77,7 @@ class ConvolvedVoxels(TorchFunctionMode):
 # --- layer by layer ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slab", [1, 5, 24, 1000])
+@pytest.mark.parametrize("slab", [5, 1000])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("name", NETS)
