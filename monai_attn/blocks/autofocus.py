@@ -12,8 +12,7 @@ front of the attention; so do the defaults here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.recompute import can_recompute, recomputed_branch
 
 __all__ = ["AutofocusConv", "crop_border"]
 
@@ -57,7 +57,8 @@ class AutofocusConv(nn.Module):
         crop: voxels that the output loses at every side, at most the smallest dilation. The authors' code loses 2.
         detach_attention: whether the attention sends no gradient to the input, as in the authors' code.
         share_weights: whether all branches have one kernel, as in the paper; or each its own.
-        memory_efficient: whether to compute the branches again in the backward pass instead of keeping them.
+        memory_efficient: whether to compute the branches again in the backward pass instead of keeping them; for batch
+            normalisation and none.
 
     Attributes:
         radius: how far the output sees, in voxels: the largest dilation.
@@ -105,8 +106,12 @@ class AutofocusConv(nn.Module):
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """The map (B, K, *cropped), one weight per scale and voxel of the output."""
+        return self.gate(self.logits(x))
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The map before the softmax."""
         features = x.detach() if self.detach_attention else x
-        return self.gate(self.attention(crop_border(features, max(self.crop - 1, 0))))
+        return self.attention(crop_border(features, max(self.crop - 1, 0)))
 
     def kernel(self, k: int) -> torch.Tensor:
         """The kernel of scale ``k``, (out_channels, in_channels, 3, ...)."""
@@ -125,7 +130,7 @@ class AutofocusConv(nn.Module):
             compiling = torch.jit.is_tracing() or torch.compiler.is_compiling()
             if not compiling and self._can_fold():
                 return self._folded(x)
-            if not compiling and self.memory_efficient and torch.is_grad_enabled():
+            if not compiling and self._can_recompute():
                 return self._recomputed(x)
         scales = self.attend(x)
         output = torch.zeros([], dtype=x.dtype, device=x.device)
@@ -142,6 +147,9 @@ class AutofocusConv(nn.Module):
             or (isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None)
             for norm in self.norms
         )
+
+    def _can_recompute(self) -> bool:
+        return self.memory_efficient and torch.is_grad_enabled() and all(can_recompute(norm) for norm in self.norms)
 
     @torch.jit.unused
     def _folded(self, x: torch.Tensor) -> torch.Tensor:
@@ -164,23 +172,13 @@ class AutofocusConv(nn.Module):
     @torch.jit.unused
     def _recomputed(self, x: torch.Tensor) -> torch.Tensor:
         """``forward`` that keeps only ``x`` and the attention for the backward pass."""
-
-        def weighted(x: torch.Tensor, weight: torch.Tensor, k: int) -> torch.Tensor:
-            return weight * self.norms[k](self.branch(x, k))
-
         x = _fast_layout(x)
-        scales = self.attend(x)
+        scales = self.gate(checkpoint(self.logits, x, use_reentrant=False, preserve_rng_state=False))
         output = torch.zeros([], dtype=x.dtype, device=x.device)
-        for k in range(len(self.norms)):
-            output = output + checkpoint(
-                weighted,
-                x,
-                scales[:, k : k + 1],
-                k,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=partial(_run_twice, self.norms[k]),
-            )
+        for k, norm in enumerate(self.norms):
+            dilation = self.dilations[k]
+            convolve = partial(self.convolve, padding=dilation - self.crop, dilation=dilation)
+            output = output + recomputed_branch(x, scales[:, k : k + 1], self.kernel(k), norm, convolve)
         return output
 
 
@@ -215,21 +213,3 @@ def _fold(kernel: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Te
         shift = shift + norm.bias.to(dtype)
     folded = kernel.to(dtype) * scale.reshape([-1] + [1] * (kernel.ndim - 1))
     return folded.to(kernel.dtype), shift.to(kernel.dtype)
-
-
-def _run_twice(norm: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """The contexts of the first run of a branch and of the second."""
-    return nullcontext(), _statistics_kept(norm)
-
-
-@contextmanager
-def _statistics_kept(norm: nn.Module) -> Iterator[None]:
-    """Let the second run of a normalisation write its running statistics to a copy."""
-    buffers = dict(norm.named_buffers(recurse=False))
-    for name, buffer in buffers.items():
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer)

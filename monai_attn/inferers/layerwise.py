@@ -149,8 +149,8 @@ class HaloInferer(Inferer):
         halo: voxels read around a tile; by default the network's ``receptive_radius``.
 
     Raises:
-        ValueError: if ``tile`` is below 1, ``halo`` is smaller than the network's crop, or the network is in training
-            mode.
+        ValueError: if ``tile`` is below 1, ``halo`` is missing or smaller than the network's crop, or the network is in
+            training mode.
 
     Example:
         >>> from monai_attn.nets import AFNet
@@ -173,7 +173,10 @@ class HaloInferer(Inferer):
         net, dims = _check(network), inputs.ndim - 2
         crop = int(getattr(net, "crop", 0))
         tile = ensure_tuple_rep(self.tile, dims)
-        halo = ensure_tuple_rep(net.receptive_radius if self.halo is None else self.halo, dims)
+        radius = getattr(net, "receptive_radius", None) if self.halo is None else self.halo
+        if radius is None:
+            raise ValueError(f"halo must be given, as {type(net).__name__} has no receptive_radius.")
+        halo = ensure_tuple_rep(radius, dims)
         if min(halo) < crop:
             raise ValueError(f"halo must be at least {crop}, which the network takes off every side, got {min(halo)}.")
         padded = F.pad(_plain(inputs), [crop] * (2 * dims))

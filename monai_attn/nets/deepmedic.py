@@ -6,8 +6,9 @@ CRF for accurate brain lesion segmentation", Medical Image Analysis 2017, https:
 the residual connections of Kamnitsas et al.: "DeepMedic for Brain Tumor Segmentation", BrainLes 2016.
 
 Differs from the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths
-crop; the second path sees the whole image averaged by ``scale``; ReLU by default instead of PReLU; and no bias where a
-normalisation follows, which makes it inert. As in their code a sum is taken before normalisation and activation.
+crop; the second path sees the whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by
+default instead of PReLU; and no bias where a normalisation follows, which makes it inert. As in their code a sum is
+taken before normalisation and activation.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class DeepMedic(nn.Module):
 
         self.scale = scale
         self.full = path()
-        self.down = Pool[Pool.AVG, spatial_dims](scale, ceil_mode=True)
+        self.down = Pool[Pool.AVG, spatial_dims](scale)
         self.low = path()
         widths = [2 * channels[-1], *fc_channels, out_channels]
         last = len(fc_channels)
@@ -96,7 +97,10 @@ class DeepMedic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
         full = self.full(x)
-        low = self.low(self.down(x))
+        missing: list[int] = []  # voxels to whole windows, at the far end of each axis from the last
+        for dim in range(x.dim() - 1, 1, -1):
+            missing += [0, -x.shape[dim] % self.scale]
+        low = self.low(self.down(F.pad(x, missing, mode="replicate")))
         for dim in range(2, x.dim()):
             low = low.repeat_interleave(self.scale, dim).narrow(dim, 0, x.shape[dim])
         return self.classifier(torch.cat([full, low], dim=1))
