@@ -3,8 +3,17 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.edges import (
+    SobelEdges,
+    SobelEdgesD,
+    SobelEdgesd,
+    SobelEdgesDict,
+    edge_targets,
+    foreground_masks,
+)
 from monai_attn.transforms.reload import ReloadImageD, ReloadImaged, ReloadImageDict
 from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
+from monai_attn.transforms.sobel import sobel_edges
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 
 __all__ = [
@@ -17,4 +26,11 @@ __all__ = [
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",
+    "SobelEdges",
+    "SobelEdgesD",
+    "SobelEdgesDict",
+    "SobelEdgesd",
+    "edge_targets",
+    "foreground_masks",
+    "sobel_edges",
 ]
