@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.loss_terms import LossTerms
 from monai_attn.handlers.metrics import CaseMetricsSaver
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
@@ -13,6 +14,7 @@ __all__ = [
     "CurveSaver",
     "EarlyStop",
     "EpochProgressBar",
+    "LossTerms",
     "OverlaySaver",
     "ValidationLoss",
     "training_loss",
