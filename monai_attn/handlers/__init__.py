@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.loss_terms import LossTerms
 from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
@@ -15,6 +16,7 @@ __all__ = [
     "EarlyStop",
     "EpochProgressBar",
     "ISICSegmentation",
+    "LossTerms",
     "OverlaySaver",
     "ScaleMaps",
     "ValidationLoss",

@@ -5,5 +5,16 @@ from __future__ import annotations
 
 from monai_attn.losses.central import CentralLoss
 from monai_attn.losses.class_balance import ClassBalancedLoss, median_frequency_weights
+from monai_attn.losses.consistency import EdgeConsistencyLoss
+from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss
+from monai_attn.losses.egcnn import EGCNNLoss
 
-__all__ = ["CentralLoss", "ClassBalancedLoss", "median_frequency_weights"]
+__all__ = [
+    "BalancedBCELoss",
+    "CentralLoss",
+    "ClassBalancedLoss",
+    "EGCNNLoss",
+    "EdgeConsistencyLoss",
+    "EdgeLoss",
+    "median_frequency_weights",
+]

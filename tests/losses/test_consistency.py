@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.networks.utils import one_hot
+
+from monai_attn.losses import EdgeConsistencyLoss
+from monai_attn.losses.consistency import target_masks
+from monai_attn.transforms import sobel_edges
+
+DIMS = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+CHOICES = pytest.mark.parametrize(("hard", "noise"), list(itertools.product([False, True], [False, True])))
+
+
+def two_boxes(spatial_dims: int = 3) -> torch.Tensor:
+    """Class indices of two boxes that touch each other, in a background."""
+    label = torch.zeros(2, 1, *[14] * spatial_dims, dtype=torch.uint8)
+    middle = [slice(4, 10)] * (spatial_dims - 1)
+    label[(..., slice(2, 7), *middle)] = 1
+    label[(..., slice(7, 11), *middle)] = 2
+    return label
+
+
+def sure_logits(label: torch.Tensor, classes: int = 3) -> torch.Tensor:
+    return 20.0 * one_hot(label, classes)
+
+
+@DIMS
+@pytest.mark.parametrize("mask", ["target", "union"])
+def test_the_sure_truth_costs_nothing(spatial_dims, mask):
+    label = two_boxes(spatial_dims)
+    logits = sure_logits(label)
+    assert EdgeConsistencyLoss(noise=False, mask=mask)(logits, label) == 0
+    assert EdgeConsistencyLoss(mask=mask)(logits, label) < 1e-6
+    masks = target_masks(logits, label, sigmoid=False).float()
+    binary = EdgeConsistencyLoss(noise=False, sigmoid=True, mask=mask)
+    assert binary(40 * masks - 20, masks) == pytest.approx(0, abs=1e-6)
+
+
+@CHOICES
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("mask", ["target", "union"])
+def test_every_logit_gets_a_finite_gradient_as_from_no_argmax(hard, noise, sigmoid, mask):
+    logits = torch.randn(1, 3, 6, 6, 6, requires_grad=True)
+    label = torch.randint(0, 2, logits.shape) if sigmoid else torch.randint(0, 3, (1, 1, 6, 6, 6))
+    EdgeConsistencyLoss(hard=hard, noise=noise, sigmoid=sigmoid, mask=mask)(logits, label).backward()
+    assert torch.isfinite(logits.grad).all()
+    # the labels are noise, so that all voxels are edges; here and there the terms of a gradient cancel
+    assert (logits.grad != 0).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_as_tau_falls_it_becomes_the_difference_of_the_sobel_edges_of_the_argmax(hard):
+    label, logits = two_boxes(), torch.randn(2, 3, 14, 14, 14)
+    truth = sobel_edges(one_hot(label, 3))[:, 1:]
+    predicted = sobel_edges(one_hot(logits.argmax(1, keepdim=True), 3))[:, 1:]
+    per_class = [
+        (predicted - truth).abs()[sample, index][truth[sample, index] > 1e-4].mean()
+        for sample in range(2)
+        for index in range(2)
+    ]
+    loss = EdgeConsistencyLoss(tau=1.0 if hard else 1e-6, noise=False, hard=hard)(logits, label)
+    assert torch.allclose(loss, torch.stack(per_class).mean(), atol=1e-5)
+
+
+def test_each_sample_and_class_has_a_mean_over_its_own_edges():
+    label = two_boxes()
+    label[1] = 0
+    label[1, :, 3:5] = 1
+    logits = torch.randn(2, 3, 14, 14, 14)
+    losses = {r: EdgeConsistencyLoss(noise=False, reduction=r)(logits, label) for r in ("none", "mean", "sum")}
+    assert losses["none"].shape == (2, 2)
+    assert losses["none"][1, 1] == 0  # sample 1 has no class 2
+    assert (losses["none"] > 0).sum() == 3
+    assert torch.allclose(losses["sum"], losses["none"].sum())
+    assert torch.allclose(losses["mean"], losses["none"].sum() / 3)
+
+
+def test_without_any_edge_there_is_no_loss_and_no_gradient():
+    logits = torch.randn(1, 3, 6, 6, requires_grad=True)
+    loss = EdgeConsistencyLoss()(logits, torch.zeros(1, 1, 6, 6))
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_only_a_union_of_the_edges_sees_a_spurious_structure():
+    label = two_boxes()
+    predicted = label.clone()
+    predicted[..., 11:14, 11:14, 11:14] = 1
+    logits = sure_logits(predicted)
+    assert EdgeConsistencyLoss(noise=False)(logits, label) == 0
+    assert EdgeConsistencyLoss(noise=False, mask="union")(logits, label) > 0.01
+    masks = one_hot(label, 3)[:, 1:]
+    logits = 40 * one_hot(predicted, 3)[:, 1:] - 20
+    assert EdgeConsistencyLoss(noise=False, sigmoid=True)(logits, masks) == pytest.approx(0, abs=1e-6)
+    assert EdgeConsistencyLoss(noise=False, sigmoid=True, mask="union")(logits, masks) > 0.01
+
+
+def test_the_background_is_a_class_only_if_asked_for():
+    label, logits = two_boxes(), torch.randn(2, 3, 14, 14, 14)
+    options = {"noise": False, "reduction": "none"}
+    without = EdgeConsistencyLoss(**options)(logits, label)
+    with_background = EdgeConsistencyLoss(**options, include_background=True)(logits, label)
+    assert with_background.shape == (2, 3)
+    assert torch.equal(with_background[:, 1:], without)
+
+
+def test_the_noise_chooses_a_class_as_often_as_its_probability_says():
+    probability = torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(1, 4, 1, 1, 1)
+    chosen = EdgeConsistencyLoss(hard=True).sample(probability.log().expand(1, 4, 60, 60, 60))
+    assert torch.equal(chosen.sum(1), torch.ones(1, 60, 60, 60))
+    assert torch.allclose(chosen.mean((0, 2, 3, 4)), probability.flatten(), atol=3e-3)
+    binary = EdgeConsistencyLoss(hard=True, sigmoid=True).sample(torch.full((60, 60, 60), 0.3).logit())
+    assert binary.unique().tolist() == [0, 1]
+    assert binary.mean() == pytest.approx(0.3, abs=3e-3)
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(2.0, 0.48), (1.0, 0.65), (0.5, 0.80), (0.1, 0.96)])
+def test_the_choice_is_the_sharper_the_lower_tau(tau, expected):
+    choice = EdgeConsistencyLoss(tau=tau).sample(torch.randn(1, 4, 40, 40, 40))
+    assert choice.amax(1).mean() == pytest.approx(expected, abs=6e-3)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_with_noise_the_choice_is_distributed_as_torchs_gumbel_softmax(hard):
+    logits = torch.tensor([0.0, 1.0, -1.0]).reshape(1, 3, 1).expand(1, 3, 100_000)
+    choice = EdgeConsistencyLoss(tau=0.5, hard=hard).sample(logits)
+    expected = F.gumbel_softmax(logits, tau=0.5, hard=hard, dim=1)
+    quantiles = torch.linspace(0.02, 0.98, 13)
+    for mine, theirs in zip(choice[0], expected[0]):
+        assert torch.allclose(mine.mean(), theirs.mean(), atol=5e-3)
+        if not hard:
+            assert torch.allclose(mine.quantile(quantiles), theirs.quantile(quantiles), atol=1e-2)
+
+
+def test_a_binary_choice_is_that_between_two_classes():
+    logits = torch.randn(1, 1, 5, 5)
+    two_classes = EdgeConsistencyLoss(tau=0.5, noise=False).sample(torch.cat([torch.zeros_like(logits), logits], 1))
+    binary = EdgeConsistencyLoss(tau=0.5, noise=False, sigmoid=True).sample(logits)
+    assert torch.allclose(binary, two_classes[:, 1:], atol=1e-6)
+
+
+def test_the_noise_is_that_of_the_global_generator():
+    label, logits = two_boxes(), torch.randn(2, 3, 14, 14, 14)
+    loss = EdgeConsistencyLoss()
+    torch.manual_seed(3)
+    first = loss(logits, label)
+    assert loss(logits, label) != first
+    torch.manual_seed(3)
+    assert loss(logits, label) == first
+
+
+def test_half_precision_is_computed_in_single():
+    label, logits = two_boxes(), 100 * torch.randn(2, 3, 14, 14, 14).half()
+    loss = EdgeConsistencyLoss(noise=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = loss(logits, label)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, loss(logits.float(), label))
+
+
+def test_metadata_are_left_behind():
+    label, logits = two_boxes(), torch.randn(2, 3, 14, 14, 14)
+    loss = EdgeConsistencyLoss(noise=False)
+    with_meta = loss(MetaTensor(logits), MetaTensor(label))
+    assert type(with_meta) is torch.Tensor
+    assert torch.equal(with_meta, loss(logits, label))
+
+
+def test_a_target_of_another_form_is_refused():
+    logits = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 4, 4\): class indices for sigmoid=False"):
+        EdgeConsistencyLoss()(logits, torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"expected \(1, 3, 4, 4\): masks for sigmoid=True"):
+        EdgeConsistencyLoss(sigmoid=True)(logits, torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="give sigmoid=True"):
+        EdgeConsistencyLoss()(logits[:, :1], torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("options", [{"tau": 0.0}, {"tau": -1.0}, {"mask": "prediction"}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match=r"tau must be positive|'prediction'"):
+        EdgeConsistencyLoss(**options)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.transforms import SobelGradients
+
+from monai_attn.transforms import sobel_edges
+
+DIMS = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+
+
+def cube(spatial_dims: int, low: int = 7, high: int = 13, size: int = 20) -> torch.Tensor:
+    mask = torch.zeros(1, 1, *[size] * spatial_dims, dtype=torch.bool)
+    mask[(0, 0, *[slice(low, high)] * spatial_dims)] = True
+    return mask
+
+
+def distance_from_centre(radius: int, spatial_dims: int) -> torch.Tensor:
+    axis = torch.arange(-radius - 5, radius + 6).float()
+    return torch.stack(torch.meshgrid(*[axis] * spatial_dims, indexing="ij")).norm(dim=0)
+
+
+def blobs(spatial_dims: int, size: int = 32) -> torch.Tensor:
+    noise = torch.randn(20, 1, *[5] * spatial_dims)
+    return F.interpolate(noise, size=[size] * spatial_dims, mode={2: "bilinear", 3: "trilinear"}[spatial_dims]) > 0
+
+
+def band(mask: torch.Tensor) -> torch.Tensor:
+    """Dilation minus erosion by 3 voxels along each axis."""
+    pool = {2: F.max_pool2d, 3: F.max_pool3d}[mask.ndim - 2]
+    return (pool(mask.float(), 3, 1, 1) > 0) & (pool((~mask).float(), 3, 1, 1) > 0)
+
+
+def monai_magnitude(x: torch.Tensor, padding_mode: str) -> torch.Tensor:
+    """MONAI's gradients of one sample at a time, as their magnitude."""
+    sobel = SobelGradients(padding_mode=padding_mode)
+    spatial_dims = x.ndim - 2
+    return torch.stack([sobel(sample).as_tensor().unflatten(0, (spatial_dims, -1)).norm(dim=0) for sample in x])
+
+
+@DIMS
+@pytest.mark.parametrize("value", [True, 0.7])
+def test_a_constant_has_no_edge_not_even_at_the_border(spatial_dims, value):
+    constant = torch.full((2, 3, *[5] * spatial_dims), value)
+    assert torch.equal(sobel_edges(constant), torch.zeros(constant.shape))
+
+
+@DIMS
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_ramp_of_slope_one_has_magnitude_one(spatial_dims, axis):
+    size, axis = 6, axis % spatial_dims
+    ramp = torch.arange(size).float().reshape(-1, *[1] * (spatial_dims - 1 - axis)).expand([size] * spatial_dims)
+    magnitude = sobel_edges(ramp[None, None])[0, 0]
+    inside = magnitude.narrow(axis, 1, size - 2)
+    assert torch.allclose(inside, torch.ones_like(inside), atol=1e-6)
+    scale = {1: 2, 2: 8, 3: 32}[spatial_dims]
+    assert torch.allclose(sobel_edges(ramp[None, None], normalize=False)[0, 0], scale * magnitude, atol=1e-4)
+
+
+@DIMS
+def test_a_half_space_has_one_half_on_the_two_voxels_at_its_face(spatial_dims):
+    mask = torch.zeros(1, 1, *[8] * spatial_dims, dtype=torch.bool)
+    mask[:, :, 4:] = True
+    expected = torch.zeros(mask.shape)
+    expected[:, :, 3:5] = 0.5
+    assert torch.equal(sobel_edges(mask), expected)
+
+
+@DIMS
+def test_the_edge_of_a_cube_of_6_is_the_cube_of_8_without_the_cube_of_4(spatial_dims):
+    edges = sobel_edges(cube(spatial_dims)) > 0
+    assert edges.sum() == 8**spatial_dims - 4**spatial_dims  # 448 in 3D
+    assert torch.equal(edges, cube(spatial_dims, 6, 14) & ~cube(spatial_dims, 8, 12))
+
+
+@DIMS
+def test_a_single_voxel_has_its_edge_around_itself(spatial_dims):
+    magnitude = sobel_edges(cube(spatial_dims, 10, 11))
+    assert magnitude[(0, 0, *[10] * spatial_dims)] == 0
+    assert torch.equal(magnitude > 0, cube(spatial_dims, 9, 12) & ~cube(spatial_dims, 10, 11))
+
+
+@DIMS
+def test_a_sheet_of_one_voxel_has_its_edge_on_both_sides(spatial_dims):
+    mask = torch.zeros(1, 1, *[7] * spatial_dims, dtype=torch.bool)
+    mask[:, :, 3] = True
+    magnitude = sobel_edges(mask).flatten(3) if spatial_dims > 1 else sobel_edges(mask)[..., None]
+    profile = torch.tensor([0, 0, 0.5, 0, 0.5, 0, 0])[:, None].expand_as(magnitude[0, 0])
+    assert torch.equal(magnitude[0, 0], profile)
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "radius", "total", "voxels", "strong_voxels"),
+    [
+        (2, 8, 1.015, 2.63, 1.75),
+        (2, 12, 1.008, 2.60, 1.70),
+        (2, 16, 1.016, 2.59, 1.75),
+        (3, 8, 0.998, 2.97, 1.84),
+        (3, 12, 1.003, 2.94, 1.76),
+        (3, 16, 1.009, 2.98, 1.82),
+    ],
+)
+def test_the_magnitudes_of_a_ball_add_up_to_its_surface(spatial_dims, radius, total, voxels, strong_voxels):
+    distance = distance_from_centre(radius, spatial_dims)
+    magnitude = sobel_edges((distance <= radius)[None, None])[0, 0]
+    surface = 2 * math.pi * radius if spatial_dims == 2 else 4 * math.pi * radius**2
+    assert magnitude.sum() / surface == pytest.approx(total, abs=6e-4)
+    assert (magnitude > 0).sum() / surface == pytest.approx(voxels, abs=6e-3)
+    assert (magnitude > 0.25).sum() / surface == pytest.approx(strong_voxels, abs=6e-3)
+    assert (distance[magnitude > 0] - radius).abs().max() < {2: 1.4, 3: 1.7}[spatial_dims]
+
+
+@pytest.mark.parametrize(("spatial_dims", "missing"), [(2, 0.01), (3, 0.002)])
+def test_the_edge_of_a_smooth_blob_is_its_dilation_minus_its_erosion(spatial_dims, missing):
+    mask = blobs(spatial_dims)
+    edges, expected = sobel_edges(mask) > 0, band(mask)
+    assert not (edges & ~expected).any()
+    assert (expected & ~edges).sum() < missing * expected.sum()
+
+
+@DIMS
+def test_it_equals_monai_with_the_same_border(spatial_dims):
+    x = torch.rand(2, 3, *[9] * spatial_dims)
+    assert torch.allclose(sobel_edges(x), monai_magnitude(x, "replicate"), atol=1e-6)
+
+
+@DIMS
+def test_it_equals_monais_default_away_from_the_border(spatial_dims):
+    x = torch.rand(2, 3, *[9] * spatial_dims)
+    inside = (slice(None), slice(None), *[slice(1, -1)] * spatial_dims)
+    assert torch.allclose(sobel_edges(x)[inside], monai_magnitude(x, "reflect")[inside], atol=1e-6)
+    mask = cube(spatial_dims)
+    assert torch.allclose(sobel_edges(mask), monai_magnitude(mask.float(), "reflect"), atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 3), st.booleans())
+def test_a_bool_mask_gives_what_its_numbers_give_in_any_shape(spatial, channels, normalize):
+    mask = torch.rand(2, channels, *spatial) > 0.5
+    edges = sobel_edges(mask, normalize=normalize)
+    assert edges.dtype == torch.float32
+    assert edges.shape == mask.shape
+    assert torch.allclose(edges, sobel_edges(mask.double(), normalize=normalize).float(), atol=1e-5)
+
+
+@DIMS
+def test_flips_and_turns_commute_with_it_exactly(spatial_dims):
+    mask = torch.rand(2, 2, *[6] * spatial_dims) > 0.5
+    axes = list(range(2, mask.ndim))
+    for axis in axes:
+        assert torch.equal(sobel_edges(mask.flip(axis)), sobel_edges(mask).flip(axis))
+        if axis > 2:
+            assert torch.equal(sobel_edges(mask.rot90(1, (2, axis))), sobel_edges(mask).rot90(1, (2, axis)))
+
+
+@DIMS
+def test_a_crop_changes_nothing_but_one_voxel_at_its_border(spatial_dims):
+    mask = torch.rand(1, 2, *[9] * spatial_dims) > 0.5
+    crop = (slice(None), slice(None), *[slice(2, 7)] * spatial_dims)
+    inside = (slice(None), slice(None), *[slice(1, -1)] * spatial_dims)
+    assert torch.equal(sobel_edges(mask[crop])[inside], sobel_edges(mask)[crop][inside])
+    shifted = mask.roll([1] * spatial_dims, list(range(2, mask.ndim)))
+    rolled = sobel_edges(mask).roll([1] * spatial_dims, list(range(2, mask.ndim)))
+    assert torch.equal(sobel_edges(shifted)[crop], rolled[crop])
+
+
+@DIMS
+def test_its_derivatives_are_those_of_finite_differences(spatial_dims):
+    x = torch.rand(2, 2, *[4, 3, 1][:spatial_dims], dtype=torch.double, requires_grad=True)
+    for normalize in (True, False):
+        assert torch.autograd.gradcheck(lambda x, n=normalize: sobel_edges(x, normalize=n), x)
+    assert torch.autograd.gradgradcheck(sobel_edges, x)
+
+
+@DIMS
+def test_the_gradient_is_zero_where_the_mask_is_flat_and_finite_everywhere(spatial_dims):
+    mask = cube(spatial_dims).float().requires_grad_()
+    sobel_edges(mask).sum().backward()
+    flat = torch.ones_like(mask).requires_grad_()
+    sobel_edges(flat).sum().backward()
+    assert torch.isfinite(mask.grad).all()
+    assert mask.grad.abs().max() > 0.1
+    assert torch.equal(flat.grad, torch.zeros_like(flat))
+
+
+def test_a_plain_root_has_no_gradient_where_a_mask_is_flat():
+    # the trap that sobel_edges avoids
+    flat = torch.ones(1, 1, 4, 4, requires_grad=True)
+    horizontal, vertical = flat[..., 1:, :-1] - flat[..., :-1, :-1], flat[..., :-1, 1:] - flat[..., :-1, :-1]
+    (horizontal.square() + vertical.square()).sqrt().sum().backward()
+    assert flat.grad.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int64])
+def test_other_types_are_computed_in_single_precision(dtype):
+    x = (100 * torch.rand(1, 2, 6, 7)).to(dtype)
+    assert sobel_edges(x).dtype == torch.float32
+    assert torch.equal(sobel_edges(x), sobel_edges(x.float()))
+
+
+def test_any_memory_layout_is_taken():
+    x = torch.rand(2, 3, 5, 6, 7)
+    channels_last = x.to(memory_format=torch.channels_last_3d)
+    assert torch.allclose(sobel_edges(channels_last), sobel_edges(x), atol=1e-6)
+    assert torch.equal(sobel_edges(x[:, :1].expand(-1, 3, -1, -1, -1))[:, 2], sobel_edges(x)[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1, 4, 4, 4, 4)])
+def test_a_missing_axis_is_refused(shape):
+    with pytest.raises(ValueError, match="must have shape"):
+        sobel_edges(torch.zeros(shape))
