@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it takes to put attention into somebody else's network."""
+
+from __future__ import annotations
+
+from monai_attn.adapt.streams import NamedStream, Stream, stream_of
+
+__all__ = ["NamedStream", "Stream", "stream_of"]
