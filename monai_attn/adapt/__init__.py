@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.adapt.norms import with_group_norm
 from monai_attn.adapt.streams import NamedStream, Stream, stream_of
 
-__all__ = ["NamedStream", "Stream", "stream_of"]
+__all__ = ["NamedStream", "Stream", "stream_of", "with_group_norm"]
