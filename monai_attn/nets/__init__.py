@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from monai_attn.nets.egcnn import EGCNN, TrainOutputs
 from monai_attn.nets.fcdensenet import SCSEFCDenseNet
 from monai_attn.nets.fcn import SqueezeExciteFCN
 from monai_attn.nets.relaynet import ReLayNet
 from monai_attn.nets.sdnet import SCSESDNet
 from monai_attn.nets.unet import SCSEUNet
 
-__all__ = ["ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet", "SqueezeExciteFCN"]
+__all__ = ["EGCNN", "ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet", "SqueezeExciteFCN", "TrainOutputs"]
