@@ -4,9 +4,9 @@
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
 2020, https://arxiv.org/abs/2002.04207, Sec. 2.1, eqs. 1 and 2.
 
-Differs from the authors' code in: there is none. Where the paper is silent: the map has one channel, and the kernel of
-the "residual layer", which eq. 2 does not show, is 1x1 and starts as the identity, so that eq. 2 holds exactly at the
-start.
+Differs from the authors' code in: it is not public. Where the paper is silent: the map has one channel, and the kernel
+of the "residual layer", which eq. 2 does not show, is 1x1 and starts as the identity, so that eq. 2 holds exactly at
+the start.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
 2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1::
 
-    image ─► encoder m0 … bottleneck ─► first decoder feature ─► … ─► main logits ─────────┐
-              │                                  │                                         ▼
-              └─────────────► gate ◄─ residual block ─► … finer … ─► edge logits ─► σ ─► fusion ─► logits
+    image ─► encoder ─► bottleneck ─► decoder ──────────────► main logits ────────┐
+                │ m at each              │ first feature e                        ▼
+                │ resolution             ▼                                     fusion ─► logits
+                └─────────────► (residual block ─► up ─► gate) … ─► edge logits ─► σ
 
-Differs from the authors' code in: there is none. Where the paper is silent: the edge stream is as wide as the encoder
-at each resolution; interpolation is (tri)linear; the fusion of main logits and edge probability is a 1x1 convolution
-that starts as the identity of the main logits, so that a trained network keeps its output when it is wrapped.
+Differs from the authors' code in: it is not public. Where the paper is silent: the edge stream is as wide as the
+encoder at each resolution; interpolation is linear, bilinear or trilinear; the fusion of main logits and edge
+probability is a 1x1 convolution that starts as the identity of the main logits, so that a trained network keeps its
+output when it is wrapped (on a GPU up to the rounding of a convolution in TF32).
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class EGCNN(nn.Module):
         gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``, see :class:`monai_attn.blocks.EdgeGate`.
         attention_channels: 1 for one map per gate, or None for a map for each edge feature.
         project: whether every gate ends in a 1x1 convolution.
-        norm: normalisation of the residual blocks, as a name or ``(name, {args})``. A group norm gets as many groups
-            as divide both ``num_groups`` and the block's channels.
+        norm: normalisation of the residual blocks, as a name or ``(name, {args})``. The groups of a group
+            norm (8 by default) are reduced to their greatest common divisor with the block's channels.
 
     Raises:
         ValueError: if the main stream has too few levels for ``start``, or an option is unknown.
