@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group norm for networks that have batch norm built in, such as MONAI's V-Net.
+
+Wu, He: "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494. EG-CNN (Hatamizadeh 2020,
+https://arxiv.org/abs/2002.04207, Sec. 3) trains its U-Net and V-Net with it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["with_group_norm"]
+
+
+def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
+    """Replace every batch norm of a network by a group norm, in place.
+
+    The scales and shifts stay, under their keys; the running statistics go. Do it before training: the weights of a
+    network trained with batch norm do not fit.
+
+    Args:
+        network: the network.
+        num_groups: number of groups; where it does not divide the channels, their greatest common divisor.
+
+    Returns:
+        the network.
+
+    Raises:
+        ValueError: if ``num_groups`` is below 1.
+
+    Example:
+        >>> with_group_norm(nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12)))[1].num_groups
+        4
+    """
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, _group_norm(child, num_groups))
+    return network
+
+
+def _group_norm(batch: _BatchNorm, num_groups: int) -> nn.GroupNorm:
+    channels = batch.num_features
+    group = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=batch.eps, affine=batch.affine)
+    group.weight, group.bias = batch.weight, batch.bias
+    return group.train(batch.training)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edge-gated layer of EG-CNN.
+
+Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
+2020, https://arxiv.org/abs/2002.04207, Sec. 2.1, eqs. 1 and 2.
+
+Differs from the authors' code in: it is not public. Where the paper is silent: the map has one channel, and the kernel
+of the "residual layer", which eq. 2 does not show, is 1x1 and starts as the identity, so that eq. 2 holds exactly at
+the start.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers.factories import Conv
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.blocks.gate import Gate
+
+__all__ = ["EdgeGate"]
+
+
+class EdgeGate(nn.Module):
+    r"""Let the features of the main stream choose among those of the edge stream.
+
+    With edge features :math:`e` and main features :math:`m` of the same size,
+    :math:`\alpha = \sigma(\mathrm{relu}(W_e e + W_m m))` and the output is :math:`w (e \cdot \alpha + e)`.
+
+    By the ReLU, eq. 1 gives maps in [0.5, 1) that never suppress an edge, and no gradient where the sum is negative.
+    ``gate="sigmoid"`` leaves the ReLU out, and the map is in (0, 1).
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        edge_channels: number of channels of the edge features.
+        main_channels: number of channels of the main stream's features.
+        attention_channels: 1 for one map for all features, or None for a map for each of the ``edge_channels``.
+        project: whether the 1x1 convolution :math:`w` is there.
+        gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``.
+
+    Raises:
+        ValueError: if ``spatial_dims``, ``attention_channels`` or ``gate`` is none of these.
+
+    Example:
+        >>> EdgeGate(3, 16, 32)(torch.rand(1, 16, 8, 8, 8), torch.rand(1, 32, 8, 8, 8)).shape
+        torch.Size([1, 16, 8, 8, 8])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        edge_channels: int,
+        main_channels: int,
+        *,
+        attention_channels: int | None = 1,
+        project: bool = True,
+        gate: str = "relu_sigmoid",
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (1, 2, 3):
+            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
+        if attention_channels not in (1, None, edge_channels):
+            raise ValueError(
+                "attention_channels must be 1 (one map) or None (a map for each of the "
+                f"edge_channels={edge_channels}), got {attention_channels}."
+            )
+        conv = Conv[Conv.CONV, spatial_dims]
+        maps = attention_channels or edge_channels
+        self.edge_conv = conv(edge_channels, maps, kernel_size=1)
+        self.main_conv = conv(main_channels, maps, kernel_size=1)
+        self.act = look_up_option(gate, {"relu_sigmoid": nn.ReLU(), "sigmoid": nn.Identity()})
+        self.gate = Gate()
+        self.project = nn.Identity()
+        if project:
+            projection = conv(edge_channels, edge_channels, kernel_size=1, bias=False)
+            nn.init.dirac_(projection.weight)
+            self.project = projection
+
+    def forward(self, edges: torch.Tensor, main: torch.Tensor) -> torch.Tensor:
+        """Map edge features (B, edge_channels, *spatial) and main features of the same size to the former's shape."""
+        attention = self.gate(self.act(self.edge_conv(edges) + self.main_conv(main)))
+        return self.project(edges * attention + edges)

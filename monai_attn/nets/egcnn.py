@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EG-CNN: an edge stream beside any encoder-decoder.
+
+Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
+2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1::
+
+    image ─► encoder ─► bottleneck ─► decoder ──────────────► main logits ────────┐
+                │ m at each              │ first feature e                        ▼
+                │ resolution             ▼                                     fusion ─► logits
+                └─────────────► (residual block ─► up ─► gate) … ─► edge logits ─► σ
+
+Differs from the authors' code in: it is not public. Where the paper is silent: the edge stream is as wide as the
+encoder at each resolution; interpolation is linear, bilinear or trilinear; the fusion of main logits and edge
+probability is a 1x1 convolution that starts as the identity of the main logits, so that a trained network keeps its
+output when it is wrapped (on a GPU up to the rounding of a convolution in TF32).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, split_args
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.adapt.streams import Stream, stream_of
+from monai_attn.blocks.edge_gate import EdgeGate
+from monai_attn.blocks.residual import PreActResidual
+
+__all__ = ["EGCNN", "TrainOutputs"]
+
+
+class EGCNN(nn.Module):
+    """An encoder-decoder with an edge stream whose result is fused into its own.
+
+    ``forward`` gives the segmentation, ``forward_all`` the segmentation and the edges, to be trained together. The
+    main network's weights are saved under ``main_stream.net.``.
+
+    Args:
+        main_stream: a network, or a :class:`monai_attn.adapt.Stream` for one that is not in the table of
+            :func:`monai_attn.adapt.stream_of`.
+        edge_classes: number of edge channels, 1 for the edges of all structures together (the paper).
+        start: where the edge stream begins: ``"decoder"`` at the decoder's first feature, so that an encoder of L
+            levels has L - 2 gates, ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates). The paper says the
+            former, and also that every resolution has a gate, which only the latter comes near.
+        gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``, see :class:`monai_attn.blocks.EdgeGate`.
+        attention_channels: 1 for one map per gate, or None for a map for each edge feature.
+        project: whether every gate ends in a 1x1 convolution.
+        norm: normalisation of the residual blocks, as a name or ``(name, {args})``. The groups of a group
+            norm (8 by default) are reduced to their greatest common divisor with the block's channels.
+
+    Raises:
+        ValueError: if the main stream has too few levels for ``start``, or an option is unknown.
+        TypeError: if no stream is known for the network.
+
+    Example:
+        >>> from monai.networks.nets import SegResNet
+        >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8, out_channels=4))
+        >>> segmentation, edges = net.forward_all(torch.rand(1, 1, 32, 32))
+        >>> segmentation.shape, edges.shape
+        (torch.Size([1, 4, 32, 32]), torch.Size([1, 1, 32, 32]))
+    """
+
+    def __init__(
+        self,
+        main_stream: nn.Module,
+        *,
+        edge_classes: int = 1,
+        start: str = "decoder",
+        gate: str = "relu_sigmoid",
+        attention_channels: int | None = 1,
+        project: bool = True,
+        norm: str | tuple = ("group", {"num_groups": 8}),
+    ) -> None:
+        super().__init__()
+        stream = stream_of(main_stream)
+        dims = stream.spatial_dims
+        self.from_bottleneck = look_up_option(start, {"decoder": False, "bottleneck": True})
+        channels, *finer = _widths(stream, start)
+        self.main_stream = stream
+        self.blocks, self.gates = nn.ModuleList(), nn.ModuleList()
+        for width in finer:
+            fitted = _fit_groups(norm, channels, width)
+            self.blocks.append(PreActResidual(dims, channels, width, norm=fitted, bias=False))
+            self.gates.append(
+                EdgeGate(dims, width, width, attention_channels=attention_channels, project=project, gate=gate)
+            )
+            channels = width
+        conv = Conv[Conv.CONV, dims]
+        self.head = conv(channels, edge_classes, kernel_size=1)
+        self.fusion = conv(stream.out_channels + edge_classes, stream.out_channels, kernel_size=1)
+        nn.init.dirac_(self.fusion.weight)
+        nn.init.zeros_(self.fusion.bias)
+        self.mode = ("linear", "bilinear", "trilinear")[dims - 1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, C, *spatial) to segmentation logits (B, out_channels, *spatial)."""
+        return self.forward_all(x)[0]
+
+    def edges(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, C, *spatial) to edge probabilities (B, edge_classes, *spatial)."""
+        return torch.sigmoid(self.forward_all(x)[1])
+
+    def forward_all(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map an image (B, C, *spatial) to segmentation logits and edge logits, both of the main logits' size."""
+        encoder, decoder, logits = self.main_stream(x)
+        edges = encoder[-1] if self.from_bottleneck else decoder[0]
+        for i, (block, gate) in enumerate(zip(self.blocks, self.gates)):
+            main = encoder[len(self.blocks) - 1 - i]
+            edges = gate(self.resize(block(edges), main), main)
+        edge_logits = self.resize(self.head(edges), logits)
+        return self.fusion(torch.cat([logits, torch.sigmoid(edge_logits)], dim=1)), edge_logits
+
+    def resize(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Interpolate (B, C, *spatial) to the spatial size of another tensor."""
+        size = like.shape[2:]
+        return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=self.mode)
+
+
+class TrainOutputs(nn.Module):
+    """The network that a trainer calls: its output is both streams'. It shares the weights of the plain network.
+
+    Args:
+        net: an :class:`EGCNN`.
+
+    Example:
+        >>> from monai.networks.nets import SegResNet
+        >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8))
+        >>> len(TrainOutputs(net)(torch.rand(1, 1, 16, 16)))
+        2
+    """
+
+    def __init__(self, net: EGCNN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map an image (B, C, *spatial) to segmentation logits and edge logits."""
+        return self.net.forward_all(x)
+
+
+def _widths(stream: Stream, start: str) -> tuple[int, ...]:
+    """The channels of the feature that the edge stream starts from, and of all finer encoder features."""
+    encoder, decoder = stream.encoder_channels, stream.decoder_channels
+    begin, finer = (decoder[:1], encoder[:-2]) if start == "decoder" else (encoder[-1:], encoder[:-1])
+    if not (begin and finer):
+        needs, mend = {
+            "decoder": ("3 encoder levels and a decoder feature", "a deeper network or start='bottleneck'"),
+            "bottleneck": ("2 encoder levels", "a deeper network"),
+        }[start]
+        raise ValueError(
+            f"start='{start}' needs at least {needs}, {type(stream.net).__name__} has {len(encoder)} levels and "
+            f"{len(decoder)} decoder features; use {mend}."
+        )
+    return begin + finer[::-1]
+
+
+def _fit_groups(norm: str | tuple, *channels: int) -> str | tuple:
+    """The norm, if it is a group norm with as many groups as divide all channels."""
+    name, args = split_args(norm)
+    if str(name).lower() != "group":
+        return norm
+    return name, {**args, "num_groups": math.gcd(args.get("num_groups", 8), *channels)}
