@@ -39,7 +39,7 @@ class AsLabelMapd(MapTransform):
         """Convert the label maps of a case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            label_map = MetaTensor(item[key]).to(torch.uint8)
+            label_map = MetaTensor(item[key].to(torch.uint8))
             label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
             item[key] = label_map
         return item
