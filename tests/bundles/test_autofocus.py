@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bundles of Autofocus do beyond what every bundle does."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.losses import DiceLoss
+
+from monai_attn.data import case_name, cases
+
+BRATS, PELVIS = "brats_mri_autofocus_segmentation", "pelvic_ct_autofocus_segmentation"
+
+
+@pytest.fixture(params=[BRATS, PELVIS])
+def bundle(request, train_bundle):
+    return train_bundle(request.param)
+
+
+def parsed(bundle, config, **overrides):
+    parser = ConfigParser()
+    parser.read_config(bundle.config(config))
+    parser.update({"dataset_dir": str(bundle.data), "device": "cpu", **bundle.small(config), **overrides})
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"n_autofocus": 0}, "AFNet"),
+        ({"network_def": "@aspp"}, "ASPPNet"),
+        ({"network_def": "@aspp", "aspp_fusion": "sum"}, "ASPPNet"),
+        ({"network_def": "@deepmedic"}, "DeepMedic"),
+    ],
+    ids=["Basic", "ASPP-c", "ASPP-s", "DeepMedic"],
+)
+def test_the_baselines_are_one_override_each(bundle, overrides, name):
+    small = {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "dilations": [1, 3]}
+    parser = ConfigParser()
+    for config in ("train", "inference"):
+        parser.read_config(bundle.config(config))
+        parser.update({"device": "cpu", **small, **overrides})
+        network = parser.get_parsed_content("network_def").eval()
+        assert type(network).__name__ == name
+        channels = bundle.entries("train")["in_channels"]
+        classes = len(bundle.entries("train")["structures"]) + 1
+        assert network(torch.rand(1, channels, 9, 10, 11)).shape == (1, classes, 9, 10, 11)
+
+
+def test_the_configuration_of_brats_is_that_of_the_authors_code(train_bundle):
+    bundle = train_bundle(BRATS)
+    entries, config = bundle.entries("train"), parsed(bundle, "train")
+    assert (entries["epochs"], entries["batch_size"], entries["crop_size"]) == (400, 10, [75] * 3)
+    assert entries["crop_size"][0] - 2 * entries["loss_margin"] == 47
+    optimizer = config.get_parsed_content("optimizer")
+    assert type(optimizer) is torch.optim.RMSprop
+    group = optimizer.param_groups[0]
+    assert [group[name] for name in ("lr", "alpha", "eps", "weight_decay", "momentum")] == [1e-3, 0.9, 1e-4, 1e-4, 0.6]
+    schedule = config.get_parsed_content("lr_scheduler")
+    iterations = len(config.get_parsed_content("train#dataloader"))
+    assert (schedule.power, schedule.total_iters) == (0.9, iterations)
+    for _ in range(iterations - 1):
+        optimizer.step()
+        schedule.step()
+    assert group["lr"] == pytest.approx(1e-3 * (1 / iterations) ** 0.9)
+    logits, label = torch.randn(1, 5, 12, 12, 12), torch.randint(0, 5, (1, 1, 12, 12, 12))
+    expected = torch.nn.functional.cross_entropy(logits[..., 4:8, 4:8, 4:8], label[:, 0, 4:8, 4:8, 4:8])
+    torch.testing.assert_close(config.get_parsed_content("loss")(logits, label), expected)
+
+
+def test_the_configuration_of_the_pelvis_is_the_papers(train_bundle):
+    bundle = train_bundle(PELVIS)
+    entries, config = bundle.entries("train"), parsed(bundle, "train")
+    assert (entries["epochs"], entries["batch_size"], entries["crop_size"]) == (300, 7, [75] * 3)
+    optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    rates = []
+    for _ in range(201):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert type(optimizer) is torch.optim.Adam
+    assert (rates[0], rates[199], pytest.approx(rates[200])) == (1e-3, 1e-3, 1e-4)
+    logits, label = torch.randn(1, 7, 9, 9, 9), torch.randint(0, 7, (1, 1, 9, 9, 9))
+    expected = DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True)(
+        logits[..., 4:5, 4:5, 4:5], label[..., 4:5, 4:5, 4:5]
+    )
+    torch.testing.assert_close(config.get_parsed_content("loss")(logits, label), expected)
+
+
+def test_half_of_the_crops_are_around_a_labelled_voxel_and_all_inside_the_body(bundle):
+    config = parsed(bundle, "train", crop_size=[1, 1, 1], loss_margin=0)
+    dataset = config.get_parsed_content("train#dataset")
+    crops = [dataset[index % len(dataset)][0] for index in range(300)]
+    labelled = np.mean([float(crop["label"] > 0) for crop in crops])
+    assert 0.4 < labelled < 0.6
+    assert set(crops[0]) <= {"image", "label"}
+    if bundle.root.name == BRATS:  # outside the brain every modality is 0
+        assert all((crop["image"] != 0).any() for crop in crops)
+    else:  # brighter than the scan's mean
+        assert all(float(crop["image"]) > 0 for crop in crops if crop["label"] == 0)
+
+
+def test_the_scores_of_brats_are_those_of_the_regions(train_bundle, tmp_path):
+    bundle = train_bundle(BRATS)
+    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(tmp_path))
+    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    with open(tmp_path / "val_mean_dice_raw.csv") as file:
+        rows = {row["filename"]: row for row in csv.DictReader(file)}
+    for case in cases(bundle.data, "validation"):
+        name = case_name(case["image"][0])
+        truth, found = (
+            np.asarray(nibabel.load(path).dataobj) for path in (case["label"], tmp_path / f"{name}_seg.nii.gz")
+        )
+        for region, labels in (("whole", (1, 2, 3, 4)), ("core", (1, 3, 4)), ("enhancing", (4,))):
+            t, f = np.isin(truth, labels), np.isin(found, labels)
+            if t.any():
+                assert float(rows[name][region]) == pytest.approx(2 * (t & f).sum() / (t.sum() + f.sum()), abs=1e-4)
+        brain = np.asarray(nibabel.load(case["mask"]).dataobj) > 0
+        assert not found[~brain].any()
+
+
+def test_two_modalities_are_one_override(train_bundle, tmp_path):
+    bundle = train_bundle(BRATS)
+    listing = json.loads((bundle.data / "dataset.json").read_text())
+    for section in ("training", "validation"):
+        for case in listing[section]:
+            case["image"] = [case["image"][1], case["image"][3]]
+            for key in ("label", "mask"):
+                case[key] = str(bundle.data / case[key])
+            case["image"] = [str(bundle.data / path) for path in case["image"]]
+    (tmp_path / "dataset.json").write_text(json.dumps(listing))
+    bundle.run(
+        "train", dataset_dir=str(tmp_path), in_channels=2, output_dir=str(tmp_path), ckpt_dir=str(tmp_path / "models")
+    )
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert next(value for name, value in state.items() if name.endswith("conv.weight")).shape[1] == 2
+
+
+def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
+    bundle.run(
+        "inference", "scale_maps", checkpoint=str(bundle.weights), output_dir=str(tmp_path), **{"inferer#slab": 16}
+    )
+    for case in cases(bundle.data, "validation"):
+        first = case["image"] if isinstance(case["image"], str) else case["image"][0]
+        image = nibabel.load(first)
+        scales = nibabel.load(tmp_path / f"{case_name(first)}_scales.nii.gz")
+        assert scales.shape[:3] == image.shape
+        assert np.allclose(scales.affine, image.affine)
+        assert set(np.unique(scales.dataobj)) <= {1, 3}
+        assert (tmp_path / f"{case_name(first)}_seg.nii.gz").is_file()

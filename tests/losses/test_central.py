@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from monai_attn.losses import CentralLoss
+
+
+@pytest.mark.parametrize("size", [(12,), (12, 11), (12, 11, 13)], ids=str)
+@pytest.mark.parametrize("margin", [0, 3])
+def test_the_loss_is_that_of_the_centre(size, margin):
+    loss = DiceCELoss(softmax=True, to_onehot_y=True)
+    logits, label = torch.randn(2, 3, *size), torch.randint(0, 3, (2, 1, *size))
+    centre = (slice(None), slice(None), *[slice(margin, side - margin) for side in size])
+    assert torch.equal(CentralLoss(loss, margin)(logits, label), loss(logits[centre], label[centre]))
+
+
+def test_voxels_of_the_margin_get_no_gradient():
+    logits = torch.randn(1, 2, 9, 9, requires_grad=True)
+    CentralLoss(torch.nn.MSELoss(), 2)(logits, torch.zeros(1, 2, 9, 9)).backward()
+    touched = logits.grad.abs().sum(dim=(0, 1)) > 0
+    assert touched[2:7, 2:7].all()
+    assert touched.sum() == 25
+
+
+def test_margins_that_leave_nothing_raise():
+    with pytest.raises(ValueError, match="0 or more"):
+        CentralLoss(torch.nn.MSELoss(), -1)
+    with pytest.raises(ValueError, match="larger crops"):
+        CentralLoss(torch.nn.MSELoss(), 4)(torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8))

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import ConvertToMultiChannelBasedOnBratsClasses
+
+from monai_attn.transforms import LabelsToRegions, LabelsToRegionsd, RegionsToLabels, RegionsToLabelsd
+
+BRATS = [[1, 2, 4], [1, 4], [4]]  # whole, core, enhancing
+
+
+@pytest.mark.parametrize("size", [(30,), (6, 7), (4, 5, 6)], ids=str)
+def test_regions_of_brats_equal_those_of_monai(size):
+    label = torch.randint(0, 5, (1, *size), generator=torch.Generator().manual_seed(0)).byte()
+    label[label == 3] = 0
+    whole, core, enhancing = LabelsToRegions(BRATS)(label)
+    label = label if label.ndim == 4 else label[0]
+    assert torch.equal(torch.stack([core, whole, enhancing]), ConvertToMultiChannelBasedOnBratsClasses()(label).byte())
+
+
+@given(values=st.lists(st.sampled_from([0, 1, 2, 4]), min_size=1, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_nested_regions_and_back_give_the_labels(values):
+    label = torch.tensor([values], dtype=torch.uint8)
+    assert torch.equal(RegionsToLabels([2, 1, 4])(LabelsToRegions(BRATS)(label)), label)
+
+
+def test_a_region_outside_another_is_painted_all_the_same():
+    assert RegionsToLabels([2, 1, 4])(torch.tensor([[0.0], [0.0], [1.0]])).tolist() == [[4]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_the_grid_and_the_kind_of_array_are_kept(dtype):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    label = MetaTensor(torch.tensor([[[[0, 1], [2, 4]]]], dtype=dtype), affine=affine)
+    case = LabelsToRegionsd("label", BRATS, output_keys="regions")({"label": label})
+    assert case["regions"].dtype == torch.uint8
+    assert torch.equal(case["regions"].affine, label.affine)
+    assert case["label"] is label
+    back = RegionsToLabelsd("regions", [2, 1, 4])(case)["regions"]
+    assert torch.equal(back.as_tensor(), label.as_tensor().byte())
+    assert torch.equal(back.affine, label.affine)
+    assert isinstance(LabelsToRegions(BRATS)(label.numpy()), np.ndarray)
+
+
+def test_wrong_numbers_of_channels_raise():
+    with pytest.raises(ValueError, match="label map"):
+        LabelsToRegions(BRATS)(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="3 regions"):
+        RegionsToLabels([2, 1, 4])(torch.zeros(2, 4, 4))
