@@ -208,3 +208,31 @@ def test_a_tiff_is_segmented_as_the_png_of_the_same_pixels(train_bundle, tmp_pat
         )
         results.append(np.asarray(Image.open(output / "slice_seg.png")))
     assert np.array_equal(*results)
+
+
+def test_real_skin_pictures_are_learnt_from_and_scored(train_bundle, real_data, tmp_path):
+    bundle = train_bundle(SKIN)
+    listing = json.loads((real_data("isic2017") / "dataset.json").read_text())
+    root = real_data("isic2017")
+    few = [{key: str(root / path) for key, path in case.items()} for case in listing["validation"][:12]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": few[:8], "validation": few[8:]}))
+    folder = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
+    bundle.run("train", **folder, epochs=3, images_per_epoch=32, val_interval=3)
+    with open(tmp_path / "curves.csv") as file:
+        loss = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"]
+    assert np.isfinite(loss).all()
+    assert np.mean(loss[-8:]) < np.mean(loss[:8])
+
+
+def test_a_real_volume_gives_the_lungs_of_its_slices(train_bundle, real_data, tmp_path):
+    bundle = train_bundle(LUNG)
+    volume = real_data("lung_ct_3d") / "images" / "lung_004.nii.gz"
+    picture = next((real_data("lung_ct_2d") / "images").glob("lung_004_z3*.png"))
+    result = nibabel.load(segment_volume(bundle, volume, tmp_path))
+    bundle.run("inference", input=str(picture), checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    slice_mask = np.asarray(Image.open(tmp_path / f"{picture.stem}_seg.png")) > 0
+    index = int(picture.stem.rsplit("z", 1)[1])
+    axes = nibabel.orientations.axcodes2ornt(("L", "P", "S"))
+    turn = nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(result.affine), axes)
+    lps = nibabel.orientations.apply_orientation(np.asarray(result.dataobj), turn)
+    assert (slice_mask == (lps[:, :, index].T > 0)).mean() > 0.99

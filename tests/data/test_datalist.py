@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -368,11 +367,8 @@ def test_locate_looks_in_data_where_no_directory_is_set(tmp_path, monkeypatch):
 # --- real data ---------------------------------------------------------------------------------------------------
 
 
-def test_the_hippocampus_data_set_has_161_training_and_40_validation_cases():
-    root = os.environ.get("MONAI_DATA_DIRECTORY")
-    if root is None or not Path(root, "hippocampus").is_dir():
-        pytest.skip("needs the folder hippocampus in $MONAI_DATA_DIRECTORY")
-    folder = Path(root, "hippocampus")
+def test_the_hippocampus_data_set_has_161_training_and_40_validation_cases(real_data):
+    folder = real_data("hippocampus")
     training, validation = cases(folder), cases(folder, "validation")
     assert (len(training), len(validation)) == (161, 40)
     assert not set(names(training)) & set(names(validation))
