@@ -33,7 +33,8 @@ def parsed(bundle, config, **overrides):
     parser = ConfigParser()
     parser.read_config(bundle.config(*ensure_tuple(config)))
     small = bundle.small(ensure_tuple(config)[0])
-    parser.update({"dataset_dir": str(bundle.data), "device": "cpu", **small, **overrides})
+    fixed = {"dataset_dir": str(bundle.data), "output_dir": str(bundle.output / "parsed"), "device": "cpu"}
+    parser.update({**fixed, **small, **overrides})
     return parser
 
 
