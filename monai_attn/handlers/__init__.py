@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.edge_maps import EdgeMaps
 from monai_attn.handlers.loss_terms import LossTerms
 from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
@@ -14,6 +15,7 @@ __all__ = [
     "CaseMetricsSaver",
     "CurveSaver",
     "EarlyStop",
+    "EdgeMaps",
     "EpochProgressBar",
     "ISICSegmentation",
     "LossTerms",

@@ -122,8 +122,10 @@ class EGCNN(nn.Module):
 class TrainOutputs(nn.Module):
     """The network that a trainer calls: its output is both streams'. It shares the weights of the plain network.
 
+    A network without an edge stream gives its own output, so that one override of a configuration compares the two.
+
     Args:
-        net: an :class:`EGCNN`.
+        net: an :class:`EGCNN`, or another network.
 
     Example:
         >>> from monai.networks.nets import SegResNet
@@ -132,13 +134,13 @@ class TrainOutputs(nn.Module):
         2
     """
 
-    def __init__(self, net: EGCNN) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map an image (B, C, *spatial) to segmentation logits and edge logits."""
-        return self.net.forward_all(x)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Map an image (B, C, *spatial) to segmentation logits and, of an :class:`EGCNN`, edge logits."""
+        return self.net.forward_all(x) if isinstance(self.net, EGCNN) else self.net(x)
 
 
 def _widths(stream: Stream, start: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ __all__ = ["AsLabelMapD", "AsLabelMapDict", "AsLabelMapd"]
 
 
 class AsLabelMapd(MapTransform):
-    """Make predictions 8-bit label maps, and their metadata those of a file without channels.
+    """Make predictions label maps, 8-bit as a rule, and their metadata those of a file without channels.
 
     A prediction inherits the metadata of its image. If the image's file (or list of files) has channels, MONAI's
     writers believe the same of the prediction once its single channel is gone, take it for one dimension less, and
@@ -23,6 +23,7 @@ class AsLabelMapd(MapTransform):
 
     Args:
         keys: keys of the label maps (1, *spatial) or (*spatial).
+        dtype: type of the values; float32 for a map of probabilities.
         allow_missing_keys: whether a missing key is passed over.
 
     Example:
@@ -32,14 +33,17 @@ class AsLabelMapd(MapTransform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, dtype: torch.dtype = torch.uint8, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.dtype = dtype
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Convert the label maps of a case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            label_map = MetaTensor(item[key].to(torch.uint8))
+            label_map = MetaTensor(item[key].to(self.dtype))
             label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
             item[key] = label_map
         return item

@@ -27,6 +27,7 @@ ListedColormap, _ = optional_import("matplotlib.colors", name="ListedColormap")
 __all__ = ["attention_grid", "best_slice", "overlay", "save", "training_curves"]
 
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+_TERM_COLOURS = tuple(colour for colour in CLASS_COLOURS if colour != CLASS_COLOURS[4])  # that is the whole loss's
 _Origin = Literal["upper", "lower"]
 _PANEL_INCHES = 2.4
 _DPI = 150
@@ -158,15 +159,21 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
 
     Args:
         loss: pairs of iteration and loss.
-        metrics: name of the metric to pairs of iteration and value.
+        metrics: name of the metric to pairs of iteration and value. Names that begin with ``loss_`` are terms of the
+            training loss, as of :class:`monai_attn.handlers.LossTerms`.
 
     Returns:
-        a figure with a panel for the loss and, if there are metrics, one for them.
+        a figure with a panel for the loss and its terms and, if there are metrics, one for them.
     """
-    figure, axes = _panels(2 if metrics else 1, 0.7, "")
-    axes[0].plot(*zip(*loss), color=CLASS_COLOURS[4], linewidth=0.6)
+    terms = {name: values for name, values in metrics.items() if name.startswith("loss_")}
+    validation = {name: values for name, values in metrics.items() if name not in terms}
+    figure, axes = _panels(2 if validation else 1, 0.7, "")
+    axes[0].plot(*zip(*loss), color=CLASS_COLOURS[4], linewidth=0.6, label="total")
     axes[0].set_ylim(bottom=0)
-    for colour, (name, values) in zip(CLASS_COLOURS, metrics.items()):
+    for colour, (name, values) in zip(_TERM_COLOURS, terms.items()):
+        axes[0].plot(*zip(*values), color=colour, linewidth=1.2, label=name.removeprefix("loss_"))
+        axes[0].legend(fontsize=6, loc="upper right")
+    for colour, (name, values) in zip(CLASS_COLOURS, validation.items()):
         axes[1].plot(*zip(*values), color=colour, marker="o", markersize=3, label=name)
         axes[1].set_ylim(0, 1)
         axes[1].legend(fontsize=7, loc="lower right")

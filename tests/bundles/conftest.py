@@ -24,11 +24,23 @@ SMALL = {
     "image_size": [40, 48],
     "crop_size": [24, 24, 24],
     "loss_margin": 4,
+    "overlap": 0.1,
     "batch_size": 2,
 }
 NARROW: dict[str, dict[str, Any]] = {
     "FocusNet": {"channels": [8, 16, 16]},
     "AFNet": {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "n_autofocus": 1, "dilations": [1, 3]},
+    "EGCNN": {
+        "main_stream": {
+            "_target_": "SegResNet",
+            "spatial_dims": 3,
+            "in_channels": "@in_channels",
+            "out_channels": "@out_channels",
+            "init_filters": 8,
+            "blocks_down": [1, 1, 1],
+            "blocks_up": [1, 1],
+        }
+    },
 }
 
 

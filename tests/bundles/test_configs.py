@@ -70,7 +70,8 @@ def test_metadata_has_what_the_newest_schema_requires(bundle):
     for tensor in (image, pred):
         assert {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"} <= set(tensor)
     assert pred["channel_def"]["0"] == "background"  # of label values, as MONAI Label reads it
-    assert len(pred["channel_def"]) == max(pred["num_channels"], 2)
+    overlapping = load(bundle, "train").get("region_values")  # painted into one label map
+    assert len(pred["channel_def"]) == (len(overlapping) + 1 if overlapping else max(pred["num_channels"], 2))
     assert not [text for text in strings(metadata) if "#" in text or text.startswith("%")]
 
 
@@ -84,7 +85,7 @@ def test_every_entry_is_used(bundle, name):
     others = [load(bundle, other) for other in ("evaluate", "multi_gpu_train")] if name == "train" else []
     used = {match for part in [config, *others] for text in strings(part) for match in re.findall(r"[@%](\w+)", text)}
     # what an override may choose
-    alternatives = {"adamw", "aspp", "cosine", "deepmedic", "residual_unet", "sgd", "step", "unet"}
+    alternatives = {"adamw", "aspp", "cosine", "deepmedic", "residual_unet", "sgd", "step", "unet", "vnet"}
     assert set(config) - used - STRUCTURE - alternatives == set()
 
 

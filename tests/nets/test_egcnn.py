@@ -322,6 +322,12 @@ def test_the_wrapper_for_training_shares_the_weights_and_the_mode_of_the_plain_n
     assert all(torch.equal(a, b) for a, b in zip(wrapper(x), network.forward_all(x), strict=True))
 
 
+def test_the_wrapper_for_training_gives_the_output_of_a_network_without_edges():
+    net = SegResNet(2, 8, 1, 3).eval()
+    x = image()
+    assert torch.equal(TrainOutputs(net)(x), net(x))
+
+
 def test_several_processes_find_every_parameter_used(tmp_path):
     network = small("UNet").train()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

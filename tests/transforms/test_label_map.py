@@ -33,3 +33,10 @@ def test_other_metadata_are_kept_and_the_source_is_not_changed():
     assert label_map.meta["filename_or_obj"] == "case.nii.gz"
     assert pred.dtype == torch.float32
     assert pred.meta["original_channel_dim"] == 0
+
+
+def test_probabilities_keep_their_values():
+    pred = MetaTensor(torch.tensor([[[0.25, 1.0]]]), meta={"original_channel_dim": 0})
+    probabilities = AsLabelMapd("pred", dtype=torch.float32)({"pred": pred})["pred"]
+    assert probabilities.tolist() == [[[0.25, 1.0]]]
+    assert probabilities.meta["original_channel_dim"] == "no_channel"

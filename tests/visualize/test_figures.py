@@ -78,6 +78,17 @@ def test_training_curves_show_what_was_logged():
     assert list(figure.axes[1].lines[0].get_xdata()) == [2]
 
 
+def test_terms_of_the_loss_are_drawn_beside_it_and_not_among_the_metrics():
+    terms = {"loss_semantic": [(2, 1.5)], "loss_edge_bce": [(2, 0.5)]}
+    alone = figures.training_curves([(1, 2.0), (2, 1.0)], terms)
+    both = figures.training_curves([(1, 2.0), (2, 1.0)], {**terms, "dice": [(2, 0.7)]})
+    for figure, panels in ((alone, 1), (both, 2)):
+        assert len(figure.axes) == panels
+        assert [line.get_label() for line in figure.axes[0].lines] == ["total", "semantic", "edge_bce"]
+        assert len({line.get_color() for line in figure.axes[0].lines}) == 3
+    assert [line.get_label() for line in both.axes[1].lines] == ["dice"]
+
+
 def test_figures_are_saved_with_the_same_bytes_each_time(volume, tmp_path):
     paths = [
         figures.save(figures.overlay(volume[0], {"truth": volume[1]}, title="case"), tmp_path / name / "f.png")

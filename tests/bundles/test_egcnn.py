@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bundles of EG-CNN do beyond what every bundle does."""
+
+from __future__ import annotations
+
+import csv
+import logging
+
+import ignite.distributed as idist
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, run
+from monai.transforms import LoadImage
+from monai.utils import ensure_tuple
+
+from monai_attn.data import case_name, cases
+from monai_attn.nets import EGCNN
+
+HIPPOCAMPUS = "hippocampus_mri_egcnn_segmentation"
+BRATS = "brats_mri_egcnn_segmentation"
+KITS = "kits_ct_egcnn_segmentation"
+TERMS = ["loss_semantic", "loss_consistency", "loss_edge_dice", "loss_edge_bce"]
+
+
+@pytest.fixture(params=[HIPPOCAMPUS, BRATS, KITS])
+def bundle(request, train_bundle):
+    return train_bundle(request.param)
+
+
+def parsed(bundle, config, **overrides):
+    parser = ConfigParser()
+    parser.read_config(bundle.config(*ensure_tuple(config)))
+    small = bundle.small(ensure_tuple(config)[0])
+    fixed = {"dataset_dir": str(bundle.data), "output_dir": str(bundle.output / "parsed"), "device": "cpu"}
+    parser.update({**fixed, **small, **overrides})
+    return parser
+
+
+@pytest.mark.parametrize("stream", ["segresnet", "unet", "vnet"])
+def test_the_papers_main_streams_are_one_override_each_and_have_no_batch_norm(bundle, stream):
+    for name in ("train", "inference"):
+        narrow = {"unet#features": [8, 8, 8, 8, 8, 8], "init_filters": 8}
+        config = parsed(bundle, name, main_stream=f"@{stream}", **{"network_def#main_stream": "@main_stream"}, **narrow)
+        network = config.get_parsed_content("network_def").eval()
+        assert type(network.main_stream.net).__name__ == {"segresnet": "SegResNet", "unet": "BasicUNet"}.get(
+            stream, "VNet"
+        )
+        norms = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
+        assert norms == {"GroupNorm"}
+        with torch.no_grad():
+            segmentation, edges = network.forward_all(torch.rand(1, config["in_channels"], 16, 32, 16))
+        assert segmentation.shape == (1, 3, 16, 32, 16)
+        assert edges.shape == (1, 1, 16, 32, 16)
+
+
+def test_the_main_stream_alone_is_one_override(train_bundle, tmp_path):
+    bundle = train_bundle(HIPPOCAMPUS)
+    small = {key: value for key, value in bundle.small("train").items() if not key.startswith("network_def")}
+    run(
+        config_file=bundle.config("train"),
+        bundle_root=str(bundle.root),
+        dataset_dir=str(bundle.data),
+        output_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path),
+        device="cpu",
+        network_def="@main_stream",
+        **small,
+    )
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert not [key for key in state if "main_stream" in key or "fusion" in key]
+    with open(tmp_path / "curves.csv") as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    assert names == {"loss", "loss_semantic", "val_mean_dice"}
+
+
+def test_the_terms_of_the_loss_are_in_the_curves_and_add_up(bundle):
+    with open(bundle.output / "curves.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"] for row in rows} == {"loss", *TERMS, "val_mean_dice"}
+    values = {name: [float(row["value"]) for row in rows if row["name"] == name] for name in ["loss", *TERMS]}
+    assert all(len(values[name]) == 1 for name in TERMS)
+    weights = bundle.entries("train")["loss"]
+    total = sum(weights[name.replace("loss", "lambda")] * values[name][0] for name in TERMS)
+    assert total == pytest.approx(np.mean(values["loss"]), rel=1e-4)
+
+
+def test_every_term_of_the_loss_is_in_the_log(train_bundle, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):  # as configs/logging.conf has it
+        train_bundle(HIPPOCAMPUS).run("train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
+    assert all(f"{name}: " in caplog.text for name in TERMS)
+
+
+def test_an_image_of_several_files_has_a_reader_of_its_own(train_bundle):
+    # MONAI's reader holds the names of the files it read last: a label read by another thread leaves channels out
+    steps = parsed(train_bundle(BRATS), "train").get_parsed_content("train#preprocessing").transforms
+    assert [step.keys for step in steps if type(step).__name__ == "LoadImaged"] == [("image",), ("label",)]
+
+
+def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
+    config = parsed(bundle, "train", epochs=10)
+    optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    assert type(optimizer) is torch.optim.Adam
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-4 * (1 - epoch / 10) ** 0.9 for epoch in range(10)])
+    handler = bundle.entries("train")["train"]["handlers"][0]
+    assert handler["_target_"] == "LrScheduleHandler"
+    assert "epoch_level" not in handler  # by default it is
+
+
+def test_the_trainer_sees_the_edges_and_the_evaluator_the_plain_network(bundle):
+    config = parsed(bundle, "train")
+    network, wrapper = config.get_parsed_content("network"), config.get_parsed_content("train_network")
+    assert type(network) is EGCNN
+    assert wrapper.net is network
+    trainer, evaluator = (config.get_parsed_content(name) for name in ("train#trainer", "validate#evaluator"))
+    assert trainer.network is wrapper
+    assert evaluator.network is network
+    own = {id(parameter) for parameter in network.parameters()}
+    assert {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]} == own
+
+
+def test_the_overlay_for_several_processes_wraps_what_the_trainer_calls_only(bundle, tmp_path):
+    idist.initialize("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        config = parsed(bundle, ["train", "multi_gpu_train"], output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
+        network, wrapper = config.get_parsed_content("network"), config.get_parsed_content("train_network")
+        assert type(network) is EGCNN
+        assert wrapper.net is network  # a single process needs no wrapping
+        trainer = config.get_parsed_content("train#trainer")
+        trainer.run()
+        assert trainer.state.iteration == trainer.state.epoch_length
+        config = parsed(bundle, ["train", "evaluate", "multi_gpu_evaluate"])
+        assert config.get_parsed_content("validate#evaluator").network is config.get_parsed_content("network")
+    finally:
+        idist.finalize()
+
+
+def test_the_label_of_a_crop_is_what_the_loss_expects(bundle):
+    crop = parsed(bundle, "train").get_parsed_content("train#dataset")[0][0]
+    assert set(crop) == {"image", "label"}
+    channels = 3 if bundle.root.name == BRATS else 1
+    assert crop["label"].shape == (channels, 24, 24, 24)
+    if channels == 3:
+        assert set(crop["label"].unique().tolist()) <= {0, 1}
+        assert (crop["label"][0] >= crop["label"][1]).all()
+        assert (crop["label"][1] >= crop["label"][2]).all()
+
+
+def test_half_of_the_crops_are_around_a_labelled_voxel_and_none_outside_the_body(bundle):
+    config = parsed(bundle, "train", crop_size=[1, 1, 1], **{"train#dataset#cache_rate": 1.0})
+    dataset = config.get_parsed_content("train#dataset")
+    crops = [dataset[index % len(dataset)][0] for index in range(200)]
+    if bundle.root.name != HIPPOCAMPUS:  # there an affine map moves the voxel
+        assert 0.38 < np.mean([float(crop["label"].max() > 0) for crop in crops]) < 0.62
+    if bundle.root.name == BRATS:
+        assert all((crop["image"] != 0).any() for crop in crops)
+    elif bundle.root.name == KITS:
+        assert all(float(crop["image"]) > -0.5 for crop in crops if crop["label"] == 0)
+
+
+def test_the_written_label_maps_give_the_scores_of_the_evaluation(bundle, tmp_path):
+    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(tmp_path))
+    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    with open(tmp_path / "val_mean_dice_raw.csv") as file:
+        rows = {row["filename"]: row for row in csv.DictReader(file)}
+    entries = bundle.entries("train")
+    regions = entries.get("regions", [[1], [2]])
+    names = entries.get("region_names", entries["structures"])
+    for case in cases(bundle.data, "validation"):
+        name = case_name(ensure_tuple(case["image"])[0])
+        truth, found = (
+            np.asarray(nibabel.load(path).dataobj) for path in (case["label"], tmp_path / f"{name}_seg.nii.gz")
+        )
+        assert found.dtype == np.uint8
+        assert found.shape == truth.shape
+        assert set(np.unique(found)) <= {0, 1, 2, 4} - ({4} if bundle.root.name != BRATS else set())
+        scores = []
+        for region, labels in zip(names, regions, strict=True):
+            t, f = np.isin(truth, labels), np.isin(found, labels)
+            assert t.any()
+            scores.append(2 * (t & f).sum() / (t.sum() + f.sum()))
+            assert float(rows[name][region]) == pytest.approx(scores[-1], abs=1e-4)
+        assert float(rows[name]["mean"]) == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):
+    bundle = train_bundle(BRATS)
+    post = parsed(bundle, "inference").get_parsed_content("postprocessing#transforms")
+    steps = [step for step in post if type(step).__name__ not in ("Invertd", "AsLabelMapd", "SaveImaged")]
+    logits = torch.tensor([[-1.0, 1, 1, 1, -1, 1], [-1, -1, 1, 1, -1, 1], [-1, -1, -1, 1, 1, 1]])
+    data = {"pred": logits.reshape(3, 6, 1, 1), "mask": torch.tensor([1, 1, 1, 1, 1, 0]).reshape(1, 6, 1, 1)}
+    for step in steps:
+        data = step(data)
+    assert data["pred"].flatten().tolist() == [0, 2, 1, 4, 4, 0]
+
+
+def test_intensities_of_ct_are_thousands_of_hounsfield_units(train_bundle):
+    bundle = train_bundle(KITS)
+    steps = parsed(bundle, "inference").get_parsed_content("preprocessing#transforms")
+    scale = next(step for step in steps if type(step).__name__ == "ScaleIntensityRanged")
+    image = scale({"image": torch.tensor([-3000.0, -500, 0, 40, 2000])})["image"]
+    assert image.tolist() == pytest.approx([-1, -0.5, 0, 0.04, 1])
+
+
+def test_edge_maps_are_written_on_the_images_grid(bundle, tmp_path):
+    bundle.run("inference", "edges", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    for case in cases(bundle.data, "validation"):
+        first = ensure_tuple(case["image"])[0]
+        image = nibabel.load(first)
+        edges = nibabel.load(tmp_path / f"{case_name(first)}_edges.nii.gz")
+        assert edges.shape == image.shape
+        assert np.allclose(edges.affine, image.affine)
+        assert edges.get_data_dtype() == np.float32
+        values = np.asarray(edges.dataobj)
+        assert 0 <= values.min() < values.max() <= 1
+        assert (tmp_path / f"{case_name(first)}_seg.nii.gz").is_file()
+
+
+def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
+    bundle = train_bundle(HIPPOCAMPUS)
+    path = cases(bundle.data, "validation")[0]["image"]
+    window = {"crop_size": [64, 64, 64]}
+    bundle.run("inference", "edges", input=path, checkpoint=str(bundle.weights), output_dir=str(tmp_path), **window)
+    config = parsed(bundle, "inference", input=path, **window)
+    network = config.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle.weights, weights_only=True))
+    image = config.get_parsed_content("dataset")[0]["image"]
+    inferer = config.get_parsed_content("inferer")
+    with torch.no_grad():
+        expected = inferer(image[None], network.edges)[0]
+    written = LoadImage(image_only=True, ensure_channel_first=True)(tmp_path / f"{case_name(path)}_edges.nii.gz")
+    torch.testing.assert_close(written.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)
