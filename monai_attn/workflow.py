@@ -28,6 +28,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from ignite.handlers import ProgressBar
+from monai.apps import get_logger
 from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle import run as bundle_run
 from monai.handlers import StatsHandler, TensorBoardHandler
@@ -173,11 +174,12 @@ class Session:
         for console in logging.getLogger().handlers:
             console.addFilter(_without_traces)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        root = logging.getLogger()
-        for old in [old for old in root.handlers if isinstance(old, logging.FileHandler)]:
-            root.removeHandler(old)
-            old.close()
-        root.addHandler(handler)
+        # MONAI's logger of losses and metrics does not propagate to the root
+        for logger in (logging.getLogger(), get_logger("monai.handlers.StatsHandler")):
+            for old in [old for old in logger.handlers if isinstance(old, logging.FileHandler)]:
+                logger.removeHandler(old)
+                old.close()
+            logger.addHandler(handler)
 
     def _write_manifest(self) -> None:
         if idist.get_rank() > 0 or not self.manifest:

@@ -27,6 +27,7 @@ def test_training_leaves_weights_curves_and_a_manifest(trained):
     assert {"model.pt", "model_final.pt", "curves.csv", "curves.png", "train.log", "train_run.json"} <= {
         path.name for path in trained.output.iterdir()
     }
+    assert f"{trained.metric}: " in (trained.output / "train.log").read_text()
     manifest = json.loads((trained.output / "train_run.json").read_text())
     assert manifest["state"] == "finished"
     assert manifest["overrides"]["epochs"] == "1"
