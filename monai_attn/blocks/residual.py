@@ -33,6 +33,7 @@ class PreActResidual(nn.Module):
             ``"tf"`` at the far end only (TensorFlow's "same"). It makes no difference at stride 1.
         act: activation, as a name or ``(name, {args})``.
         norm: normalisation, as a name or ``(name, {args})``.
+        dropout: probability to drop a value of :math:`F(x)`.
         bias: whether the convolutions have biases.
 
     Raises:
@@ -54,6 +55,7 @@ class PreActResidual(nn.Module):
         padding: str = "symmetric",
         act: str | tuple = "relu",
         norm: str | tuple = "batch",
+        dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -65,13 +67,15 @@ class PreActResidual(nn.Module):
         self.norm = get_norm_layer(norm, spatial_dims, out_channels)
         self.act = get_act_layer(act)
         self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             self.shortcut = conv(in_channels, out_channels, 1, stride=stride, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, out_channels, *ceil(spatial / stride))."""
-        return self.conv2(self.act(self.norm(self.conv1(self.before(x))))) + self.shortcut(x)
+        x, shortcut = self.conv1(self.before(x)), self.shortcut(x)
+        return self.dropout(self.conv2(self.act(self.norm(x)))) + shortcut
 
 
 class _PadSame(nn.Module):

@@ -132,8 +132,8 @@ class IndexUnpool(nn.Module):
     concatenation), the indices serve each group of channels.
     """
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor, size: list[int]) -> torch.Tensor:
-        """Map ``x`` (B, C, *half), its ``indices`` and the ``size`` before pooling to (B, C, *size)."""
+    def forward(self, x: torch.Tensor, size: list[int], indices: torch.Tensor) -> torch.Tensor:
+        """Map ``x`` (B, C, *half), the ``size`` before pooling and its ``indices`` to (B, C, *size)."""
         indices = indices.flatten(2).repeat(1, x.shape[1] // indices.shape[1], 1)
         voxels = 1
         for side in size:
@@ -158,6 +158,6 @@ class Upsample(nn.Module):
         linear = ("linear", "bilinear", "trilinear")[spatial_dims - 1]
         self.mode = look_up_option(mode, {"nearest": "nearest", "linear": linear})
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor, size: list[int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, size: list[int], indices: torch.Tensor | None = None) -> torch.Tensor:
         """Map ``x`` (B, C, *half) to (B, C, *size)."""
         return F.interpolate(x, size=size, mode=self.mode)

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from monai_attn.handlers.metrics import CaseMetricsSaver
+from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
-from monai_attn.handlers.validation import EarlyStop, ValidationLoss
+from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
     "CaseMetricsSaver",
     "CurveSaver",
     "EarlyStop",
     "EpochProgressBar",
+    "ISICSegmentation",
     "OverlaySaver",
     "ValidationLoss",
     "training_loss",
+    "validation_loss",
 ]

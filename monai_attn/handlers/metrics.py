@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics per case and per structure, as a table that a person can read."""
+"""Metrics of an evaluator, and a table of them per case and per structure that a person can read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
-from monai.handlers import MetricsSaver
+from monai.handlers import IgniteMetricHandler, MetricsSaver
 from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
 from monai_attn.data.datalist import case_name
+from monai_attn.metrics import ISICSegmentationMetric
 
-__all__ = ["CaseMetricsSaver"]
+__all__ = ["CaseMetricsSaver", "ISICSegmentation"]
 
 
 def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,3 +62,36 @@ class CaseMetricsSaver(MetricsSaver):
         if channels <= {len(self.structures)}:
             return self.structures
         return [f"class {index}" for index in range(1, max(channels) + 1)]
+
+
+class ISICSegmentation(IgniteMetricHandler):
+    """:class:`monai_attn.metrics.ISICSegmentationMetric` as a handler of an evaluator.
+
+    The metric itself is the Jaccard index, by which the challenge ranks. The other four numbers stand beside it in
+    ``engine.state.metrics`` under the same name with their own ending, and so do the numbers of each image.
+
+    Args:
+        output_transform: gives predicted and true binary masks from ``engine.state.output``.
+        zero_division: see the metric.
+
+    Example:
+        ``{"val_jaccard": ISICSegmentation(from_engine(["pred", "label"]))}`` gives ``val_jaccard``, ``val_dice``,
+        ``val_accuracy``, ``val_sensitivity`` and ``val_specificity``.
+    """
+
+    def __init__(self, output_transform: Callable = lambda x: x, zero_division: str = "one") -> None:
+        super().__init__(ISICSegmentationMetric(zero_division), output_transform=output_transform, save_details=False)
+
+    def compute(self) -> float:
+        """Average over the images; returns the Jaccard index and records all five numbers."""
+        means = super().compute()
+        if self._engine is None or self._name is None:
+            raise RuntimeError("attach the handler to an engine first.")
+        state: Any = self._engine.state
+        if not hasattr(state, "metric_details"):
+            state.metric_details = {}
+        names = [self._name.replace("jaccard", name) for name in ISICSegmentationMetric.names]
+        for index, name in enumerate(names):
+            state.metrics[name] = float(means[index])
+            state.metric_details[name] = self.metric_fn.get_buffer()[:, index : index + 1]
+        return float(means[0])

@@ -13,7 +13,7 @@ from monai.engines import IterationEvents
 from monai.handlers import EarlyStopHandler
 from monai.utils import CommonKeys
 
-__all__ = ["EarlyStop", "ValidationLoss"]
+__all__ = ["EarlyStop", "ValidationLoss", "validation_loss"]
 
 
 class ValidationLoss:
@@ -52,6 +52,15 @@ class ValidationLoss:
     def _finish(self, engine: Engine) -> None:
         total, count = (float(idist.all_reduce(value)) for value in (self.total, float(self.count)))
         engine.state.metrics["val_loss"] = total / count
+
+
+def validation_loss(engine: Engine) -> float:
+    """The validation loss of an evaluator with :class:`ValidationLoss`, for a schedule that waits for a plateau.
+
+    Example:
+        ``LrScheduleHandler(ReduceLROnPlateau(optimizer), step_transform=validation_loss)`` among its handlers.
+    """
+    return engine.state.metrics["val_loss"]
 
 
 class EarlyStop(EarlyStopHandler):

@@ -6,8 +6,18 @@ from __future__ import annotations
 from monai_attn.nets.egcnn import EGCNN, TrainOutputs
 from monai_attn.nets.fcdensenet import SCSEFCDenseNet
 from monai_attn.nets.fcn import SqueezeExciteFCN
+from monai_attn.nets.focusnet import FocusNet
 from monai_attn.nets.relaynet import ReLayNet
 from monai_attn.nets.sdnet import SCSESDNet
 from monai_attn.nets.unet import SCSEUNet
 
-__all__ = ["EGCNN", "ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet", "SqueezeExciteFCN", "TrainOutputs"]
+__all__ = [
+    "EGCNN",
+    "FocusNet",
+    "ReLayNet",
+    "SCSEFCDenseNet",
+    "SCSESDNet",
+    "SCSEUNet",
+    "SqueezeExciteFCN",
+    "TrainOutputs",
+]

@@ -143,6 +143,6 @@ class SqueezeExciteFCN(nn.Module):
         x = self.bottleneck_se(self.bottleneck(x))
         for stage, se in zip(self.decoders, self.decoder_se):
             skip = skips.pop()
-            x = torch.cat([skip, self.up(x, places.pop(), skip.shape[2:])], dim=1)
+            x = torch.cat([skip, self.up(x, skip.shape[2:], places.pop())], dim=1)
             x = self.dropout(se(stage(x)))
         return self.classifier_se(self.classifier(x))

@@ -126,7 +126,7 @@ def test_index_unpool_equals_max_unpool_of_torch(size):
     dims = len(size)
     maxima, indices = MaxPoolWithIndices(dims)(torch.randn(2, 3, *size))
     expected = UNPOOL[dims](maxima, indices, 2, output_size=size)
-    torch.testing.assert_close(IndexUnpool()(maxima, indices, list(size)), expected, atol=0, rtol=0)
+    torch.testing.assert_close(IndexUnpool()(maxima, list(size), indices), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(7,), (6, 5), (5, 3, 7)], ids=str)
@@ -134,8 +134,8 @@ def test_index_unpool_serves_each_group_of_channels_with_the_same_indices(size):
     _, indices = MaxPoolWithIndices(len(size))(torch.randn(2, 3, *size))
     x = torch.randn(2, 6, *indices.shape[2:])
     unpool = IndexUnpool()
-    expected = torch.cat([unpool(half, indices, list(size)) for half in x.chunk(2, dim=1)], dim=1)
-    torch.testing.assert_close(unpool(x, indices, list(size)), expected, atol=0, rtol=0)
+    expected = torch.cat([unpool(half, list(size), indices) for half in x.chunk(2, dim=1)], dim=1)
+    torch.testing.assert_close(unpool(x, list(size), indices), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(7,), (6, 5), (5, 3, 7)], ids=str)
@@ -143,7 +143,7 @@ def test_gradient_of_index_unpool_is_read_where_the_maxima_were(size):
     maxima, indices = MaxPoolWithIndices(len(size))(torch.randn(1, 2, *size))
     maxima.requires_grad_()
     weight = torch.randn(1, 2, *size)
-    (weight * IndexUnpool()(maxima, indices, list(size))).sum().backward()
+    (weight * IndexUnpool()(maxima, list(size), indices)).sum().backward()
     expected = weight.flatten(2).gather(2, indices.flatten(2)).reshape(maxima.shape)
     torch.testing.assert_close(maxima.grad, expected, atol=0, rtol=0)
 
@@ -153,15 +153,16 @@ def test_gradient_of_index_unpool_is_read_where_the_maxima_were(size):
 def test_pooling_what_was_unpooled_gives_the_maxima_again_for_any_size(size, channels):
     pool = MaxPoolWithIndices(len(size))
     maxima, indices = pool(torch.rand(1, channels, *size) + 1)
-    again, places = pool(IndexUnpool()(maxima, indices, size))
+    again, places = pool(IndexUnpool()(maxima, size, indices))
     assert torch.equal(again, maxima)
     assert torch.equal(places, indices)
 
 
 def test_index_unpool_keeps_the_dtype_and_takes_non_contiguous_input():
     maxima, indices = MaxPoolWithIndices(2)(torch.randn(2, 3, 6, 5).to(torch.bfloat16))
-    expected = IndexUnpool()(maxima, indices, [6, 5])
-    strided = IndexUnpool()(*(t.movedim(-1, 0).contiguous().movedim(0, -1) for t in (maxima, indices)), [6, 5])
+    expected = IndexUnpool()(maxima, [6, 5], indices)
+    strided_maxima, strided_indices = (t.movedim(-1, 0).contiguous().movedim(0, -1) for t in (maxima, indices))
+    strided = IndexUnpool()(strided_maxima, [6, 5], strided_indices)
     assert expected.dtype == torch.bfloat16
     torch.testing.assert_close(strided, expected, atol=0, rtol=0)
 
@@ -175,7 +176,7 @@ def test_index_unpool_keeps_the_dtype_and_takes_non_contiguous_input():
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_upsample_equals_interpolate_to_the_size(dims, mode, names):
     x = torch.rand(1, 2, *(-(-side // 2) for side in SIZES[dims]))
-    output = Upsample(dims, mode)(x, torch.empty(0), list(SIZES[dims]))
+    output = Upsample(dims, mode)(x, list(SIZES[dims]))
     expected = F.interpolate(x, size=SIZES[dims], mode=names[dims - 1])
     torch.testing.assert_close(output, expected, atol=0, rtol=0)
 

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from monai.bundle import run
 
-from monai_attn.data.phantom import PHANTOMS, make_phantom
+from monai_attn.data.phantom import make_phantom
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
+
+
+SMALL = {"slices_per_volume": 2, "slices_per_image": 2, "images_per_epoch": 8, "image_size": [40, 48]}
+NARROW = {"features": 4, "channels": [8, 16, 16]}
 
 
 class TrainedBundle(NamedTuple):
@@ -29,13 +35,18 @@ class TrainedBundle(NamedTuple):
     def small(self, name: str) -> dict[str, Any]:
         """As little work as shows that everything goes together."""
         entries = self.entries(name)
-        limits = {"network_def#features": 4}
+        limits = {key: value for key, value in SMALL.items() if key in entries}
+        limits |= {f"network_def#{key}": value for key, value in self.narrow.items()}
         if name == "train":
             limits |= {"epochs": 1, "val_interval": 1}
-            limits |= {key: 2 for key in ("slices_per_volume", "slices_per_image") if key in entries}
         if "padded_size" in entries:
             limits["padded_size"] = [min(size, 96) for size in entries["padded_size"]]
         return limits
+
+    @property
+    def narrow(self) -> dict[str, Any]:
+        """Arguments that make the bundle's network small."""
+        return {key: value for key, value in NARROW.items() if key in self.entries("train")["network_def"]}
 
     def run(self, *names: str, **overrides: Any) -> None:
         common = {"bundle_root": str(self.root), "dataset_dir": str(self.data), "device": "cpu"}
@@ -43,17 +54,34 @@ class TrainedBundle(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        return PHANTOMS[self.root.name].suffix
+        """The ending of the results."""
+        return self.entries("inference").get("displayable_configs", {}).get("result_extension", ".nii.gz")
+
+    @property
+    def metric(self) -> str:
+        """The metric that the bundle is judged by."""
+        return next(iter(self.entries("train")["validate"]["key_metric"]))
 
     @property
     def weights(self) -> Path:
         return self.output / "model.pt"
 
 
-@pytest.fixture(scope="session", params=BUNDLES, ids=lambda path: path.name)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedBundle:
-    folder = tmp_path_factory.mktemp(request.param.name)
-    data = make_phantom(request.param.name, folder / "data", cases=6)
-    bundle = TrainedBundle(request.param, data, folder / "out")
-    bundle.run("train", output_dir=str(bundle.output), ckpt_dir=str(bundle.output))
-    return bundle
+@pytest.fixture(scope="session")
+def train_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainedBundle]:
+    """Trains a bundle on its phantom when it is first asked for."""
+
+    @cache
+    def train(name: str) -> TrainedBundle:
+        folder = tmp_path_factory.mktemp(name)
+        root = next(root for root in BUNDLES if root.name == name)
+        bundle = TrainedBundle(root, make_phantom(name, folder / "data", cases=6), folder / "out")
+        bundle.run("train", output_dir=str(bundle.output), ckpt_dir=str(bundle.output))
+        return bundle
+
+    return train
+
+
+@pytest.fixture(scope="session", params=[root.name for root in BUNDLES])
+def trained(request: pytest.FixtureRequest, train_bundle: Callable[[str], TrainedBundle]) -> TrainedBundle:
+    return train_bundle(request.param)

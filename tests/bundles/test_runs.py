@@ -7,12 +7,13 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, load, onnx_export
+from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
 from PIL import Image
@@ -39,17 +40,9 @@ def test_training_twice_gives_bitwise_the_same_weights(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_optimiser_and_schedule_are_one_override_each(trained, tmp_path):
-    trained.run(
-        "train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path), optimizer="@sgd", lr_scheduler="@step", se="$None"
-    )
-    state = torch.load(tmp_path / "model_final.pt", weights_only=True)
-    assert not [name for name in state if "_se" in name]
-
-
 def test_evaluation_writes_a_line_for_each_case_and_a_column_for_each_structure(trained, tmp_path):
     trained.run("train", "evaluate", output_dir=str(tmp_path), ckpt_dir=str(trained.output))
-    with open(tmp_path / "val_mean_dice_raw.csv") as file:
+    with open(tmp_path / f"{trained.metric}_raw.csv") as file:
         rows = list(csv.DictReader(file))
     held_out = cases(trained.data, "validation")
     assert [row["filename"] for row in rows] == [case_name(case["image"]) for case in held_out]
@@ -88,24 +81,17 @@ def test_a_picture_is_segmented_as_rows_and_columns(trained, tmp_path):
         pytest.skip("volumes have their own test")
     case = cases(trained.data, "validation")[0]
     result = np.asarray(Image.open(segment(trained, case["image"], tmp_path)))
-    pixels = np.asarray(Image.open(case["image"]))  # (height, width)
-    assert pixels.shape[0] != pixels.shape[1]
-    parser = ConfigParser()
-    parser.read_config(trained.config("inference"))
-    parser.update(trained.small("inference"))
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(trained.weights, weights_only=True))
-    with torch.no_grad():
-        logits = network(torch.as_tensor(pixels / 255.0, dtype=torch.float32)[None, None])
+    height, width = np.asarray(Image.open(case["image"])).shape[:2]
+    assert height != width
+    assert result.shape == (height, width)
     assert result.dtype == np.uint8
-    assert np.array_equal(result, logits[0].argmax(dim=0).numpy())
 
 
 def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
     case = cases(trained.data, "validation")[0]["image"]
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / f"t1{trained.suffix}").symlink_to(case)
+        (tmp_path / "in" / name / f"t1{''.join(Path(case).suffixes)}").symlink_to(case)
     trained.run(
         "inference",
         input=str(tmp_path / "in"),
@@ -141,7 +127,7 @@ def test_monai_loads_the_network_from_another_folder(trained, tmp_path, monkeypa
         bundle_dir=str(trained.root.parent),
         workflow_type=workflow_type,
         model_file=str(trained.weights),
-        net_override={"features": 4},
+        net_override=trained.narrow,
         source="github",
     )
     saved = torch.load(trained.weights, weights_only=True)

@@ -7,7 +7,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_attn.handlers import CaseMetricsSaver
+from monai_attn.handlers import CaseMetricsSaver, ISICSegmentation
+from monai_attn.metrics import ISICSegmentationMetric
 
 
 def test_the_tables_name_cases_and_structures(tmp_path):
@@ -40,3 +41,20 @@ def test_the_tables_name_cases_and_structures(tmp_path):
 def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):
     saver = CaseMetricsSaver(str(tmp_path), ["left", "right"])
     assert saver._names({"dice": torch.zeros(4, 1)}) == ["class 1"]
+
+
+def test_the_isic_handler_gives_five_numbers_and_those_of_each_image():
+    generator = torch.Generator().manual_seed(0)
+    masks = [(torch.rand(2, 3, 1, 8, 9, generator=generator) > 0.5).byte() for _ in range(2)]
+    metric = ISICSegmentationMetric()
+    for prediction, truth in masks:
+        metric(prediction, truth)
+
+    evaluator = Engine(lambda engine, batch: tuple(batch))
+    ISICSegmentation().attach(evaluator, "val_jaccard")
+    for _ in range(2):  # a second epoch starts anew
+        evaluator.run(masks)
+    names = [f"val_{name}" for name in metric.names]
+    assert [evaluator.state.metrics[name] for name in names] == metric.aggregate().tolist()
+    details = torch.cat([evaluator.state.metric_details[name] for name in names], dim=1)
+    assert torch.equal(details, metric.get_buffer())

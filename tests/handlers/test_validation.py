@@ -5,8 +5,9 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
+from monai.handlers import LrScheduleHandler
 
-from monai_attn.handlers import EarlyStop, ValidationLoss
+from monai_attn.handlers import EarlyStop, ValidationLoss, validation_loss
 
 
 def test_the_validation_loss_is_the_mean_over_cases_of_any_batch_size():
@@ -35,3 +36,20 @@ def test_training_stops_when_the_metric_has_not_fallen_for_the_patience():
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([1]))
     trainer.run([1], max_epochs=6)
     assert trainer.state.epoch == 4
+
+
+def test_a_plateau_of_five_validations_halves_the_learning_rate_as_keras_with_patience_five():
+    """Keras cuts at the fifth validation without a gain of min_delta, PyTorch behind the fourth."""
+    losses = [1.0, 0.9, 0.8995, 0.8995, 0.8992, 0.8991, 0.8991, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+    expected = [1.0] * 6 + [0.5] * 6 + [0.25]  # 0.9 is the best until 0.8; five worse ones after each
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=4, threshold=1e-3, threshold_mode="abs"
+    )
+    evaluator, values, rates = Engine(lambda engine, batch: None), iter(losses), []
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.state.metrics.update(val_loss=next(values)))
+    LrScheduleHandler(schedule, print_lr=False, step_transform=validation_loss).attach(evaluator)
+    for _ in losses:
+        evaluator.run([1])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == expected

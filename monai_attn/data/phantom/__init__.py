@@ -8,45 +8,62 @@ and place vary, contrast is low, scanners add blur, noise and shading), but noth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import SaveImage
-from monai.utils import convert_to_numpy, convert_to_tensor
+from monai.utils import convert_to_numpy
 
-from monai_attn.data.phantom import abdomen, brain, hippocampus, retina
+from monai_attn.data.phantom import (
+    abdomen,
+    brain,
+    chest,
+    hippocampus,
+    kidney,
+    pelvis,
+    retina,
+    scanner,
+    skin,
+    tumour,
+)
 from monai_attn.errors import ConfigError, DataError
 
 __all__ = ["PHANTOMS", "Phantom", "make_phantom"]
 
 _VALIDATION_FRACTION = 0.2
-_WRITERS = {".nii.gz": "NibabelWriter", ".png": "PILWriter"}
+_WRITERS = {".nii.gz": "NibabelWriter", ".png": "PILWriter", ".jpg": "PILWriter"}
+_KINDS = ("image", "label", "mask")
 
 
 class Phantom(NamedTuple):
     """What a look-alike data set consists of.
 
     Args:
-        draw: makes the scans of a subject from a random state, each an image and a label (1, *spatial) in the types
-            that they are stored in.
-        labels: names of the label values 0, 1, …
-        modality: modality, as in ``dataset.json``.
-        spacing: voxel size in mm; 1 for pictures, which have none.
-        suffix: ending of the files, ``".nii.gz"`` or ``".png"``.
+        draw: makes the scans of a subject from a random state, each an image (channels, *spatial), a label
+            (1, *spatial) and perhaps a mask of the region to look at (1, *spatial), in the types and with the values
+            that they are stored with; MetaTensors if they have a spacing of their own.
+        labels: names of the labels.
+        modalities: modality of the image, as in ``dataset.json``. If there are several, each channel of an image is a
+            file of its own, whose name ends with the modality.
+        spacing: voxel size in mm; 1 for pictures, which have none; None if it differs among subjects.
+        suffix: ending of the image files, ``".nii.gz"``, ``".png"`` or ``".jpg"``.
+        label_suffix: ending of the label files if it is another one.
+        values: values of the labels in the files; None for 0, 1, ….
         scans: number of scans of a subject.
         name: name of a case, with the fields ``subject`` and ``scan`` counted from 0, and ``number`` from 1.
     """
 
-    draw: Callable[[np.random.RandomState], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+    draw: Callable[[np.random.RandomState], Iterator[tuple[torch.Tensor, ...]]]
     labels: tuple[str, ...]
-    modality: str
-    spacing: tuple[float, ...]
+    modalities: tuple[str, ...]
+    spacing: tuple[float, ...] | None
     suffix: str = ".nii.gz"
+    label_suffix: str | None = None
+    values: tuple[int, ...] | None = None
     scans: int = 1
     name: str = "phantom_{subject:03d}"
 
@@ -92,8 +109,8 @@ def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0
         content = {
             "name": f"phantom of {bundle}",
             "description": "made-up anatomy, for trying the software only",
-            "modality": {"0": phantom.modality},
-            "labels": {str(value): name for value, name in enumerate(phantom.labels)},
+            "modality": {str(channel): modality for channel, modality in enumerate(phantom.modalities)},
+            "labels": dict(zip(map(str, phantom.values or count()), phantom.labels)),
             "training": list(chain.from_iterable(subjects[:-held_out])),
             "validation": list(chain.from_iterable(subjects[-held_out:])),
         }
@@ -103,41 +120,87 @@ def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0
     return folder
 
 
-def _write_subjects(phantom: Phantom, folder: Path, cases: int, seed: int) -> list[list[dict[str, str]]]:
+def _write_subjects(phantom: Phantom, folder: Path, cases: int, seed: int) -> list[list[dict[str, Any]]]:
     """Write the scans of as many subjects as make up the cases; returns the entries of each subject."""
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
     subjects = []
     for subject, first in enumerate(range(0, cases, phantom.scans)):
         items = []
         scans = phantom.draw(np.random.RandomState([seed, subject]))
-        for scan, pair in zip(range(min(phantom.scans, cases - first)), scans):
+        for scan, volumes in zip(range(min(phantom.scans, cases - first)), scans):
             name = phantom.name.format(subject=subject, number=subject + 1, scan=scan)
-            item = {kind: f"{kind}s/{name}{phantom.suffix}" for kind in ("image", "label")}
-            for file, volume in zip(item.values(), pair):
-                _write(volume, phantom, str(folder / file).removesuffix(phantom.suffix))
-            items.append(item)
+            items.append(_write_case(phantom, volumes, folder, name))
         subjects.append(items)
     return subjects
 
 
-def _write(volume: torch.Tensor, phantom: Phantom, path: str) -> None:
-    affine = torch.diag(torch.tensor([*phantom.spacing, 1.0], dtype=torch.float64))
-    image = MetaTensor(convert_to_tensor(volume, track_meta=False), affine=affine)
+def _write_case(phantom: Phantom, volumes: Sequence[torch.Tensor], folder: Path, name: str) -> dict[str, Any]:
+    """Write the files of one scan; returns their paths relative to the folder, under what they are."""
+    item: dict[str, Any] = {}
+    for kind, volume in zip(_KINDS, volumes):
+        suffix = phantom.suffix if kind == "image" else phantom.label_suffix or phantom.suffix
+        (folder / f"{kind}s").mkdir(parents=True, exist_ok=True)
+        if kind == "image" and len(phantom.modalities) > 1:
+            files = [f"{name}_{modality.lower()}" for modality in phantom.modalities]
+            parts = list(volume.split(1))
+        else:
+            files, parts = [name], [volume]
+        for file, part in zip(files, parts):
+            _write(part, phantom.spacing, folder / f"{kind}s" / file, suffix)
+        paths = [f"{kind}s/{file}{suffix}" for file in files]
+        item[kind] = paths if len(paths) > 1 else paths[0]
+    return item
+
+
+def _write(volume: torch.Tensor, spacing: tuple[float, ...] | None, path: Path, suffix: str) -> None:
+    image = volume if spacing is None else scanner.place(volume, spacing)
     SaveImage(
-        output_ext=phantom.suffix,
+        output_ext=suffix,
         output_dtype=convert_to_numpy(volume).dtype,
-        writer=_WRITERS[phantom.suffix],
+        writer=_WRITERS[suffix],
         resample=False,
         print_log=False,
-    )(image, filename=path)
+    )(image, filename=str(path))
 
+
+_MM = (1.0, 1.0, 1.0)
+_PICTURE = (1.0, 1.0)
 
 PHANTOMS = {
-    "hippocampus_mri_scse_segmentation": Phantom(hippocampus.draw, hippocampus.LABELS, "MRI", (1.0, 1.0, 1.0)),
-    "brain_mri_scse_segmentation": Phantom(brain.draw, brain.LABELS, "MRI", (1.0, 1.0, 1.0)),
-    "whole_body_ct_scse_segmentation": Phantom(abdomen.draw, abdomen.LABELS, "CT", (2.0, 2.0, 2.0)),
+    "hippocampus_mri_scse_segmentation": Phantom(hippocampus.draw, hippocampus.LABELS, ("MRI",), _MM),
+    "brain_mri_scse_segmentation": Phantom(brain.draw, brain.LABELS, ("MRI",), _MM),
+    "whole_body_ct_scse_segmentation": Phantom(abdomen.draw, abdomen.LABELS, ("CT",), (2.0, 2.0, 2.0)),
     "retinal_oct_scse_segmentation": Phantom(
-        retina.draw, retina.LABELS, "OCT", (1.0, 1.0), ".png", retina.SCANS, "S{number:02d}_b{scan:02d}"
+        retina.draw,
+        retina.LABELS,
+        ("OCT",),
+        _PICTURE,
+        suffix=".png",
+        scans=retina.SCANS,
+        name="S{number:02d}_b{scan:02d}",
     ),
+    "skin_lesion_focusnet_segmentation": Phantom(
+        skin.draw,
+        skin.LABELS,
+        ("RGB dermoscopy",),
+        _PICTURE,
+        suffix=".jpg",
+        label_suffix=".png",
+        values=skin.VALUES,
+    ),
+    "lung_ct_focusnet_segmentation": Phantom(
+        chest.draw,
+        chest.LABELS,
+        ("CT slice, HU -1000..400 -> 0..255",),
+        _PICTURE,
+        suffix=".png",
+        scans=chest.SCANS,
+        name="phantom_{subject:03d}_z{scan:02d}",
+    ),
+    "hippocampus_mri_egcnn_segmentation": Phantom(hippocampus.draw, hippocampus.LABELS, ("MRI",), _MM),
+    "brats_mri_egcnn_segmentation": Phantom(
+        tumour.draw_2019, tumour.LABELS_2019, tumour.MODALITIES, _MM, values=tumour.VALUES_2019
+    ),
+    "kits_ct_egcnn_segmentation": Phantom(kidney.draw, kidney.LABELS, ("CT",), spacing=None),
+    "brats_mri_autofocus_segmentation": Phantom(tumour.draw, tumour.LABELS, tumour.MODALITIES, _MM),
+    "pelvic_ct_autofocus_segmentation": Phantom(pelvis.draw, pelvis.LABELS, ("CT",), (3.0, 3.0, 3.0)),
 }

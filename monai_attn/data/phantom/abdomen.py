@@ -14,7 +14,7 @@ import torch
 from monai_attn.data.phantom import scanner
 from monai_attn.data.phantom.shapes import bend, ellipsoid, grid, smooth_field, tube, turn
 
-__all__ = ["LABELS", "draw"]
+__all__ = ["AORTA", "CAVA", "LABELS", "body", "draw", "pose", "trunk"]
 
 LABELS = (
     "background",
@@ -40,6 +40,9 @@ _BRIGHTNESS = {
     "trachea": (-985, 5),
     "urinary bladder": (7, 3),
 }
+# the great vessels: corners and radii
+AORTA = ((-0.07, -0.1, 0.58, 0.07), (-0.08, -0.22, 0.4, 0.06), (-0.05, -0.21, -0.4, 0.05))
+CAVA = ((0.08, 0.0, 0.3, 0.06), (0.08, -0.19, 0.0, 0.055), (0.06, -0.2, -0.42, 0.05))
 # outline of the body: height, half its width, half its depth
 _OUTLINE = (
     (-1.1, 0.86, 0.68),
@@ -55,13 +58,41 @@ _OUTLINE = (
 def draw(rng: np.random.RandomState) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A trunk from the neck to the hips of half an adult's size, in voxels of 2 mm."""
     shape = tuple(rng.randint(side - 4, side + 5) for side in (96, 72, 120))
-    points = turn(grid(shape), rng, degrees=3) * rng.uniform(0.92, 1.04, (3, 1, 1, 1)).astype(np.float32)
-    points = bend(points, rng, amount=0.025)
-    texture = smooth_field(rng, shape, (9, 26))
+    points = pose(grid(shape), rng)
+    tissue, organs, bone = trunk(points, rng)
+    label = np.zeros(shape, dtype=np.uint8)
+    for name, inside in organs.items():
+        label[inside] = LABELS.index(name)
+    label[bone] = 0
+    yield scanner.tomogram(tissue, rng), torch.as_tensor(label[None])
 
+
+def pose(points: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Turn, stretch and bend the points (3, ...) of an image as one patient differs from another."""
+    points = turn(points, rng, degrees=3) * rng.uniform(0.92, 1.04, (3, 1, 1, 1)).astype(np.float32)
+    return bend(points, rng, amount=0.025)
+
+
+def body(points: np.ndarray) -> np.ndarray:
+    """Distance of points (3, ...) from the middle of the body in units of its size there: below 1 is inside."""
     heights, widths, depths = np.transpose(_OUTLINE).astype(np.float32)
     width, depth = np.interp(points[2], heights, widths), np.interp(points[2], heights, depths)
-    skin = ((np.abs(points[0]) / width) ** 2.4 + (np.abs(points[1]) / depth) ** 2.4) ** np.float32(1 / 2.4)
+    reach: np.ndarray = (np.abs(points[0]) / width) ** 2.4 + (np.abs(points[1]) / depth) ** 2.4
+    return reach ** np.float32(1 / 2.4)
+
+
+def trunk(points: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """What a trunk is made of.
+
+    Args:
+        points: points (3, ...) in units of half the trunk; a part of it is drawn if they cover a part only.
+        rng: random state.
+
+    Returns:
+        brightness in HU, where each organ is by its name in ``LABELS``, and where bone is, each of shape (...).
+    """
+    texture = smooth_field(rng, points.shape[1:], (9, 26))
+    skin = body(points)
     wall = rng.uniform(0.84, 0.95)  # below the fat
     tissue = np.where(skin < wall, _MUSCLE, np.where(skin < 1, _FAT, _AIR)).astype(np.float32)
     tissue[(skin > 1) & (np.abs(points[1] + 0.86 - 0.1 * points[0] ** 2) < 0.02)] = -400  # the table
@@ -69,22 +100,14 @@ def draw(rng: np.random.RandomState) -> Iterator[tuple[torch.Tensor, torch.Tenso
 
     organs = _organs(points, skin / wall < 0.86, cavity, rng)
     _fill(tissue, points, cavity, rng)
-    label = np.zeros(shape, dtype=np.uint8)
     for name, inside in organs.items():
         mean, deviation = _BRIGHTNESS[name.removeprefix("left ").removeprefix("right ")]
         tissue[inside] = mean + deviation * rng.randn()
-        label[inside] = LABELS.index(name)
         if name.endswith("lung"):  # vessels, and more blood at the back
             tissue[inside] += 250 * np.clip(texture[inside] - 1.2, 0, 2) - 70 * points[1][inside]
         elif name != "trachea":
             tissue[inside] += 4 * texture[inside]
-    bone = _bones(tissue, points, skin / wall)
-    label[bone] = 0
-
-    image = scanner.blur(tissue[None], sigma=0.5)
-    grain = scanner.blur(rng.randn(1, *shape), sigma=0.5, border="constant")
-    image = image + rng.uniform(12, 18) * grain / grain.std()
-    yield image.clamp(min=-1024).round().to(torch.int16), torch.as_tensor(label[None])
+    return tissue, organs, _bones(tissue, points, skin / wall)
 
 
 def _organs(
@@ -138,10 +161,8 @@ def _fill(tissue: np.ndarray, points: np.ndarray, cavity: np.ndarray, rng: np.ra
     stomach = (ellipsoid(points, (-0.3, 0.2, 0.04), (0.24, 0.32, 0.17)) < 1) & cavity
     tissue[stomach] = np.where(y > 0.36, -900, _WATER)[stomach]
     tissue[ellipsoid(points, (-0.1, 0.18, 0.4), (0.3, 0.32, 0.24)) < 1] = _BLOOD
-    tissue[tube(points, ((-0.07, -0.1, 0.58, 0.07), (-0.08, -0.22, 0.4, 0.06), (-0.05, -0.21, -0.4, 0.05))) < 1] = (
-        _BLOOD
-    )
-    tissue[tube(points, ((0.08, 0.0, 0.3, 0.06), (0.08, -0.19, 0.0, 0.055), (0.06, -0.2, -0.42, 0.05))) < 1] = _BLOOD
+    for path in (AORTA, CAVA):
+        tissue[tube(points, path) < 1] = _BLOOD
     for sign in (1, -1):
         tissue[tube(points, ((0, -0.13, 0.56, 0.05), (0.22 * sign, -0.12, 0.4, 0.04))) < 1] = -960
 

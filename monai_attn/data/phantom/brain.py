@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai_attn.data.phantom import scanner
 from monai_attn.data.phantom.shapes import bend, ellipsoid, grid, smooth_field, tube, turn
 
-__all__ = ["LABELS", "draw"]
+__all__ = ["LABELS", "anatomy", "draw", "pose"]
 
 _PAIRED_FIRST = (
     "cerebral WM",
@@ -106,17 +106,7 @@ _FOLD = 0.3  # depth of the deepest folds
 def draw(rng: np.random.RandomState) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A head of half an adult's size, in voxels of 1 mm."""
     shape = tuple(rng.randint(side - 4, side + 5) for side in (88, 104, 88))
-    points = turn(grid(shape), rng, degrees=5) * rng.uniform(1.03, 1.12, (3, 1, 1, 1)).astype(np.float32)
-    points[0] *= 1.07
-    points = bend(points, rng, amount=0.03)
-    right = points[0] > 0
-    mirrored = np.stack([np.abs(points[0]), points[1], points[2]])
-
-    label = np.zeros(shape, dtype=np.uint8)
-    head = _cerebrum(label, mirrored, right, rng)
-    head |= _cerebellum(label, mirrored, right, rng)
-    head |= _deep_structures(label, mirrored, right, rng)
-
+    label, head = anatomy(pose(grid(shape), rng), rng)
     means = np.array([_BRIGHTNESS[name.removeprefix("L ").removeprefix("R ")] for name in LABELS], dtype=np.float32)
     means *= 1 + 0.02 * rng.randn(len(LABELS)).astype(np.float32)
     tissue = means[label] + 1.5 * smooth_field(rng, shape, (8, 24))
@@ -124,6 +114,24 @@ def draw(rng: np.random.RandomState) -> Iterator[tuple[torch.Tensor, torch.Tenso
     image = scanner.noise(scanner.bias_field(image, rng, strength=0.12), rng, sigma=rng.uniform(3, 5))
     image = rng.uniform(1.5, 2.5) * image * torch.as_tensor(head)
     yield image.clamp(min=0).round().to(torch.int16), torch.as_tensor(label[None])
+
+
+def pose(points: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+    """Turn, stretch and bend the points (3, ...) of an image as one head differs from another."""
+    points = turn(points, rng, degrees=5) * rng.uniform(1.03, 1.12, (3, 1, 1, 1)).astype(np.float32)
+    points[0] *= 1.07
+    return bend(points, rng, amount=0.03)
+
+
+def anatomy(points: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """The structures at points (3, ...) as indices into ``LABELS``, and where the brain and the fluid around it are."""
+    right = points[0] > 0
+    mirrored = np.stack([np.abs(points[0]), points[1], points[2]])
+    label = np.zeros(points.shape[1:], dtype=np.uint8)
+    head = _cerebrum(label, mirrored, right, rng)
+    head |= _cerebellum(label, mirrored, right, rng)
+    head |= _deep_structures(label, mirrored, right, rng)
+    return label, head
 
 
 def _paint(label: np.ndarray, where: np.ndarray, right: np.ndarray, name: str) -> None:

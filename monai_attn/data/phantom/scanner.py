@@ -6,9 +6,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.transforms import GaussianSmooth, RandBiasField
+from monai.utils import convert_to_tensor
 
-__all__ = ["bias_field", "blur", "noise", "speckle"]
+__all__ = ["bias_field", "blur", "noise", "place", "speckle", "tomogram"]
 
 
 def blur(image: np.ndarray | torch.Tensor, sigma: float | tuple[float, ...], border: str = "replicate") -> torch.Tensor:
@@ -42,7 +44,30 @@ def noise(image: torch.Tensor, rng: np.random.RandomState, sigma: float) -> torc
     return image + sigma * torch.as_tensor(rng.randn(*image.shape), dtype=torch.float32)
 
 
+def place(volume: np.ndarray | torch.Tensor, spacing: tuple[float, ...]) -> MetaTensor:
+    """Give a volume (channels, *spatial) its voxel size in mm."""
+    affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    return MetaTensor(convert_to_tensor(volume, track_meta=False), affine=affine)
+
+
 def speckle(image: torch.Tensor, rng: np.random.RandomState, looks: float = 4.0) -> torch.Tensor:
     """Multiply with the grain of coherent light; ``looks`` is the number of averaged scans, the more the smoother."""
     grain = rng.gamma(looks, 1 / looks, size=tuple(image.shape))
     return image * torch.as_tensor(grain, dtype=torch.float32)
+
+
+def tomogram(tissue: np.ndarray, rng: np.random.RandomState, grain: tuple[float, float] = (12, 18)) -> torch.Tensor:
+    """What computed tomography makes of tissue: blurred, with grain that neighbouring voxels share.
+
+    Args:
+        tissue: brightness (*spatial) in HU.
+        rng: random state.
+        grain: smallest and largest standard deviation of the noise in HU.
+
+    Returns:
+        image (1, *spatial) of whole HU from -1024 as int16.
+    """
+    image = blur(tissue[None], sigma=0.5)
+    pattern = blur(rng.randn(1, *tissue.shape), sigma=0.5, border="constant")
+    image = image + rng.uniform(*grain) * pattern / pattern.std()
+    return image.clamp(min=-1024).round().to(torch.int16)

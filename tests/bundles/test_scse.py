@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bundles of scSE do beyond what every bundle does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from monai_attn.data import cases
+
+BUNDLES = [path.name for path in (Path(__file__).parents[2] / "bundles").glob("*_scse_*")]
+OCT = "retinal_oct_scse_segmentation"
+
+
+def network_of(bundle, config, **overrides):
+    parser = ConfigParser()
+    parser.read_config(bundle.config(config))
+    parser.update({**bundle.small(config), **overrides})
+    return parser.get_parsed_content("network_def")
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_kind_of_excitation_is_one_override(train_bundle, name):
+    network = network_of(train_bundle(name), "train", se="cse")
+    assert type(network.encoder_se[0]).__name__ == "ChannelSE"
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_optimiser_schedule_and_the_plain_network_are_one_override_each(train_bundle, name, tmp_path):
+    train_bundle(name).run(
+        "train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path), optimizer="@sgd", lr_scheduler="@step", se="$None"
+    )
+    state = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    assert not [key for key in state if "_se" in key]
+
+
+def test_relaynet_sees_pictures_as_rows_and_columns(train_bundle, tmp_path):
+    bundle = train_bundle(OCT)
+    case = cases(bundle.data, "validation")[0]["image"]
+    bundle.run("inference", input=case, checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    pixels = np.asarray(Image.open(case))  # (height, width)
+    network = network_of(bundle, "inference").eval()
+    network.load_state_dict(torch.load(bundle.weights, weights_only=True))
+    with torch.no_grad():
+        logits = network(torch.as_tensor(pixels / 255.0, dtype=torch.float32)[None, None])
+    result = np.asarray(Image.open(tmp_path / f"{Path(case).stem}_seg.png"))
+    assert np.array_equal(result, logits[0].argmax(dim=0).numpy())

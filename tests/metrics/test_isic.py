@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import ConfusionMatrixMetric, DiceMetric, MeanIoU
+
+from monai_attn.metrics import ISICSegmentationMetric
+
+NAMES = ISICSegmentationMetric.names
+
+
+def masks(count=5, seed=0, size=(1, 24, 31)):
+    rng = np.random.RandomState(seed)
+    truth = [rng.rand(*size) < rng.uniform(0.05, 0.6) for _ in range(count)]
+    prediction = [mask ^ (rng.rand(*size) < 0.2) for mask in truth]
+    return [torch.as_tensor(np.stack(part).astype(np.uint8)) for part in (prediction, truth)]
+
+
+def scores(prediction, truth, **options):
+    metric = ISICSegmentationMetric(**options)
+    metric(prediction, truth)
+    return dict(zip(NAMES, metric.aggregate().tolist()))
+
+
+def by_definition(prediction, truth):
+    """The official scorer's arithmetic, of one image."""
+    p, t = prediction.numpy().astype(bool), truth.numpy().astype(bool)
+    tp, fp, fn, tn = ((p & t).sum(), (p & ~t).sum(), (~p & t).sum(), (~p & ~t).sum())
+    return [tp / (tp + fp + fn), 2 * tp / (2 * tp + fp + fn), (tp + tn) / p.size, tp / (tp + fn), tn / (tn + fp)]
+
+
+def test_numbers_are_those_of_the_definition_averaged_over_images():
+    prediction, truth = masks()
+    expected = np.mean([by_definition(p, t) for p, t in zip(prediction, truth)], axis=0)
+    assert list(scores(prediction, truth).values()) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_numbers_equal_those_of_monai_per_sample_and_differ_from_its_pooled_default():
+    prediction, truth = masks()
+    ours = scores(prediction, truth)
+    names = {
+        "jaccard": "threat score",
+        "dice": "f1 score",
+        "accuracy": "accuracy",
+        "sensitivity": "sensitivity",
+        "specificity": "specificity",
+    }
+    for per_sample in (True, False):
+        metric = ConfusionMatrixMetric(metric_name=list(names.values()), compute_sample=per_sample)
+        metric(prediction, truth)
+        theirs = [float(value) for value in metric.aggregate()]
+        difference = max(abs(a - b) for a, b in zip(theirs, ours.values()))
+        assert difference < 1e-6 if per_sample else difference > 0.01
+    for metric, name in ((DiceMetric(), "dice"), (MeanIoU(), "jaccard")):
+        metric(prediction, truth)
+        assert float(metric.aggregate()) == pytest.approx(ours[name], abs=1e-6)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_jaccard_is_at_most_the_sensitivity_and_a_function_of_dice(seed):
+    result = scores(*masks(1, seed))
+    assert result["jaccard"] <= result["sensitivity"] + 1e-12
+    assert result["dice"] == pytest.approx(2 * result["jaccard"] / (1 + result["jaccard"]), abs=1e-12)
+
+
+def test_a_picture_without_lesion_counts_as_the_option_says():
+    truth = torch.zeros(2, 1, 4, 4)
+    truth[0, 0, :2] = 1
+    prediction = truth.clone()
+    prediction[0, 0, 0] = 0
+    # first image: 4 of 8 found; second image: nothing there, nothing found
+    assert scores(prediction, truth)["jaccard"] == pytest.approx((0.5 + 1) / 2)
+    assert scores(prediction, truth, zero_division="zero")["jaccard"] == pytest.approx(0.5 / 2)
+    assert scores(prediction, truth, zero_division="nan")["jaccard"] == pytest.approx(0.5)
+    assert scores(prediction, truth, zero_division="nan")["accuracy"] == pytest.approx((12 / 16 + 1) / 2)
+    alone = scores(truth[1:], truth[1:], zero_division="nan")
+    assert np.isnan(alone["jaccard"])
+    assert alone["specificity"] == 1
+
+
+def test_images_of_different_sizes_add_up():
+    metric = ISICSegmentationMetric()
+    parts = [masks(1, seed, (1, 10 + seed, 20)) for seed in range(3)]
+    for prediction, truth in parts:
+        metric(list(prediction), list(truth))
+    expected = np.mean([by_definition(p[0], t[0]) for p, t in parts], axis=0)
+    assert metric.aggregate().tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+    assert metric.get_buffer().shape == (3, 5)
+    metric.reset()
+    with pytest.raises(ValueError, match="nothing"):
+        metric.aggregate()
+
+
+def test_volumes_count_as_one_image():
+    prediction, truth = masks(2, size=(1, 6, 7, 8))
+    expected = np.mean([by_definition(p, t) for p, t in zip(prediction, truth)], axis=0)
+    assert list(scores(prediction, truth).values()) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        (torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4), "0 and 1 only"),
+        (torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 255), "AsDiscrete"),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "y_pred must be of shape"),
+        (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5), "same shapes"),
+        (torch.zeros(1, 1, 4, 4), None, "y, the true mask"),
+    ],
+    ids=["probabilities", "grey values", "two channels", "two sizes", "no truth"],
+)
+def test_what_is_not_a_pair_of_masks_raises(prediction, truth, message):
+    with pytest.raises(ValueError, match=message):
+        ISICSegmentationMetric()(prediction, truth)
+
+
+def test_an_unknown_convention_raises():
+    with pytest.raises(ValueError, match="nan"):
+        ISICSegmentationMetric("two")
+
+
+def test_a_published_jaccard_above_the_sensitivity_cannot_be_one():
+    """The lung table of FocusNet: what its sensitivity, specificity and accuracy say that its Jaccard index is."""
+    sensitivity, specificity, accuracy = 0.9757, 0.9981, 0.9932
+    prevalence = (specificity - accuracy) / (specificity - sensitivity)
+    tp, fp = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+    assert tp / (prevalence + fp) == pytest.approx(0.969, abs=5e-4)
+    # the authors' metric sums over an axis of size one with smooth = 1: right pixels score 1, wrong ones 1/2
+    assert (1 + accuracy) / 2 == pytest.approx(0.9965, abs=2e-4)
