@@ -3,9 +3,20 @@
 
 from __future__ import annotations
 
+from monai_attn.blocks.aspp import ASPP
+from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.residual import PreActResidual
 from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
 
-__all__ = ["ChannelSE", "ChannelSpatialSE", "EdgeGate", "Gate", "PreActResidual", "SpatialSE"]
+__all__ = [
+    "ASPP",
+    "AutofocusConv",
+    "ChannelSE",
+    "ChannelSpatialSE",
+    "EdgeGate",
+    "Gate",
+    "PreActResidual",
+    "SpatialSE",
+]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
+from monai_attn.handlers.scales import ScaleMaps
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EpochProgressBar",
     "ISICSegmentation",
     "OverlaySaver",
+    "ScaleMaps",
     "ValidationLoss",
     "training_loss",
     "validation_loss",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from monai_attn.inferers.layerwise import HaloInferer, LayerwiseInferer
 from monai_attn.inferers.slices import SliceBatchInferer
+from monai_attn.inferers.steps import LayerStep
 
-__all__ = ["SliceBatchInferer"]
+__all__ = ["HaloInferer", "LayerStep", "LayerwiseInferer", "SliceBatchInferer"]

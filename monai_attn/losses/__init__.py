@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.losses.central import CentralLoss
 from monai_attn.losses.class_balance import ClassBalancedLoss, median_frequency_weights
 
-__all__ = ["ClassBalancedLoss", "median_frequency_weights"]
+__all__ = ["CentralLoss", "ClassBalancedLoss", "median_frequency_weights"]

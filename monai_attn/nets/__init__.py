@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from monai_attn.nets.afnet import AFNet, afn1, afn2, afn3, afn4, afn5, afn6
+from monai_attn.nets.asppnet import ASPPNet
+from monai_attn.nets.deepmedic import DeepMedic
 from monai_attn.nets.egcnn import EGCNN, TrainOutputs
 from monai_attn.nets.fcdensenet import SCSEFCDenseNet
 from monai_attn.nets.fcn import SqueezeExciteFCN
@@ -13,6 +16,9 @@ from monai_attn.nets.unet import SCSEUNet
 
 __all__ = [
     "EGCNN",
+    "AFNet",
+    "ASPPNet",
+    "DeepMedic",
     "FocusNet",
     "ReLayNet",
     "SCSEFCDenseNet",
@@ -20,4 +26,10 @@ __all__ = [
     "SCSEUNet",
     "SqueezeExciteFCN",
     "TrainOutputs",
+    "afn1",
+    "afn2",
+    "afn3",
+    "afn4",
+    "afn5",
+    "afn6",
 ]

@@ -6,6 +6,7 @@ Nothing here unpickles a file.
 
 from __future__ import annotations
 
+from monai_attn.weights.autofocus import load_autofocus_weights
 from monai_attn.weights.keras import load_keras_weights
 
-__all__ = ["load_keras_weights"]
+__all__ = ["load_autofocus_weights", "load_keras_weights"]

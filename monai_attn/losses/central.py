@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of a crop's centre, whose voxels see nothing but the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.modules.loss import _Loss
+
+from monai_attn.blocks.autofocus import crop_border
+
+__all__ = ["CentralLoss"]
+
+
+class CentralLoss(_Loss):
+    """Take a loss on the centre of a crop, as the Autofocus paper does (Qin 2018, https://arxiv.org/abs/1805.08403).
+
+    Near the border of a crop a network with padding sees zeros where the image goes on. The authors' network loses 14
+    voxels at every side, so it learns from the central 47 of 75 voxels; with ``margin=14`` a network that keeps the
+    size learns from the same voxels.
+
+    Args:
+        loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).
+        margin: voxels to leave out at every side; 0 for the loss of the whole crop.
+
+    Raises:
+        ValueError: if ``margin`` is negative, or when called if no voxel is left.
+
+    Example:
+        >>> loss = CentralLoss(torch.nn.MSELoss(), margin=2)
+        >>> loss(torch.ones(1, 1, 7, 7), torch.zeros(1, 1, 7, 7))
+        tensor(1.)
+    """
+
+    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], margin: int) -> None:
+        super().__init__()
+        if margin < 0:
+            raise ValueError(f"margin must be 0 or more voxels, got {margin}.")
+        self.loss = loss
+        self.margin = margin
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of the voxels that are ``margin`` or more away from every side."""
+        if min(input.shape[2:]) <= 2 * self.margin:
+            raise ValueError(
+                f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
+                "use larger crops or a smaller margin."
+            )
+        return self.loss(crop_border(input, self.margin), crop_border(target, self.margin))

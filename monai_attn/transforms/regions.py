@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions that are unions of labels, such as the whole tumour, and back.
+
+Challenges of tumours score nested regions, while files hold one label for each voxel. MONAI's
+``ConvertToMultiChannelBasedOnBratsClasses`` knows one of these conventions; here the regions are an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
+
+__all__ = [
+    "LabelsToRegions",
+    "LabelsToRegionsD",
+    "LabelsToRegionsDict",
+    "LabelsToRegionsd",
+    "RegionsToLabels",
+    "RegionsToLabelsD",
+    "RegionsToLabelsDict",
+    "RegionsToLabelsd",
+]
+
+
+class LabelsToRegions(Transform):
+    """Make one binary channel for each region from a label map.
+
+    Args:
+        regions: for each region the label values that belong to it.
+
+    Raises:
+        ValueError: when called, if the label map has more than one channel.
+
+    Example:
+        >>> whole, core, enhancing = LabelsToRegions([[1, 2, 3, 4], [1, 3, 4], [4]])(torch.tensor([[0, 1, 2, 3, 4]]))
+        >>> core
+        tensor([0, 1, 0, 1, 1], dtype=torch.uint8)
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, regions: Sequence[Sequence[int]]) -> None:
+        self.regions = [list(region) for region in regions]
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Map labels (1, *spatial) to regions (R, *spatial) of 0 and 1."""
+        labels = convert_to_tensor(img, track_meta=False)
+        if labels.shape[0] != 1:
+            raise ValueError(f"a label map of shape (1, *spatial) is needed, got {tuple(labels.shape)}.")
+        values = [torch.tensor(region, dtype=labels.dtype, device=labels.device) for region in self.regions]
+        regions = torch.cat([torch.isin(labels, value) for value in values])
+        return convert_to_dst_type(regions, img, dtype=torch.uint8)[0]
+
+
+class LabelsToRegionsd(MapTransform):
+    """Dictionary form of :class:`LabelsToRegions`.
+
+    Args:
+        keys: keys of the label maps.
+        regions: for each region the label values that belong to it.
+        output_keys: where to put the regions, one for each key; by default in the label map's place.
+        allow_missing_keys: whether a missing key is passed over.
+
+    Example:
+        ``LabelsToRegionsd(["pred", "label"], [[1, 2], [2]], output_keys=["pred_regions", "label_regions"])``
+    """
+
+    backend = LabelsToRegions.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        regions: Sequence[Sequence[int]],
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.output_keys = ensure_tuple_rep(output_keys, len(self.keys)) if output_keys else self.keys
+        self.convert = LabelsToRegions(regions)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Convert the label maps of a case."""
+        item = dict(data)
+        for key, output in self.key_iterator(item, self.output_keys):
+            item[output] = self.convert(item[key])
+        return item
+
+
+class RegionsToLabels(Transform):
+    """Make a label map from binary channels of regions, each painted over those before it.
+
+    Args:
+        values: the label of each region, the outermost region first.
+
+    Raises:
+        ValueError: when called, if the number of channels is not that of the values.
+
+    Example:
+        >>> RegionsToLabels([2, 1, 4])(torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]]))
+        tensor([[0, 2, 1, 4]], dtype=torch.uint8)
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = ensure_tuple(values)
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Map regions (R, *spatial) of 0 and 1 to labels (1, *spatial)."""
+        regions = convert_to_tensor(img, track_meta=False)
+        if len(regions) != len(self.values):
+            raise ValueError(f"{len(self.values)} regions are needed, got {len(regions)} channels.")
+        labels = torch.zeros_like(regions[:1], dtype=torch.uint8)
+        for region, value in zip(regions, self.values):
+            labels[0][region > 0] = value
+        return convert_to_dst_type(labels, img, dtype=torch.uint8)[0]
+
+
+class RegionsToLabelsd(MapTransform):
+    """Dictionary form of :class:`RegionsToLabels`.
+
+    Args:
+        keys: keys of the regions.
+        values: the label of each region, the outermost region first.
+        allow_missing_keys: whether a missing key is passed over.
+
+    Example:
+        ``RegionsToLabelsd("pred", [2, 1, 4])`` after a threshold.
+    """
+
+    backend = RegionsToLabels.backend
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.convert = RegionsToLabels(values)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Convert the regions of a case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.convert(item[key])
+        return item
+
+
+LabelsToRegionsD = LabelsToRegionsDict = LabelsToRegionsd
+RegionsToLabelsD = RegionsToLabelsDict = RegionsToLabelsd
