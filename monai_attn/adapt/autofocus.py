@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_attn.adapt.places import places_of
+from monai_attn.adapt.places import Places, places_of
 from monai_attn.adapt.streams.named import NamedStream
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
@@ -141,23 +141,18 @@ def autofocus(
     # everything that can fail comes before the first change
     focused = {id(eligible[path]): _focused(path, eligible[path], dilations) for path in chosen}
     for module in list(network.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # a shared child at each of its names
             if id(child) in focused:
                 setattr(module, name, focused[id(child)])
     return network
 
 
 def _eligible(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    layers = [module for module in network.modules() if isinstance(module, AutofocusConv)]
+    inside = {id(module) for layer in layers for module in layer.modules()}
     for path, module in network.named_modules():
-        inside = any(isinstance(network.get_submodule(above), AutofocusConv) for above in _above(path))
-        if not inside and type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _fits(module):
+        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and id(module) not in inside and _fits(module):
             yield path, module
-
-
-def _above(path: str) -> list[str]:
-    """The paths of the modules around a module, itself last."""
-    names = path.split(".")
-    return [".".join(names[: depth + 1]) for depth in range(len(names))]
 
 
 def _fits(conv: Any) -> bool:
@@ -169,13 +164,11 @@ def _fits(conv: Any) -> bool:
 
 def _last(network: nn.Module, eligible: dict[str, Any], count: int, size: Sequence[int] | None) -> list[str]:
     """The paths of the last of the eligible convolutions, in the order in which the network runs them."""
+    places = Places([], [], None, None, divisor=1, size=size) if size else places_of(network)
     order: list[str] = []
-    divisor: Sequence[int] | int = 1
-    if size is None:
-        *_, divisor, size = places_of(network)
     hooks = [conv.register_forward_hook(lambda *_, path=path: order.append(path)) for path, conv in eligible.items()]
     try:
-        NamedStream(network, [], [], divisor=divisor, size=size)
+        NamedStream(network, [], [], divisor=places.divisor, size=places.size)
     finally:
         for hook in hooks:
             hook.remove()
