@@ -141,7 +141,16 @@ def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, tu
     outward = [*_paths(places, "decoders"), *_paths(places, "classifier")]
     seen = NamedStream(network, inward, outward, divisor=places.divisor, size=places.size)
     channels = dict(zip((*inward, *outward), (*seen.encoder_channels, *seen.decoder_channels)))
-    return {path: (seen.spatial_dims, channels[path]) for part in parts for path in _paths(places, part)}
+    found = [path for part in parts for path in _paths(places, part)]
+    own = [path for path in found if _has_own_forward(network.get_submodule(path))]
+    if own:
+        raise ValueError(f"{own} are nn.Sequential with a forward of their own; name the last module inside instead.")
+    return {path: (seen.spatial_dims, channels[path]) for path in found}
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether it is not known if a new last child of an ``nn.Sequential`` would run."""
+    return isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
 
 
 def _paths(places: Places, part: str) -> list[str]:

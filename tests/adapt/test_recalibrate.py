@@ -398,6 +398,22 @@ def test_a_wrong_path_raises_and_leaves_the_network_alone(places, message):
     assert not any(module._forward_hooks for module in net.modules())
 
 
+class Reversed(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in reversed(self):
+            x = module(x)
+        return x
+
+
+def test_a_sequential_with_a_forward_of_its_own_raises_and_its_last_module_works():
+    net = Own()
+    net.fine = Reversed(nn.ReLU(), net.fine)
+    with pytest.raises(ValueError, match=r"\['fine'\] are nn.Sequential with a forward of their own"):
+        recalibrate(net, places=OWN)
+    assert blocks(net) == {}
+    assert "fine.0.recalibration" in blocks(recalibrate(net, places=OWN._replace(encoders=["fine.0"])))
+
+
 def test_a_configuration_recalibrates_a_network():
     config = {
         "network_def": {
