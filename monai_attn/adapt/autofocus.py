@@ -103,8 +103,8 @@ def autofocus(
 
     Eligible are convolutions of kernel size 3, stride 1 and one dilation, with two or more input channels, without
     groups, that keep the size by zero padding. Each becomes a :class:`FocusedConv`, and at first the network's output
-    is unchanged up to the rounding of convolutions. A layer of K scales has K times the multiplications of the plain one,
-    and its attention besides.
+    is unchanged up to the rounding of convolutions. A layer of K scales has K times the multiplications of the plain
+    one, and its attention besides.
 
     Args:
         network: the network.
