@@ -44,6 +44,11 @@ def test_the_python_of_the_readme_runs():
     exec("\n".join(code), {})
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.stem)
+def test_the_python_of_a_page_runs(page):
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)), {})
+
+
 @pytest.mark.parametrize(
     "document", sorted(ROOT.glob("bundles/*/docs/README.md")), ids=lambda path: path.parents[1].name
 )

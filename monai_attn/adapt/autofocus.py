@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autofocus layer in place of convolutions of somebody else's network.
+
+Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for Semantic Segmentation", MICCAI 2018,
+https://arxiv.org/abs/1805.08403. The paper replaces the last n dilated convolutions of its own network (AFN-n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_attn.adapt.places import Places, places_of
+from monai_attn.adapt.streams.named import NamedStream
+from monai_attn.blocks.autofocus import AutofocusConv
+from monai_attn.blocks.gate import Gate
+
+__all__ = ["EasedGate", "FocusedConv", "autofocus"]
+
+
+class EasedGate(Gate):
+    r"""A gate that starts with all weight on one scale: :math:`e + s\,(\mathrm{softmax}(a) - e)`.
+
+    Here :math:`e` is one at the scale and zero elsewhere, and the strength :math:`s` is one learnt number. It starts at
+    zero, where the map is :math:`e` exactly; at one the map is the softmax. The weights of a voxel always sum to one.
+    At first only :math:`s` has a gradient, after one step of the optimiser the attention has one too.
+
+    Args:
+        spatial_dims: number of spatial dimensions.
+        scales: number of scales.
+        first: index of the scale that starts with all weight.
+
+    Example:
+        >>> EasedGate(2, 4, 1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
+        tensor([0., 1., 0., 0.], grad_fn=<SelectBackward0>)
+    """
+
+    def __init__(self, spatial_dims: int, scales: int, first: int) -> None:
+        super().__init__("softmax")
+        self.strength = nn.Parameter(torch.zeros([]))
+        one_hot = torch.eye(scales)[first].reshape([1, -1] + [1] * spatial_dims)
+        self.register_buffer("start", one_hot, persistent=False)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Map logits (B, K, *spatial) to the attention map (B, K, *spatial)."""
+        return self.start + self.strength * (self.activation(logits) - self.start)
+
+
+class FocusedConv(nn.Module):
+    """An autofocus convolution that took the place of a plain one, with its kernel and its bias.
+
+    At first its output is that of the plain convolution, up to the rounding of a sum. The kernel's old key is
+    understood when a state is loaded, so that weights of the plain network load before or after.
+
+    Args:
+        conv: the plain convolution, of kernel size 3 and stride 1.
+        dilations: the scales; the plain convolution's own dilation must be among them.
+
+    Attributes:
+        focus: the :class:`monai_attn.blocks.AutofocusConv`.
+        bias: the plain convolution's bias, or None.
+
+    Example:
+        >>> conv = nn.Conv2d(4, 6, 3, padding=1)
+        >>> FocusedConv(conv, (1, 2, 4))(torch.rand(1, 4, 9, 9)).shape
+        torch.Size([1, 6, 9, 9])
+    """
+
+    def __init__(self, conv: nn.Module, dilations: Sequence[int]) -> None:
+        super().__init__()
+        plain: Any = conv
+        dims = plain.weight.ndim - 2
+        self.focus = AutofocusConv(dims, plain.in_channels, plain.out_channels, dilations=dilations, norm=None)
+        self.focus.gate = EasedGate(dims, len(dilations), list(dilations).index(plain.dilation[0]))
+        self.to(plain.weight.device, plain.weight.dtype).train(plain.training)
+        self.focus.conv.weight = plain.weight
+        self.bias = plain.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""
+        output = self.focus(x)
+        bias = self.bias
+        return output if bias is None else output + bias.reshape([-1] + [1] * (x.dim() - 2))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            state_dict[f"{prefix}focus.conv.weight"] = state_dict.pop(f"{prefix}weight")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def autofocus(
+    network: nn.Module,
+    *,
+    last: int | None = None,
+    where: Callable[[str, nn.Module], bool] | None = None,
+    dilations: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
+) -> nn.Module:
+    """Replace convolutions of a network by autofocus convolutions, in place.
+
+    Eligible are convolutions of kernel size 3, stride 1 and one dilation, with two or more input channels, without
+    groups, that keep the size by zero padding. Each becomes a :class:`FocusedConv`, and at first the network's output
+    is unchanged up to the rounding of convolutions. A layer of K scales has K times the multiplications of the plain
+    one, and its attention besides.
+
+    Args:
+        network: the network.
+        last: how many to replace, counted from the end in the order in which the network runs them.
+        where: instead of ``last``, says for the path and the module of each whether to replace it.
+        dilations: the scales, rising; they must contain the dilation of every convolution that is replaced. By
+            default 1, 3, 5 and 7 times its own, which for the paper's dilation of 2 are the paper's 2, 6, 10 and 14.
+        size: for ``last``, the size of an image that the network takes, if its class is not in the table of
+            :func:`monai_attn.adapt.places_of`.
+
+    Returns:
+        the network.
+
+    Raises:
+        ValueError: if neither or both of ``last`` and ``where`` are given, fewer convolutions are eligible than
+            ``last``, none is chosen by ``where``, or ``dilations`` lacks a convolution's own dilation.
+        TypeError: for ``last`` without ``size``, if the network's class is not in the table.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> network = autofocus(UNet(2, 1, 3, (8, 16, 32), (2, 2), num_res_units=2), last=2, dilations=(1, 2, 4))
+        >>> [path for path, module in network.named_modules() if isinstance(module, FocusedConv)]
+        ['model.1.submodule.2.1.conv.unit0.conv', 'model.2.1.conv.unit0.conv']
+    """
+    if (last is None) == (where is None):
+        raise ValueError("autofocus needs either last=<number> or where=<function of path and module>, and not both.")
+    eligible = dict(_eligible(network))
+    if where is not None:
+        chosen = [path for path, conv in eligible.items() if where(path, conv)]
+        if not chosen:
+            found = f"the {len(eligible)} eligible convolutions of {type(network).__name__}: {[*eligible]}"
+            raise ValueError(f"where chooses none of {found}.")
+    else:
+        chosen = _last(network, eligible, last or 0, size)
+    # everything that can fail comes before the first change
+    focused = {id(eligible[path]): _focused(path, eligible[path], dilations) for path in chosen}
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):  # a shared child at each of its names
+            if id(child) in focused:
+                setattr(module, name, focused[id(child)])
+    return network
+
+
+def _eligible(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    layers = [module for module in network.modules() if isinstance(module, AutofocusConv)]
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    for path, module in network.named_modules():
+        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and id(module) not in inside and _fits(module):
+            yield path, module
+
+
+def _fits(conv: Any) -> bool:
+    same_size = conv.padding in ("same", conv.dilation) and conv.padding_mode == "zeros"
+    plain = {*conv.kernel_size} == {3} and {*conv.stride} == {1} and len({*conv.dilation}) == 1 and conv.groups == 1
+    # a child, such as the block of `recalibrate`, would be lost
+    return same_size and plain and conv.in_channels >= 2 and not conv._modules
+
+
+def _last(network: nn.Module, eligible: dict[str, Any], count: int, size: Sequence[int] | None) -> list[str]:
+    """The paths of the last of the eligible convolutions, in the order in which the network runs them."""
+    places = Places([], [], None, None, divisor=1, size=size) if size else places_of(network)
+    order: list[str] = []
+    hooks = [conv.register_forward_hook(lambda *_, path=path: order.append(path)) for path, conv in eligible.items()]
+    try:
+        NamedStream(network, [], [], divisor=places.divisor, size=places.size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ran = list(dict.fromkeys(order))
+    if not 1 <= count <= len(ran):
+        raise ValueError(
+            f"last={count} must be from 1 to the number of eligible convolutions that the network runs, and "
+            f"{type(network).__name__} runs {len(ran)} (kernel size 3, stride 1, no groups, 2 or more input channels)."
+        )
+    return ran[-count:]
+
+
+def _focused(path: str, conv: Any, dilations: Sequence[int] | None) -> FocusedConv:
+    own = conv.dilation[0]
+    if dilations is not None and own not in dilations:
+        raise ValueError(f"dilations={tuple(dilations)} must contain the dilation of {path}, {own}; add it.")
+    return FocusedConv(conv, dilations or [own * factor for factor in (1, 3, 5, 7)])

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Squeeze & excitation at P1 to P6 of somebody else's network.
+
+Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table VI.
+
+The block becomes a child, named ``recalibration``, of the module whose output it recalibrates. An ``nn.Sequential``
+runs its new last child by itself; any other module calls it by a forward hook, a function of this file. So no old key
+of the state dict changes, and the network can be copied, pickled, scripted and exported as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.adapt.places import Places, places_of
+from monai_attn.adapt.streams.named import NamedStream
+from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+
+__all__ = ["Blend", "recalibrate"]
+
+_POSITIONS = {
+    "P1": ("encoders",),
+    "P2": ("decoders",),
+    "P3": ("bottleneck",),
+    "P4": ("classifier",),
+    "P5": ("encoders", "decoders"),
+    "P6": ("encoders", "decoders", "bottleneck", "classifier"),
+}
+_CHILD = "recalibration"
+
+
+class Blend(nn.Module):
+    r"""A block that starts as the identity: :math:`x + s\,(\mathrm{block}(x) - x)`.
+
+    The strength :math:`s` is one learnt number. It starts at zero, where the output is ``x`` exactly; at one the output
+    is the block's. At first only :math:`s` has a gradient, after one step of the optimiser the block has one too.
+
+    Args:
+        block: a block that keeps the shape of its input.
+
+    Example:
+        >>> x = torch.rand(1, 4, 8, 8)
+        >>> torch.equal(Blend(SpatialSE(2, 4))(x), x)
+        True
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.strength = nn.Parameter(torch.zeros([]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, *spatial) to (B, C, *spatial)."""
+        return x + self.strength * (self.block(x) - x)
+
+
+def recalibrate(
+    network: nn.Module,
+    se: str = "scse",
+    positions: str = "P5",
+    *,
+    reduction: int = 2,
+    aggregation: str = "max",
+    zero_effect: bool = False,
+    places: Places | None = None,
+) -> nn.Module:
+    """Put squeeze & excitation into a network, in place.
+
+    Every old parameter keeps its key, so that weights load before or after (``strict=False``). Numbers of channels are
+    measured once, by an image of zeros. With ``zero_effect`` a trained network keeps its output exactly: each block is
+    wrapped in a :class:`Blend`, which adds one parameter, and ``aggregation`` may be any.
+
+    Args:
+        network: a network of one of MONAI's classes in the table of :func:`monai_attn.adapt.places_of`, or any with
+            ``places``. Its output must be one tensor in evaluation mode.
+        se: ``"scse"``, ``"cse"`` or ``"sse"``.
+        positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
+            encoders and decoders, ``"P6"`` everywhere (Table VI).
+        reduction: the paper's r.
+        aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
+        zero_effect: whether the network starts with the output it has now.
+        places: where the places are, for a network that is not in the table.
+
+    Returns:
+        the network.
+
+    Raises:
+        ValueError: if an option is unknown, the network has no module at a position or has blocks already,
+            ``aggregation`` is ``"concat"``, which would double the channels, or ``reduction`` leaves no hidden channel.
+        TypeError: if the places of the network are not known.
+
+    Example:
+        >>> from monai.networks.nets import SegResNet
+        >>> network = recalibrate(SegResNet(init_filters=8), "scse", "P1")
+        >>> network.down_layers[0].recalibration.out_channels
+        8
+    """
+    if aggregation == "concat":
+        raise ValueError(
+            "aggregation='concat' would double the channels that the next layer takes; use 'max', 'add', 'mul' or "
+            "'mul_gate' here, or a network of monai_attn.nets, which is built for it."
+        )
+    if any(path.split(".")[-1] == _CHILD for path, _ in network.named_modules()):
+        raise ValueError(
+            f"{type(network).__name__} has been recalibrated already; name all positions in one call (P5 is P1 and P2, "
+            "P6 all four), or start from a new network."
+        )
+    targets = _targets(network, places or places_of(network), positions)
+    # everything that can fail comes before the first change
+    blocks = {path: _block(se, *shape, reduction, aggregation) for path, shape in targets.items()}
+    like = next(network.parameters())
+    for path, block in blocks.items():
+        module = network.get_submodule(path)
+        child = Blend(block) if zero_effect else block
+        module.add_module(_CHILD, child.to(like.device, like.dtype).train(module.training))
+        if not isinstance(module, nn.Sequential):
+            inputs = len(inspect.signature(module.forward).parameters)
+            module.register_forward_hook(_after_two_inputs if inputs == 2 else _after_one_input)
+    return network
+
+
+def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, tuple[int, int]]:
+    """The numbers of dimensions and channels of every place at the positions."""
+    parts = look_up_option(positions, _POSITIONS)
+    missing = [part for part in parts if not _paths(places, part)]
+    if missing:
+        possible = [name for name, needed in _POSITIONS.items() if all(_paths(places, part) for part in needed)]
+        raise ValueError(
+            f"positions='{positions}' needs the {' and the '.join(missing)} of {type(network).__name__}, but this "
+            f"network has no such module; it has the modules for {', '.join(possible)}."
+        )
+    # the dry run also finds paths that do not exist, do not run, or do not give a tensor
+    inward = [*_paths(places, "encoders"), *_paths(places, "bottleneck")]
+    outward = [*_paths(places, "decoders"), *_paths(places, "classifier")]
+    seen = NamedStream(network, inward, outward, divisor=places.divisor, size=places.size)
+    channels = dict(zip((*inward, *outward), (*seen.encoder_channels, *seen.decoder_channels)))
+    found = [path for part in parts for path in _paths(places, part)]
+    own = [path for path in found if _has_own_forward(network.get_submodule(path))]
+    if own:
+        raise ValueError(f"{own} are nn.Sequential with a forward of their own; name the last module inside instead.")
+    return {path: (seen.spatial_dims, channels[path]) for path in found}
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether it is not known if a new last child of an ``nn.Sequential`` would run."""
+    return isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
+
+
+def _paths(places: Places, part: str) -> list[str]:
+    paths = getattr(places, part)
+    return [paths] if isinstance(paths, str) else list(paths or [])
+
+
+def _block(se: str, spatial_dims: int, channels: int, reduction: int, aggregation: str) -> nn.Module:
+    blocks: dict[str, Callable[[], nn.Module]] = {
+        "scse": lambda: ChannelSpatialSE(spatial_dims, channels, reduction=reduction, aggregation=aggregation),
+        "cse": lambda: ChannelSE(spatial_dims, channels, reduction=reduction),
+        "sse": lambda: SpatialSE(spatial_dims, channels),
+    }
+    return look_up_option(se, blocks)()
+
+
+# TorchScript takes a hook whose second argument has the types of the module's inputs, and compiles it with the module
+def _after_one_input(self: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    return self.recalibration(output)
+
+
+def _after_two_inputs(self: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    return self.recalibration(output)
