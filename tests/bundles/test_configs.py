@@ -134,3 +134,11 @@ def test_the_network_keeps_the_promise_of_the_metadata(bundle):
         config_file=str(bundle / "configs" / "inference.json"),
         device="cpu",
     )
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_bundle_starts_and_runs_by_its_session(bundle, name):
+    config = load(bundle, name)
+    assert config["session"]["_target_"] == "monai_attn.workflow.Session"
+    assert config["initialize"] == "$@session.start()"
+    assert config["run"].startswith("$@session.run(")

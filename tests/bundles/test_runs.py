@@ -164,7 +164,8 @@ def test_missing_weights_are_reported_before_any_work(trained, tmp_path):
     assert "none.pt" in error.what
 
 
-def test_an_error_is_short_on_the_screen_and_whole_in_the_log(trained, tmp_path):
+def test_an_error_is_short_on_the_screen_and_whole_in_the_log(train_bundle, tmp_path):
+    trained = train_bundle("hippocampus_mri_scse_segmentation")  # starts a process, and the session is the same in all
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", *trained.config("train")]
     command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
