@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceLoss
+from monai.transforms import LoadImage, Orientation, SaveImage
 
 from monai_attn.data import case_name, cases
 
@@ -140,6 +141,19 @@ def test_two_modalities_are_one_override(train_bundle, tmp_path):
     )
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert next(value for name, value in state.items() if name.endswith("conv.weight")).shape[1] == 2
+
+
+def test_the_scale_map_of_a_turned_image_of_all_channels_lies_on_its_grid(train_bundle, tmp_path):
+    bundle = train_bundle(BRATS)
+    image = LoadImage(image_only=True, ensure_channel_first=True)(cases(bundle.data, "validation")[0]["image"])
+    turned = Orientation(axcodes="PIR", labels=None)(image)
+    save = SaveImage(writer="NibabelWriter", output_dtype=np.float32, resample=False, print_log=False)
+    save(turned, filename=tmp_path / "turned")
+    source = str(tmp_path / "turned.nii.gz")
+    bundle.run("inference", "scale_maps", input=source, checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    scales = nibabel.load(tmp_path / "turned_scales.nii.gz")
+    assert scales.shape[:3] == tuple(turned.shape[1:])
+    assert np.allclose(scales.affine, turned.affine)
 
 
 def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
