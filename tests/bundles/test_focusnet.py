@@ -29,7 +29,8 @@ def bundle(request, train_bundle):
 def parsed(bundle, config, **overrides):
     parser = ConfigParser()
     parser.read_config(bundle.config(config))
-    parser.update({"dataset_dir": str(bundle.data), "device": "cpu", **bundle.small(config), **overrides})
+    folders = {"dataset_dir": str(bundle.data), "ckpt_dir": str(bundle.output), "output_dir": str(bundle.output)}
+    parser.update({**folders, "device": "cpu", **bundle.small(config), **overrides})
     return parser
 
 
