@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from monai_attn.transforms.edges import (
-    EDGE_TOLERANCE,
     SobelEdges,
     SobelEdgesD,
     SobelEdgesd,
@@ -30,7 +29,6 @@ from monai_attn.transforms.sobel import sobel_edges
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 
 __all__ = [
-    "EDGE_TOLERANCE",
     "AsLabelMapD",
     "AsLabelMapDict",
     "AsLabelMapd",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 
 from monai_attn.data.phantom import make_phantom
 
@@ -74,6 +74,14 @@ class TrainedBundle(NamedTuple):
     def run(self, *names: str, **overrides: Any) -> None:
         common = {"bundle_root": str(self.root), "dataset_dir": str(self.data), "device": "cpu"}
         run(config_file=self.config(*names), **{**common, **self.small(names[0]), **overrides})
+
+    def parsed(self, config: str, **overrides: Any) -> ConfigParser:
+        """A configuration to take parts from, small and on the phantom."""
+        folders = {"dataset_dir": str(self.data), "ckpt_dir": str(self.output), "output_dir": str(self.output)}
+        parser = ConfigParser()
+        parser.read_config(self.config(config))
+        parser.update({**folders, "device": "cpu", **self.small(config), **overrides})
+        return parser
 
     @property
     def suffix(self) -> str:

@@ -24,14 +24,6 @@ def bundle(request, train_bundle):
     return train_bundle(request.param)
 
 
-def parsed(bundle, config, **overrides):
-    parser = ConfigParser()
-    parser.read_config(bundle.config(config))
-    folders = {"dataset_dir": str(bundle.data), "ckpt_dir": str(bundle.output), "output_dir": str(bundle.output)}
-    parser.update({**folders, "device": "cpu", **bundle.small(config), **overrides})
-    return parser
-
-
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
@@ -57,7 +49,7 @@ def test_the_baselines_are_one_override_each(bundle, overrides, name):
 
 def test_the_configuration_of_brats_is_that_of_the_authors_code(train_bundle):
     bundle = train_bundle(BRATS)
-    entries, config = bundle.entries("train"), parsed(bundle, "train")
+    entries, config = bundle.entries("train"), bundle.parsed("train")
     assert (entries["epochs"], entries["batch_size"], entries["crop_size"]) == (400, 10, [75] * 3)
     assert entries["crop_size"][0] - 2 * entries["loss_margin"] == 47
     optimizer = config.get_parsed_content("optimizer")
@@ -78,7 +70,7 @@ def test_the_configuration_of_brats_is_that_of_the_authors_code(train_bundle):
 
 def test_the_configuration_of_the_pelvis_is_the_papers(train_bundle):
     bundle = train_bundle(PELVIS)
-    entries, config = bundle.entries("train"), parsed(bundle, "train")
+    entries, config = bundle.entries("train"), bundle.parsed("train")
     assert (entries["epochs"], entries["batch_size"], entries["crop_size"]) == (300, 7, [75] * 3)
     optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
     rates = []
@@ -96,7 +88,7 @@ def test_the_configuration_of_the_pelvis_is_the_papers(train_bundle):
 
 
 def test_half_of_the_crops_are_around_a_labelled_voxel_and_all_inside_the_body(bundle):
-    config = parsed(bundle, "train", crop_size=[1, 1, 1], loss_margin=0)
+    config = bundle.parsed("train", crop_size=[1, 1, 1], loss_margin=0)
     dataset = config.get_parsed_content("train#dataset")
     crops = [dataset[index % len(dataset)][0] for index in range(300)]
     labelled = np.mean([float(crop["label"] > 0) for crop in crops])

@@ -10,7 +10,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, Orientation, SaveImage
 from PIL import Image
 
@@ -26,14 +25,6 @@ def bundle(request, train_bundle):
     return train_bundle(request.param)
 
 
-def parsed(bundle, config, **overrides):
-    parser = ConfigParser()
-    parser.read_config(bundle.config(config))
-    folders = {"dataset_dir": str(bundle.data), "ckpt_dir": str(bundle.output), "output_dir": str(bundle.output)}
-    parser.update({**folders, "device": "cpu", **bundle.small(config), **overrides})
-    return parser
-
-
 @pytest.mark.parametrize("baseline", ["unet", "residual_unet"])
 def test_a_baseline_is_one_override(bundle, tmp_path, baseline):
     limits = {"network_def#channels": None, "channels": [8, 16, 16], "network_def": f"@{baseline}"}
@@ -41,7 +32,7 @@ def test_a_baseline_is_one_override(bundle, tmp_path, baseline):
     bundle.run("train", **folder, **limits)
     bundle.run("train", "evaluate", **folder, **limits)
     bundle.run("inference", checkpoint=str(tmp_path / "model.pt"), output_dir=str(tmp_path), **limits)
-    network = parsed(bundle, "train", **limits).get_parsed_content("network_def")
+    network = bundle.parsed("train", **limits).get_parsed_content("network_def")
     assert type(network).__name__ == "UNet"
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert {name: value.shape for name, value in state.items()} == {
@@ -51,7 +42,7 @@ def test_a_baseline_is_one_override(bundle, tmp_path, baseline):
 
 
 def test_the_configuration_is_the_papers(bundle):
-    config = parsed(bundle, "train")
+    config = bundle.parsed("train")
     entries = bundle.entries("train")
     assert (entries["epochs"], entries["batch_size"], entries["lr"], entries["image_size"]) == (80, 8, 1e-3, [256] * 2)
     assert entries["images_per_epoch"] == (6000 if bundle.root.name == SKIN else 1700)
@@ -67,7 +58,7 @@ def test_the_configuration_is_the_papers(bundle):
 
 
 def test_an_epoch_has_so_many_images_whatever_the_size_of_the_data_set(bundle):
-    config = parsed(bundle, "train", images_per_epoch=11)
+    config = bundle.parsed("train", images_per_epoch=11)
     epoch = config.get_parsed_content("train#epoch")
     assert len(epoch) == 11
     assert len(config.get_parsed_content("train#dataset")) < 11

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_attn.data import cases
@@ -17,16 +16,9 @@ BUNDLES = [path.name for path in (Path(__file__).parents[2] / "bundles").glob("*
 OCT = "retinal_oct_scse_segmentation"
 
 
-def network_of(bundle, config, **overrides):
-    parser = ConfigParser()
-    parser.read_config(bundle.config(config))
-    parser.update({**bundle.small(config), **overrides})
-    return parser.get_parsed_content("network_def")
-
-
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_kind_of_excitation_is_one_override(train_bundle, name):
-    network = network_of(train_bundle(name), "train", se="cse")
+    network = train_bundle(name).parsed("train", se="cse").get_parsed_content("network_def")
     assert type(network.encoder_se[0]).__name__ == "ChannelSE"
 
 
@@ -44,7 +36,7 @@ def test_relaynet_sees_pictures_as_rows_and_columns(train_bundle, tmp_path):
     case = cases(bundle.data, "validation")[0]["image"]
     bundle.run("inference", input=case, checkpoint=str(bundle.weights), output_dir=str(tmp_path))
     pixels = np.asarray(Image.open(case))  # (height, width)
-    network = network_of(bundle, "inference").eval()
+    network = bundle.parsed("inference").get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle.weights, weights_only=True))
     with torch.no_grad():
         logits = network(torch.as_tensor(pixels / 255.0, dtype=torch.float32)[None, None])
