@@ -9,13 +9,11 @@ import warnings
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from monai.bundle import run
-from monai.handlers import CheckpointLoader, StatsHandler
 
-from monai_attn import workflow
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.workflow import Session
+from monai_attn.workflow import Session, session
+from monai_attn.workflow.call import BundleCall
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +48,7 @@ def bundle(tmp_path):
 def called(monkeypatch, tmp_path):
     """As if by ``monai.bundle.run`` with a configuration file named run.json."""
     (tmp_path / "run.json").write_text("{}")
-    monkeypatch.setattr(workflow, "_bundle_call", lambda: workflow._BundleCall([str(tmp_path / "run.json")], {}))
+    monkeypatch.setattr(session, "bundle_call", lambda: BundleCall([str(tmp_path / "run.json")], {}))
 
 
 def cause(error: BaseException) -> BaseException:
@@ -159,27 +157,3 @@ def test_a_program_that_loads_a_bundle_keeps_its_error_handling_and_its_folders_
     Session(str(tmp_path / "out"), needs="none.pt").start()
     assert sys.excepthook is hook
     assert not (tmp_path / "out").exists()
-
-
-def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):
-    (tmp_path / "a.nii").write_text("1")
-    listed = workflow._fingerprint(str(tmp_path))
-    (tmp_path / "a.nii").write_text("12")
-    assert workflow._fingerprint(str(tmp_path)) != listed
-    (tmp_path / "dataset.json").write_text("{}")
-    with_list = workflow._fingerprint(str(tmp_path))
-    (tmp_path / "a.nii").write_text("123")
-    assert workflow._fingerprint(str(tmp_path)) == with_list
-
-
-def test_processes_other_than_the_first_do_not_report(monkeypatch):
-    handlers = [StatsHandler(), CheckpointLoader("x.pt", {"model": torch.nn.Linear(1, 1)}), ProgressBar()]
-    assert workflow.handlers_of_rank(handlers) == handlers
-    monkeypatch.setattr(workflow.idist, "get_rank", lambda: 1)
-    assert workflow.handlers_of_rank(handlers) == handlers[1:2]
-
-
-def test_a_single_process_has_a_device_and_a_plain_network():
-    network = torch.nn.Linear(1, 1)
-    assert workflow.distribute(network) is network
-    assert workflow.local_device().type in ("cpu", "cuda")

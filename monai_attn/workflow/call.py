@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With what ``monai.bundle.run`` was called, and whether that can be meant."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import run as bundle_run
+from monai.utils import ensure_tuple
+
+from monai_attn.errors import ConfigError
+
+__all__ = ["BundleCall", "bundle_call"]
+
+
+class BundleCall:
+    """The arguments of the running ``monai.bundle.run``; empty if the bundle is driven in another way."""
+
+    def __init__(self, config_files: Sequence[str], overrides: dict[str, Any]) -> None:
+        self.config_files = [Path(path) for path in config_files]
+        self.overrides = overrides
+
+    @property
+    def name(self) -> str:
+        """Name of the last configuration file, such as ``train``."""
+        return self.config_files[-1].stem if self.config_files else "run"
+
+    def check_overrides(self) -> None:
+        """Refuse overrides whose top-level key stands in none of the configuration files."""
+        known = set(ConfigParser.load_config_files([str(path) for path in self.config_files]))
+        top_level = {ReferenceResolver.normalize_id(key).lstrip("+").split("::")[0] for key in known}
+        for override in self.overrides:
+            key = ReferenceResolver.normalize_id(override).lstrip("+").split("::")[0]
+            if key not in top_level:
+                nearest = difflib.get_close_matches(key, top_level, n=1, cutoff=0.4)
+                hint = f"did you mean --{nearest[0]}? " if nearest else ""
+                raise ConfigError(
+                    f"--{override}",
+                    f"no entry named '{key}' in {', '.join(path.name for path in self.config_files)}",
+                    f"{hint}The bundle's docs/README.md lists the entries",
+                )
+
+
+def bundle_call() -> BundleCall:
+    """The call of ``monai.bundle.run`` that is under way, found on the stack: MONAI hands it to nobody."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and frame.f_code is not bundle_run.__code__:
+        frame = frame.f_back
+    if frame is None:
+        return BundleCall([], {})
+    arguments = frame.f_locals
+    given: dict[str, Any] = {}
+    if arguments["args_file"] is not None:
+        own = set(inspect.signature(bundle_run).parameters) - {"config_file"}
+        given = {k: v for k, v in ConfigParser.load_config_file(arguments["args_file"]).items() if k not in own}
+    config_file = given.pop("config_file", None)
+    return BundleCall(ensure_tuple(arguments["config_file"] or config_file), {**given, **arguments["override"]})

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user of a bundle sees: no notices that nobody can act on, no long traces, and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from monai_attn.errors import InputError
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILURE",
+    "EXIT_INTERRUPTED",
+    "root_cause",
+    "silence_notices",
+    "without_traces",
+]
+
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+# notices of other packages that a user of a bundle can do nothing about
+_NOTICES = (
+    r".*`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated.*",
+    r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not available.*",
+    r".*User provided device_type of 'cuda', but CUDA is not available.*",
+    r".*'pin_memory' argument is set as true but no accelerator is found.*",
+    r".*Orientationd\.__init__:labels: Current default value.*",
+    r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
+)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that the user should see: the first that can be mended, else the first that happened."""
+    while not isinstance(error, InputError):
+        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if earlier is None:
+            break
+        error = earlier
+    return error
+
+
+def silence_notices() -> None:
+    """Keep warnings away that nobody can act on."""
+    for notice in _NOTICES:
+        warnings.filterwarnings("ignore", message=notice)
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+
+
+def without_traces(record: logging.LogRecord) -> bool:
+    """Keep the traces that engines log on their way down off the screen; the log file has them."""
+    return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from monai_attn.workflow import manifest
+
+
+def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):
+    (tmp_path / "a.nii").write_text("1")
+    listed = manifest.fingerprint(str(tmp_path))
+    (tmp_path / "a.nii").write_text("12")
+    assert manifest.fingerprint(str(tmp_path)) != listed
+    (tmp_path / "dataset.json").write_text("{}")
+    with_list = manifest.fingerprint(str(tmp_path))
+    (tmp_path / "a.nii").write_text("123")
+    assert manifest.fingerprint(str(tmp_path)) == with_list
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_revision_is_the_commit_of_the_checkout_and_of_no_other_repository(monkeypatch, tmp_path):
+    def git(folder, *arguments):
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+
+    head = git(Path(__file__).parent, "rev-parse", "HEAD")
+    if head.returncode == 0:
+        assert re.fullmatch(rf"{head.stdout.strip()}(-dirty)?", manifest.git_revision())
+    package = tmp_path / "site-packages" / "monai_attn" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("")
+    monkeypatch.setattr(manifest.monai_attn, "__file__", str(package))
+    assert manifest.git_revision() is None
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x")
+    assert manifest.git_revision() is None

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from ignite.handlers import ProgressBar
+from monai.handlers import CheckpointLoader, StatsHandler
+
+from monai_attn.workflow import processes
+
+
+def test_processes_other_than_the_first_do_not_report(monkeypatch):
+    handlers = [StatsHandler(), CheckpointLoader("x.pt", {"model": torch.nn.Linear(1, 1)}), ProgressBar()]
+    assert processes.handlers_of_rank(handlers) == handlers
+    monkeypatch.setattr(processes.idist, "get_rank", lambda: 1)
+    assert processes.handlers_of_rank(handlers) == handlers[1:2]
+
+
+def test_a_single_process_has_a_device_and_a_plain_network():
+    network = torch.nn.Linear(1, 1)
+    assert processes.distribute(network) is network
+    assert processes.local_device().type in ("cpu", "cuda")
