@@ -9,6 +9,7 @@ from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.scales import ScaleMaps
+from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "LossTerms",
     "OverlaySaver",
     "ScaleMaps",
+    "SpacedHausdorffDistance",
+    "SpacedSurfaceDistance",
     "ValidationLoss",
     "training_loss",
     "validation_loss",
