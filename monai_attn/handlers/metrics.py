@@ -13,7 +13,7 @@ from monai.handlers import IgniteMetricHandler, MetricsSaver
 from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
-from monai_attn.data.datalist import case_name
+from monai_attn.data.datalist import case_names
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = ["CaseMetricsSaver", "ISICSegmentation"]
@@ -48,9 +48,10 @@ class CaseMetricsSaver(MetricsSaver):
         if idist.get_rank() != self.save_rank:
             return
         state: Any = engine.state
+        names = case_names(paths)
         write_metrics_reports(
             save_dir=self.save_dir,
-            images=[case_name(path) for path in paths],
+            images=[names[path] for path in paths],
             metrics=state.metrics,
             metric_details=state.metric_details,
             summary_ops=self.summary_ops,

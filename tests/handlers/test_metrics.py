@@ -38,6 +38,19 @@ def test_the_tables_name_cases_and_structures(tmp_path):
     assert float(summary["right"]["notnans"]) == 1
 
 
+def test_cases_of_one_name_in_two_folders_have_a_line_each(tmp_path):
+    engine = Engine(lambda engine, batch: None)
+    CaseMetricsSaver(str(tmp_path), ["left"]).attach(engine)
+    details = {"dice": torch.tensor([[0.2], [0.6]])}
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: engine.state.__dict__.update(metrics={}, metric_details=details)
+    )
+    meta = [{"filename_or_obj": f"/data/{folder}/t1.nii.gz"} for folder in ("a", "b")]
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
+    with open(tmp_path / "dice_raw.csv") as file:
+        assert [row["filename"] for row in csv.DictReader(file)] == ["a_t1", "b_t1"]
+
+
 def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):
     saver = CaseMetricsSaver(str(tmp_path), ["left", "right"])
     assert saver._names({"dice": torch.zeros(4, 1)}) == ["class 1"]
