@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,21 @@ from monai_attn.errors import DataError
 
 __all__ = ["fill", "read_state_dict"]
 
+_read_tensors = partial(torch.load, map_location="cpu", weights_only=True)
 
-def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+
+def read_state_dict(
+    source: str | os.PathLike | Mapping[str, Any], read: Callable[[str | os.PathLike], Any] = _read_tensors
+) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a checkpoint file, or take one that is read already.
 
     Args:
         source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
+        read: reads a checkpoint from a file.
 
     Returns:
-        what to call the source in an error, and its tensors by name.
+        what to call the source in an error, and its tensors by name, without the ``module.`` that a wrapper such as
+        ``nn.DataParallel`` puts in front.
 
     Raises:
         DataError: if the file is not there, holds other things than tensors, or no state dict.
@@ -31,7 +38,9 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
     checkpoint: Any = source
     if not isinstance(source, Mapping):
         try:
-            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+            checkpoint = read(source)
+        except DataError:
+            raise
         except FileNotFoundError as error:
             raise DataError(name, "there is no such file", "correct the path") from error
         except Exception as error:
@@ -43,14 +52,20 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
                 "download it again, or where you trust it, load it yourself and save its state_dict by torch.save",
             ) from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         found = f"the entries {list(checkpoint)[:4]}" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise DataError(name, f"expected a state dict of tensors, found {found}", "give the authors' checkpoint")
-    return name, dict(state)
+    return name, {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
 
 
 def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
     """Fill every entry of a network's state dict, using every tensor of a checkpoint once.
+
+    A checkpoint may lack the batch counters of normalisation, which PyTorch has since 0.4.1; they are then 0.
 
     Args:
         network: the network.
@@ -63,6 +78,7 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
     """
     state = network.state_dict()
     used = list(ours.values())
+    theirs = {key: torch.tensor(0) for key in used if key.endswith("num_batches_tracked")} | dict(theirs)
     problems = {
         "missing in it": [other for mine, other in ours.items() if mine in state and other not in theirs],
         "not of this network": [key for key in theirs if key not in used],
