@@ -13,7 +13,6 @@ front of the attention; so do the defaults here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from monai_attn.blocks.gate import Gate
-from monai_attn.blocks.recompute import can_recompute, recomputed_branch
+from monai_attn.blocks.recompute import can_recompute, fast_layout, recomputed_sum
 
 __all__ = ["AutofocusConv", "crop_border"]
 
@@ -160,7 +159,7 @@ class AutofocusConv(nn.Module):
             dilation = self.dilations[k]
             return self.convolve(x, kernel, shift, 1, dilation - self.crop, dilation)
 
-        x = _fast_layout(x)
+        x = fast_layout(x)
         scales = self.attend(x)
         output = branch(0)
         scales = scales.to(output.dtype)
@@ -172,14 +171,9 @@ class AutofocusConv(nn.Module):
     @torch.jit.unused
     def _recomputed(self, x: torch.Tensor) -> torch.Tensor:
         """``forward`` that keeps only ``x`` and the attention for the backward pass."""
-        x = _fast_layout(x)
         scales = self.gate(checkpoint(self.logits, x, use_reentrant=False, preserve_rng_state=False))
-        output = torch.zeros([], dtype=x.dtype, device=x.device)
-        for k, norm in enumerate(self.norms):
-            dilation = self.dilations[k]
-            convolve = partial(self.convolve, padding=dilation - self.crop, dilation=dilation)
-            output = output + recomputed_branch(x, scales[:, k : k + 1], self.kernel(k), norm, convolve)
-        return output
+        kernels = [self.kernel(k) for k in range(len(self.norms))]
+        return recomputed_sum(x, scales, kernels, self.norms, self.dilations, self.crop, self.convolve)
 
 
 def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: int) -> None:
@@ -191,13 +185,6 @@ def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: 
         raise ValueError(f"dilations must be positive and rising, such as (2, 6, 10, 14), got {tuple(dilations)}.")
     if not 0 <= crop <= dilations[0]:
         raise ValueError(f"crop must be from 0 to the smallest dilation, {dilations[0]}, got {crop}.")
-
-
-def _fast_layout(x: torch.Tensor) -> torch.Tensor:
-    """Put the channels last on a CPU, where oneDNN then neither copies tensors nor falls back to slower kernels."""
-    if x.device.type != "cpu" or x.dtype == torch.float64 or x.ndim < 4:
-        return x
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def _fold(kernel: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,135 +1,184 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A branch of the autofocus layer that keeps nothing of its own for the backward pass.
+"""The sum over the branches of the autofocus layer, which keeps nothing of any branch for the backward pass.
 
 Autograd keeps the convolution's and the normalisation's output of every branch, which are most of the memory that
-training takes. Here the backward pass convolves again and turns the result, in place and slab by slab, into the
-gradient of the convolution.
+training takes. Here the backward pass convolves again, turns the result in place into the gradient of the convolution,
+and adds up the gradient of the input in one map. What else it needs, it makes for a third of the rows at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["can_recompute", "recomputed_branch"]
+__all__ = ["can_recompute", "fast_layout", "recomputed_sum"]
 
-_SLABS = 8
+_SLABS = 3  # with more, thus smaller ones, PyTorch leaves its fast convolutions sooner
 
 
 def can_recompute(norm: nn.Module) -> bool:
-    """Whether a normalisation is one that :func:`recomputed_branch` can differentiate: batch normalisation, or none."""
+    """Whether a normalisation is one that :func:`recomputed_sum` can differentiate: batch normalisation, or none."""
     return type(norm) in (nn.Identity, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def recomputed_branch(
+def recomputed_sum(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: torch.Tensor,
-    norm: nn.Module,
-    convolve: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    scales: torch.Tensor,
+    kernels: Sequence[torch.Tensor],
+    norms: Iterable[nn.Module],
+    dilations: Sequence[int],
+    crop: int,
+    convolve: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """``weight * norm(convolve(x, kernel))``, computed again in the backward pass.
+    """Sum of ``scales[:, k] * norms[k](convolve(x, kernels[k]))``, computed again in the backward pass.
 
     Args:
         x: the input (B, C, *spatial).
-        weight: a factor for each voxel of the output, (B, 1, *spatial).
-        kernel: the kernel.
-        norm: batch normalisation, whose running statistics are updated once, or the identity.
-        convolve: the convolution, called with ``x`` and ``kernel``.
+        scales: a factor for each branch and voxel of the output, (B, K, *cropped).
+        kernels: the kernel of each branch, (out_channels, C, 3, ...).
+        norms: batch normalisation, whose running statistics are updated once, or the identity.
+        dilations: the dilation of each branch; it is padded by ``crop`` less.
+        crop: voxels that the output loses at every side.
+        convolve: :func:`torch.conv1d`, :func:`torch.conv2d` or :func:`torch.conv3d`.
 
     Returns:
-        the weighted features (B, out_channels, *spatial). There is no second derivative.
+        the sum (B, out_channels, *cropped). There is no second derivative.
 
     Example:
         >>> x, kernel = torch.rand(1, 2, 9), torch.rand(4, 2, 3, requires_grad=True)
-        >>> recomputed_branch(x, torch.ones(1, 1, 7), kernel, torch.nn.BatchNorm1d(4), torch.conv1d).shape
-        torch.Size([1, 4, 7])
+        >>> norms = [torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)]
+        >>> recomputed_sum(x, torch.ones(1, 2, 9), [kernel, kernel], norms, (1, 2), 0, torch.conv1d).shape
+        torch.Size([1, 4, 9])
     """
-    gamma, beta = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    return _Recomputed.apply(x, weight, kernel, gamma, beta, norm, convolve)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    parameters, branches = [], []
+    for kernel, norm, dilation in zip(kernels, norms, dilations):
+        gamma, beta = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        parameters.append(kernel)
+        parameters.append((kernel.new_ones(len(kernel)) if gamma is None else gamma).reshape(shape))
+        parameters.append((kernel.new_zeros(len(kernel)) if beta is None else beta).reshape(shape))
+        branches.append((norm, dilation, dilation - crop))
+    return _RecomputedSum.apply(convolve, branches, x, scales, *parameters)
 
 
-class _Recomputed(torch.autograd.Function):
-    """With z the convolution's output and ẑ = (z - mean) / std: weight * (gamma * ẑ + beta)."""
+class _RecomputedSum(torch.autograd.Function):
+    """With z the convolution's output and ẑ = (z - mean) / std, each branch adds scale * (gamma * ẑ + beta)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, kernel: Any, gamma: Any, beta: Any, norm: Any, convolve: Any) -> Any:
+    def forward(ctx: Any, convolve: Any, branches: Any, x: Any, scales: Any, *parameters: Any) -> Any:
         device = x.device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        ctx.convolve, ctx.eps = convolve, getattr(norm, "eps", 0.0)
-        mean, var = kernel.new_zeros(len(kernel)), kernel.new_ones(len(kernel))
-        ctx.batch = not isinstance(norm, nn.Identity) and (norm.training or norm.running_mean is None)
-        if not ctx.batch and not isinstance(norm, nn.Identity):
-            mean, var = norm.running_mean.clone(), norm.running_var.clone()
-        ctx.save_for_backward(x, weight, kernel, gamma, beta, mean, var)
-        return weight * norm(convolve(x, kernel))
+        ctx.convolve, ctx.branches = convolve, branches
+        ctx.fixed = [_fixed_statistics(norm, gamma) for (norm, _, _), gamma in zip(branches, parameters[1::3])]
+        ctx.save_for_backward(x, scales, *parameters)
+        x, output = fast_layout(x), None
+        for scale, kernel, (norm, dilation, padding) in zip(scales.split(1, dim=1), parameters[::3], branches):
+            features = norm(convolve(x, kernel, None, 1, padding, dilation))
+            output = features * scale if output is None else output.addcmul_(features, scale)
+            del features  # before the next branch makes its own
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, weight, kernel, gamma, beta, mean, var = ctx.saved_tensors
-        inputs = [tensor.detach().requires_grad_() for tensor in (x, kernel)]
-        with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            branch = ctx.convolve(*inputs)
-        z = branch.detach()
-        if ctx.batch:
-            mean, var = _statistics(z)
-        grads = _differentiate(grad, z, weight, gamma, beta, mean, (var + ctx.eps).rsqrt(), ctx.batch)
-        # a convolution's gradient does not need its output, so the gradient of z could take the place of z; and one
-        # after the other needs less working memory than both at once
-        (grad_kernel,) = torch.autograd.grad(branch, inputs[1], z, retain_graph=True)
-        (grad_x,) = torch.autograd.grad(branch, inputs[0], z)
-        return grad_x, grads[0], grad_kernel, *grads[1:], None, None
+        x, scales, *parameters = ctx.saved_tensors
+        grad_x, grad_scales, grads = torch.zeros_like(x), [], []
+        for k, (norm, dilation, padding) in enumerate(ctx.branches):
+            kernel, gamma, beta = parameters[3 * k : 3 * k + 3]
+            with torch.autocast(*ctx.autocast):
+                z = ctx.convolve(fast_layout(x), kernel, None, 1, padding, dilation)
+            statistics = ctx.fixed[k] or _batch_statistics(z, norm.eps)
+            grad_scale, *grads_of_norm = _differentiate_norm(grad, z, scales[:, k : k + 1], gamma, beta, *statistics)
+            grad_scales.append(grad_scale)
+            grads += [_differentiate_convolution(z, x, kernel, dilation, padding, grad_x), *grads_of_norm]
+            del z
+        return None, None, grad_x, torch.cat(grad_scales, dim=1), *grads
 
 
-def _differentiate(
+def _differentiate_norm(
     grad: torch.Tensor,
     z: torch.Tensor,
     weight: torch.Tensor,
-    gamma: torch.Tensor | None,
-    beta: torch.Tensor | None,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
     mean: torch.Tensor,
     invstd: torch.Tensor,
-    batch: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Put the gradient of ``z`` into ``z``; the gradients of ``weight``, ``gamma`` and ``beta``."""
-    shape = [1, -1] + [1] * (z.ndim - 2)
-    scale = invstd if gamma is None else gamma * invstd
-    shift = -mean * scale if beta is None else beta - mean * scale
-    scale, shift, mean, invstd = (value.reshape(shape) for value in (scale, shift, mean, invstd))
-    grad_weight = torch.empty_like(weight)
-    total, projected = (
-        torch.zeros_like(mean),
-        torch.zeros_like(mean),
-    )  # sums of the gradient g of gamma ẑ + beta, of ẑ g
-    for part, features, factor, out in _slabs(grad, z, weight, grad_weight):
-        out.copy_((torch.addcmul(shift, features, scale) * part).sum(1, keepdim=True))
+    count: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put the gradient of ``z`` into ``z``; return those of ``weight``, ``gamma`` and ``beta``."""
+    scale = gamma * invstd
+    shift = beta - mean * scale
+    grad_weight = []
+    # sums of the gradient g of gamma ẑ + beta, and of ẑ g
+    total, projected = torch.zeros_like(mean), torch.zeros_like(mean)
+    for part, features, factor in _slabs(grad, z, weight):
+        grad_weight.append((torch.addcmul(shift, features, scale) * part).sum(1, keepdim=True))
         g = part * factor
         total += _channel_sum(g)
         projected += _channel_sum(g.mul_(features - mean)) * invstd
-    count = z.numel() / z.shape[1] if batch else math.inf
+        del g
     for part, features, factor in _slabs(grad, z, weight):
         normalised = (features - mean).mul_(invstd)
         g = (part * factor).sub_(total / count).addcmul_(normalised, projected, value=-1 / count)
         features.copy_(g.mul_(scale))
-    return (
-        grad_weight,
-        None if gamma is None else projected.reshape(-1).to(gamma.dtype),
-        None if beta is None else total.reshape(-1).to(beta.dtype),
-    )
+        del g, normalised
+    return torch.cat(grad_weight, dim=2), projected, total
 
 
-def _statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of every channel, without a copy of ``z``."""
+def _differentiate_convolution(
+    grad: torch.Tensor, x: torch.Tensor, kernel: torch.Tensor, dilation: int, padding: int, grad_x: torch.Tensor
+) -> torch.Tensor:
+    """Add the gradient of ``x`` to ``grad_x``; return that of ``kernel``.
+
+    A plane of the kernel, its third along the first axis, takes each row of the output from one row of the input.
+    """
+    others = x.ndim - 3
+    geometry = [1, *[1] * others], [0, *[padding] * others], [1, *[dilation] * others], False, [0, *[0] * others], 1
+    grad_kernel = torch.zeros_like(kernel)
+    for tap, (plane, grad_plane) in enumerate(zip(kernel.to(grad.dtype).split(1, 2), grad_kernel.split(1, 2))):
+        shift = tap * dilation - padding
+        first, last = max(0, -shift), min(grad.shape[2], x.shape[2] - shift)
+        if first >= last:
+            continue  # it sees nothing but padding
+        inside = slice(first + shift, last + shift)
+        for part, rows, out in _slabs(grad[:, :, first:last], x[:, :, inside], grad_x[:, :, inside]):
+            rows = fast_layout(rows.to(grad.dtype))
+            grads = torch.ops.aten.convolution_backward(part, rows, plane, None, *geometry, [True, True, False])
+            out += grads[0]
+            grad_plane += grads[1]
+            del rows, grads
+    return grad_kernel
+
+
+def fast_layout(x: torch.Tensor) -> torch.Tensor:
+    """Put the channels last on a CPU, where oneDNN then neither copies tensors nor falls back to slower kernels."""
+    if x.device.type != "cpu" or x.dtype == torch.float64 or x.ndim < 4:
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def _fixed_statistics(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+    """Mean and 1 / std of every channel where they do not depend on the batch, and infinity for the batch's size."""
+    if not isinstance(norm, _BatchNorm):
+        return torch.zeros_like(like), torch.ones_like(like), math.inf
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    mean, invstd = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt()
+    return mean.reshape(like.shape), invstd.reshape(like.shape), math.inf
+
+
+def _batch_statistics(z: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean and 1 / std of every channel, without a copy of ``z``, and the number of values of each."""
     count = z.numel() / z.shape[1]
     mean = _channel_sum(z) / count
     squares = sum((_channel_sum((part - mean).square_()) for (part,) in _slabs(z)), torch.zeros_like(mean))
-    return mean.reshape(-1), squares.reshape(-1) / count
+    return mean, (squares / count + eps).rsqrt(), count
 
 
 def _channel_sum(z: torch.Tensor) -> torch.Tensor:
@@ -137,4 +186,4 @@ def _channel_sum(z: torch.Tensor) -> torch.Tensor:
 
 
 def _slabs(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(tensor.chunk(_SLABS, dim=2) for tensor in tensors))
+    return zip(*(tensor.tensor_split(min(_SLABS, tensor.shape[2]), dim=2) for tensor in tensors))

@@ -242,6 +242,27 @@ def test_memory_efficient_training_has_the_outputs_gradients_and_statistics_of_t
             torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dims", DIMS)
+def test_memory_efficient_gradients_in_single_and_half_precision_are_near_those_of_the_plain_form(dims, autocast):
+    plain = AutofocusConv(dims, 6, 5, detach_attention=False)
+    lean = AutofocusConv(dims, 6, 5, detach_attention=False, memory_efficient=True)
+    lean.load_state_dict(plain.state_dict())
+    u = torch.randn(3, 6, *SIZES[dims])  # smaller than the largest dilation in 3D
+    weight = torch.randn(3, 5, *SIZES[dims])
+    results = []
+    for block in (plain, lean):
+        x = u.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = block(x)
+        (weight * output).sum().backward()
+        results.append([output, x.grad, *(p.grad for p in block.parameters())])
+    for expected, result in zip(*results, strict=True):
+        assert result.dtype == expected.dtype
+        # relative to the whole tensor; in bfloat16 one rounding is 0.004
+        assert (result - expected).norm() < (0.05 if autocast else 1e-5) * expected.norm()
+
+
 def test_a_bias_before_normalisation_is_inert_in_training():
     block = AutofocusConv(2, 4, 3)
     u = torch.randn(2, 4, 9, 8)
