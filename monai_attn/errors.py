@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ConfigError", "DataError", "InputError"]
+__all__ = ["ConfigError", "DataError", "InputError", "told_in"]
 
 _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
 
@@ -37,3 +37,13 @@ class DataError(InputError):
 
 class ConfigError(InputError):
     """An entry of the configuration, or an override on the command line, cannot be used."""
+
+
+def told_in(text: str) -> InputError | None:
+    """The error that a text tells of: from a data loader's process comes the trace of its last error, and no cause.
+
+    Example:
+        >>> told_in(f"Traceback: {DataError('a.nii', 'it is empty', 'restore it')}").what
+        'a.nii'
+    """
+    return InputError(text) if _MESSAGE.search(text) else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from monai_attn.errors import InputError
+from monai_attn.errors import InputError, told_in
 
 __all__ = [
     "EXIT_BAD_INPUT",
@@ -34,7 +34,7 @@ _NOTICES = (
 def root_cause(error: BaseException) -> BaseException:
     """The error that the user should see: the first that can be mended, else the first that happened."""
     while not isinstance(error, InputError):
-        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        earlier = told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if earlier is None:
             break
         error = earlier
