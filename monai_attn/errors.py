@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ConfigError", "DataError", "InputError", "told_in"]
+__all__ = ["ConfigError", "DataError", "InputError", "root_cause"]
 
 _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
 
@@ -39,11 +39,16 @@ class ConfigError(InputError):
     """An entry of the configuration, or an override on the command line, cannot be used."""
 
 
-def told_in(text: str) -> InputError | None:
-    """The error that a text tells of: from a data loader's process comes the trace of its last error, and no cause.
+def root_cause(error: BaseException) -> BaseException:
+    """The error that the user should see: the first that can be mended, else the first that happened."""
+    while not isinstance(error, InputError):
+        earlier = _told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if earlier is None:
+            break
+        error = earlier
+    return error
 
-    Example:
-        >>> told_in(f"Traceback: {DataError('a.nii', 'it is empty', 'restore it')}").what
-        'a.nii'
-    """
+
+def _told_in(text: str) -> InputError | None:
+    """The error that a text tells of: from a data loader's process comes the trace of the last error, and no cause."""
     return InputError(text) if _MESSAGE.search(text) else None

@@ -12,9 +12,8 @@ from monai.transforms import LoadImaged, Orientation
 from PIL import Image
 
 from monai_attn.data.nifti import read_header
-from monai_attn.errors import DataError, InputError
+from monai_attn.errors import DataError, InputError, root_cause
 from monai_attn.transforms import CheckedLoadImageD, CheckedLoadImaged, CheckedLoadImageDict
-from monai_attn.workflow.screen import root_cause
 
 AFFINE = np.array([[-1.0, 0, 0, 30], [0, -1, 0, 20], [0, 0, 2, -9], [0, 0, 0, 1]])
 KEYS = ["image", "label"]
