@@ -6,13 +6,10 @@ from __future__ import annotations
 import logging
 import warnings
 
-from monai_attn.errors import InputError
-
 __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_FAILURE",
     "EXIT_INTERRUPTED",
-    "root_cause",
     "silence_notices",
     "without_traces",
 ]
@@ -30,16 +27,6 @@ _NOTICES = (
     r".*Orientationd\.__init__:labels: Current default value.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be mended, else the first that happened."""
-    while not isinstance(error, InputError):
-        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if earlier is None:
-            break
-        error = earlier
-    return error
 
 
 def silence_notices() -> None:

@@ -21,14 +21,13 @@ from ignite.engine import Engine
 from monai.apps import get_logger
 from monai.utils import ensure_tuple, set_determinism
 
-from monai_attn.errors import DataError, InputError
+from monai_attn.errors import DataError, InputError, root_cause
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.manifest import fingerprint, git_revision, versions
 from monai_attn.workflow.screen import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
-    root_cause,
     silence_notices,
     without_traces,
 )

@@ -127,6 +127,26 @@ def test_configurations_have_no_lambda_and_no_path_of_a_machine(bundle, name):
         assert not text.startswith("/")
 
 
+def test_every_case_goes_through_the_guard_first(bundle):
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    guards = [train["train"]["deterministic_transforms"][0], inference["preprocessing"]["transforms"][0]]
+    assert [guard["_target_"] for guard in guards] == ["monai_attn.transforms.CheckedLoadImaged"] * 2
+    assert [guard["keys"] for guard in guards] == [["image", "label"], "image"]
+    for key in ("spatial_dims", "channels", "assume_orientation"):
+        assert guards[0].get(key) == guards[1].get(key)
+    assert ("assume_orientation" in guards[0]) == (guards[0]["spatial_dims"] == 3)
+    assert guards[0]["constant"] == "error"
+    assert guards[0]["label_values"]
+    assert guards[1]["nonfinite"] == "@nonfinite"
+    assert train["train"]["dataset"]["data"] == "$datalist.training_cases(@dataset_dir)"
+
+
+def test_no_file_is_loaded_past_the_guard(bundle):
+    for path in (bundle / "configs").glob("*.json"):
+        targets = {component["_target_"].split(".")[-1] for component in components(load(bundle, path.stem))}
+        assert not targets & {"LoadImage", "LoadImageD", "LoadImageDict", "LoadImaged"}, path
+
+
 def test_the_network_keeps_the_promise_of_the_metadata(bundle):
     verify_net_in_out(
         net_id="network_def",
