@@ -33,13 +33,16 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
     name = "the given checkpoint" if isinstance(source, Mapping) else os.fspath(source)
     checkpoint: Any = source if isinstance(source, Mapping) else read_tensors(source)
     state = checkpoint
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    while isinstance(state, Mapping) and isinstance(inner := state.get("state_dict", state.get("model")), Mapping):
+        state = inner
+    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         found = f"the entries {list(checkpoint)[:4]}" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise DataError(name, f"expected a state dict of tensors, found {found}", "give a file of weights")
     return name, {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
 
 
 def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
