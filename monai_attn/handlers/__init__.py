@@ -7,7 +7,7 @@ from monai_attn.handlers.checkpoint import BestModelSaver, WeightsLoader
 from monai_attn.handlers.edge_maps import EdgeMaps
 from monai_attn.handlers.finite import StopOnNonFinite
 from monai_attn.handlers.loss_terms import LossTerms
-from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
+from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.resume import TrainingCheckpoint
@@ -25,6 +25,7 @@ __all__ = [
     "EpochSeed",
     "ISICSegmentation",
     "LossTerms",
+    "MeanDiceOrNaN",
     "OverlaySaver",
     "ScaleMaps",
     "StopOnNonFinite",
