@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 
 from monai_attn.errors import DataError
 
-__all__ = ["case_name", "cases", "common_root", "find_images", "locate", "pair_by_name"]
+__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "pair_by_name"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -33,6 +33,28 @@ def case_name(path: str | Path) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(name).stem
+
+
+def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
+    """A name for each of several cases: that of its file or, where two files share one, of its folder and file.
+
+    Args:
+        paths: the image of each case.
+
+    Returns:
+        for each path its name.
+
+    Example:
+        >>> case_names(["data/a/t1.nii.gz", "data/b/t1.nii.gz"])
+        {'data/a/t1.nii.gz': 'a_t1', 'data/b/t1.nii.gz': 'b_t1'}
+    """
+    files = [str(path) for path in dict.fromkeys(paths)]
+    names = [case_name(file) for file in files]
+    if len(set(names)) < len(names):
+        root = common_root([{"image": file} for file in files])
+        folders = [Path(file).absolute().parent.relative_to(root) for file in files]
+        names = ["_".join([*folder.parts, name]) for folder, name in zip(folders, names)]
+    return dict(zip(files, names))
 
 
 def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, Any]]:

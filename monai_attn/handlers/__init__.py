@@ -13,6 +13,7 @@ from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.resume import TrainingCheckpoint
 from monai_attn.handlers.scales import ScaleMaps
 from monai_attn.handlers.seed import EpochSeed
+from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "MeanDiceOrNaN",
     "OverlaySaver",
     "ScaleMaps",
+    "SpacedHausdorffDistance",
+    "SpacedSurfaceDistance",
     "StopOnNonFinite",
     "TrainingCheckpoint",
     "ValidationLoss",

@@ -17,7 +17,7 @@ from monai.handlers import IgniteMetricHandler, MeanDice, MetricsSaver
 from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
-from monai_attn.data.datalist import case_name
+from monai_attn.data.datalist import case_names
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN"]
@@ -53,11 +53,12 @@ class CaseMetricsSaver(MetricsSaver):
         if idist.get_rank() != self.save_rank:
             return
         state: Any = engine.state
+        names = case_names(paths)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the mean of NaNs alone is NaN, as it should be
             write_metrics_reports(
                 save_dir=self.save_dir,
-                images=[case_name(path) for path in paths],
+                images=[names[path] for path in paths],
                 metrics=state.metrics,
                 metric_details=state.metric_details,
                 summary_ops=self.summary_ops,

@@ -14,9 +14,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.handlers import MetricLogger
 from monai.transforms import LoadImage, Orientation
-from monai.utils import ImageMetaKey
+from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 
-from monai_attn.data.datalist import case_name
+from monai_attn.data.datalist import case_name, case_names
 from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.progress import training_loss
 from monai_attn.visualize import figures
@@ -29,7 +29,7 @@ class OverlaySaver:
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
     it, as ``Invertd`` does. It is written beside the prediction where ``SaveImaged`` says in the metadata where that is
-    (``savepath_in_metadict``), so that cases of one name in two folders stay apart.
+    (``savepath_in_metadict``). Elsewhere the picture of a case that shares its name is named after its folder too.
 
     Args:
         save_dir: folder to write to where predictions are not saved.
@@ -49,10 +49,17 @@ class OverlaySaver:
         self.class_names = class_names
         self.max_cases = max_cases
         self.drawn = 0
+        self.names: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._name)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _name(self, engine: Engine) -> None:
+        """Find names for the cases of a data set; other sources of data have none in advance."""
+        items = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+        self.names = case_names(str(ensure_tuple(item[CommonKeys.IMAGE])[0]) for item in items)
 
     def __call__(self, engine: Engine) -> None:
         """Draw the cases of the finished iteration."""
@@ -68,6 +75,7 @@ class OverlaySaver:
         meta = case["pred"].meta
         path = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
         folder = Path(meta["saved_to"]).parent if "saved_to" in meta else self.save_dir
+        name = case_name(path) if "saved_to" in meta else self.names.get(path, case_name(path))
         image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
         if prediction.ndim < image.ndim:
             prediction = prediction[None]  # a picture is written without a channel dimension
@@ -77,10 +85,10 @@ class OverlaySaver:
             {name: _upright(mask.cpu()) for name, mask in masks.items() if mask is not None},
             spatial_dim=self.spatial_dim,
             spacing=[float(size) for size in image.pixdim],
-            title=case_name(path),
+            title=name,
             class_names=self.class_names,
         )
-        figures.save(figure, folder / f"{case_name(path)}_overlay.png")
+        figures.save(figure, folder / f"{name}_overlay.png")
 
 
 def _upright(image: torch.Tensor) -> MetaTensor:

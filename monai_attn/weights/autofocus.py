@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from monai_attn.blocks.autofocus import AutofocusConv
@@ -42,15 +41,11 @@ def load_autofocus_weights(network: AFNet, source: str | os.PathLike | Mapping[s
     Example:
         ``load_autofocus_weights(AFNet(3, 3, 5, n_autofocus=4, padding="official"), "AFN4.pth.tar")``
     """
-    name, state = read_state_dict(source)
-    theirs = {key.removeprefix("module."): value for key, value in state.items()}
+    name, theirs = read_state_dict(source)
     ours, biases = _autofocus_names(network, basic=any(key.startswith("layer3.") for key in theirs))
     for bias, mean in biases.items():
         if bias in theirs and mean in theirs and theirs[bias].shape == theirs[mean].shape:
             theirs[mean] = theirs[mean] - theirs.pop(bias)
-    for other in ours.values():
-        if other.endswith("num_batches_tracked"):  # PyTorch has it since 0.4.1
-            theirs.setdefault(other, torch.tensor(0))
     fill(network, theirs, ours, name)
     return network
 

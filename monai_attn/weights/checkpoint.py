@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,22 +16,29 @@ from monai_attn.weights.files import read_tensors
 __all__ = ["fill", "load_weights", "read_state_dict", "unwrapped"]
 
 
-def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+def read_state_dict(
+    source: str | os.PathLike | Mapping[str, Any], read: Callable[[str | os.PathLike], Any] = read_tensors
+) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a checkpoint file, or take one that is read already.
 
     Args:
         source: the file, or what is in it: a state dict, or a dictionary with it as ``state_dict`` or ``model``.
+        read: reads a checkpoint from a file.
 
     Returns:
         what to call the source in an error, and its tensors by name, without the ``module.`` that a wrapper such as
         ``nn.DataParallel`` puts in front.
 
     Raises:
-        DataError: if the file cannot be read (see :func:`monai_attn.weights.files.read_tensors`) or holds no state
-            dict.
+        DataError: if the file cannot be read (:mod:`monai_attn.weights.files`) or holds no state dict.
     """
     name = "the given checkpoint" if isinstance(source, Mapping) else os.fspath(source)
-    checkpoint: Any = source if isinstance(source, Mapping) else read_tensors(source)
+    checkpoint: Any = source
+    if not isinstance(source, Mapping):
+        try:
+            checkpoint = read(source)
+        except FileNotFoundError as error:
+            raise DataError(name, "there is no such file", "correct the path") from error
     state = checkpoint
     while isinstance(state, Mapping) and isinstance(inner := state.get("state_dict", state.get("model")), Mapping):
         state = inner
@@ -48,6 +55,8 @@ def _is_entry(item: tuple[Any, Any]) -> bool:
 def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
     """Fill every entry of a network's state dict, using every tensor of a checkpoint once.
 
+    A checkpoint may lack the batch counters of normalisation, which PyTorch has since 0.4.1; they are then 0.
+
     Args:
         network: the network.
         theirs: the checkpoint's tensors.
@@ -59,6 +68,7 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
     """
     state = network.state_dict()
     used = list(ours.values())
+    theirs = {key: torch.tensor(0) for key in used if key.endswith("num_batches_tracked")} | dict(theirs)
     problems = {
         "missing in it": [other for mine, other in ours.items() if mine in state and other not in theirs],
         "not of this network": [key for key in theirs if key not in used],

@@ -40,7 +40,7 @@ def read_tensors(path: str | os.PathLike) -> Any:
         ``read_tensors("model.pt")["classifier.weight"]``
     """
     name = os.fspath(path)
-    _check_whole(Path(path), name)
+    _check_whole(name)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -57,10 +57,10 @@ def read_tensors(path: str | os.PathLike) -> Any:
     raise DataError(name, "it is no file of plain tensors that torch.load(weights_only=True) reads", _AGAIN)
 
 
-def _check_whole(path: Path, name: str) -> None:
-    if not path.is_file():
+def _check_whole(name: str) -> None:
+    if not Path(name).is_file():
         raise DataError(name, "there is no such file", "correct the path, train first, or get the published weights")
-    with path.open("rb") as file:
+    with open(name, "rb") as file:
         head = file.read(len(_LFS_POINTER))
     if not head:
         raise DataError(name, "it is empty", _AGAIN)
@@ -68,7 +68,7 @@ def _check_whole(path: Path, name: str) -> None:
         raise DataError(name, "it is a pointer of Git LFS, not the file itself", "run `git lfs pull` where it lies")
     if head.startswith(b"PK"):  # what torch.save writes is a zip archive
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(name) as archive:
                 # PyTorch skips an entry that is marked as a folder and returns what is in memory
                 folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]
                 damaged = folders[0] if folders else archive.testzip()

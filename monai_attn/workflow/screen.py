@@ -26,6 +26,7 @@ _NOTICES = (
     r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not available.*",
     r".*User provided device_type of 'cuda', but CUDA is not available.*",
     r".*'pin_memory' argument is set as true but no accelerator is found.*",
+    r".*get_mask_edges.*always_return_as_numpy.*",
     r".*Orientationd\.__init__:labels: Current default value.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )

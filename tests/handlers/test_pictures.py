@@ -6,7 +6,7 @@ import csv
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import SaveImage
 from PIL import Image
 
@@ -40,6 +40,21 @@ def test_a_picture_without_a_channel_dimension_is_drawn(tmp_path):
     OverlaySaver(str(tmp_path / "out")).attach(engine)
     engine.run([1])
     assert (tmp_path / "out" / "scan_overlay.png").is_file()
+
+
+def test_files_of_one_name_in_two_folders_have_a_picture_each(tmp_path):
+    cases = []
+    for folder in ("a", "b"):
+        path = tmp_path / folder / "t1.png"
+        path.parent.mkdir()
+        Image.new("L", (12, 8)).save(path)
+        cases.append({"image": str(path)})
+    engine = Engine(
+        lambda engine, batch: [{"pred": MetaTensor(torch.ones(1, 12, 8), meta={"filename_or_obj": batch["image"][0]})}]
+    )
+    OverlaySaver(str(tmp_path / "out")).attach(engine)
+    engine.run(DataLoader(Dataset(cases)))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_t1_overlay.png", "b_t1_overlay.png"}
 
 
 def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from monai.data import load_decathlon_datalist
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
 from monai.networks.nets import (
@@ -23,10 +24,12 @@ from monai.networks.nets import (
     UNet,
     VNet,
 )
+from monai.transforms import Compose, LoadImaged, Resized, ScaleIntensityRanged
 from torch import nn
 
 from monai_attn.adapt import NamedStream, Stream
 from monai_attn.blocks import Gate
+from monai_attn.losses import EGCNNLoss
 from monai_attn.nets import EGCNN, TrainOutputs
 from monai_attn.visualize import capture_attention
 
@@ -501,3 +504,27 @@ def test_a_scripted_network_survives_save_and_load_and_takes_other_sizes(tmp_pat
 def test_a_copy_gives_the_same(name):
     network, x = stir(small(name)), image(name)
     assert torch.equal(copy.deepcopy(network)(x), network(x))
+
+
+def test_a_network_for_pictures_learns_to_see_real_kidneys_and_their_edges(real_data):
+    items = load_decathlon_datalist(str(real_data("kits19_2d") / "dataset.json"), data_list_key="training")[:4]
+    load = Compose(
+        [
+            LoadImaged(["image", "label"], ensure_channel_first=True),
+            ScaleIntensityRanged("image", 0, 255, -1, 1),
+            Resized(["image", "label"], (128, 128), mode=["bilinear", "nearest"]),
+        ]
+    )
+    cases = [load(item) for item in items]
+    image, label = (torch.stack([case[key].as_tensor() for case in cases]) for key in ("image", "label"))
+    network = EGCNN(SegResNet(2, init_filters=8, in_channels=1, out_channels=3))
+    train_network, loss = TrainOutputs(network), EGCNNLoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    history = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(train_network(image), label).backward()
+        optimizer.step()
+        history.append({name: float(value) for name, value in loss.terms.items()})
+    assert history[-1]["semantic"] < 0.8 * history[0]["semantic"]
+    assert history[-1]["edge_dice"] < 0.9 * history[0]["edge_dice"]
