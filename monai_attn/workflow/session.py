@@ -30,6 +30,7 @@ from monai_attn.workflow.screen import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
+    entry_of,
     root_cause,
     silence_notices,
     without_traces,
@@ -186,8 +187,9 @@ class Session:
         elif isinstance(cause, InputError):
             message, code = str(cause), EXIT_BAD_INPUT
         else:
-            lines = str(cause).strip().splitlines() or [""]
+            lines, entry = str(cause).strip().splitlines() or [""], entry_of(error)
             message, code = f"{type(cause).__name__}: {lines[0]}", EXIT_FAILURE
+            message += f"\n  in the configuration: {entry}" if entry else ""
         print(f"monai_attn: {message}", file=sys.stderr)
         if self.manifest:
             self.manifest["state"] = "interrupted" if code == EXIT_INTERRUPTED else "failed"
