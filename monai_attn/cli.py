@@ -93,7 +93,57 @@ def _synthesize(arguments: argparse.Namespace) -> None:
     print(f"synthesised images in {folder}; give it to the bundle with --dataset_dir {folder}")
 
 
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="folder of the bundle, or the name of one in ./bundles")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--dataset_dir", metavar="DIR", help="data set to train on (default: that of the bundle)")
+    data.add_argument(
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="what to segment: an image, a folder or a data set, or the files of one image",
+    )
+    parser.add_argument(
+        "--section",
+        nargs="+",
+        default=["training", "validation"],
+        metavar="NAME",
+        help="sections of the data set (default: training validation)",
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="configurations of the bundle (default: train, or inference for --input)",
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, as training or inference gets them"
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from monai_attn.data.inspection import check_bundle
+
+    lines = check_bundle(
+        arguments.bundle,
+        dataset_dir=arguments.dataset_dir,
+        images=arguments.input,
+        sections=arguments.section,
+        configs=arguments.config,
+        overrides=arguments.set,
+    )
+    for line in lines:
+        print(line, flush=True)
+
+
 _COMMANDS = {
+    "check": _Command(
+        "Load every case of a data set and say which ones a bundle cannot use, and why.",
+        _add_check_arguments,
+        _check,
+    ),
     "phantom": _Command(
         "Write a look-alike of a bundle's data set: made-up anatomy, for trying the software only.",
         _add_phantom_arguments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ConfigError", "DataError", "InputError"]
+__all__ = ["ConfigError", "DataError", "InputError", "root_cause"]
 
 _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
 
@@ -37,3 +37,18 @@ class DataError(InputError):
 
 class ConfigError(InputError):
     """An entry of the configuration, or an override on the command line, cannot be used."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that the user should see: the first that can be mended, else the first that happened."""
+    while not isinstance(error, InputError):
+        earlier = _told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if earlier is None:
+            break
+        error = earlier
+    return error
+
+
+def _told_in(text: str) -> InputError | None:
+    """The error that a text tells of: from a data loader's process comes the trace of the last error, and no cause."""
+    return InputError(text) if _MESSAGE.search(text) else None

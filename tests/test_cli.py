@@ -4,10 +4,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from monai_attn.cli import main
+from monai_attn.data.phantom import make_phantom
 
 BUNDLE = "hippocampus_mri_scse_segmentation"
 
@@ -44,7 +46,31 @@ def test_what_cannot_be_used_is_one_message_and_code_2(tmp_path, capsys, bundle,
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["no_such_command"], ["phantom"], ["phantom", BUNDLE, "--cases", "few"]])
+def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp_path, capsys):
+    folder = Path(__file__).parents[1] / "bundles" / BUNDLE
+    data = make_phantom(BUNDLE, tmp_path / "p", cases=3)
+    assert main(["check", str(folder), "--dataset_dir", str(data)]) == 0
+    assert capsys.readouterr().out.endswith("3 cases: 3 can be used, 0 cannot; 0 with warnings\n")
+    damaged = sorted((data / "labels").iterdir())[0]
+    damaged.write_text("")
+    assert main(["check", str(folder), "--dataset_dir", str(data), "--section", "training", "validation"]) == 2
+    output = capsys.readouterr()
+    assert f"    cannot use {damaged}\n      problem: the file is empty (0 bytes)\n" in output.out
+    assert output.err.startswith(f"monai-attn: cannot use {data}\n  problem: 1 of 3 cases: {damaged.name}\n")
+    assert main(["check", str(folder), "--input", str(data / "images"), "--set", "nonfinite=zero"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no_such_command"],
+        ["phantom"],
+        ["phantom", BUNDLE, "--cases", "few"],
+        ["check"],
+        ["check", BUNDLE, "--dataset_dir", "a", "--input", "b"],
+    ],
+)
 def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -52,7 +78,10 @@ def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: monai-attn")
 
 
-@pytest.mark.parametrize(("arguments", "shown"), [(["--help"], "phantom"), (["phantom", "--help"], "--cases N")])
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help"], "phantom"), (["phantom", "--help"], "--cases N"), (["check", "--help"], "--set")],
+)
 def test_help_imports_nothing_heavy(arguments, shown):
     code = (
         "import sys, runpy\n"

@@ -3,6 +3,28 @@
 
 from __future__ import annotations
 
-from monai_attn.data.datalist import case_name, case_names, cases, common_root, find_images, locate, pair_by_name
+from monai_attn.data.datalist import (
+    case_name,
+    case_names,
+    cases,
+    common_root,
+    find_images,
+    locate,
+    pair_by_name,
+    training_cases,
+)
+from monai_attn.data.files import check_file
+from monai_attn.data.reader import CheckingReader
 
-__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "pair_by_name"]
+__all__ = [
+    "CheckingReader",
+    "case_name",
+    "case_names",
+    "cases",
+    "check_file",
+    "common_root",
+    "find_images",
+    "locate",
+    "pair_by_name",
+    "training_cases",
+]

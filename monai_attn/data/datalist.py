@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from monai.data import load_decathlon_datalist, partition_dataset
+from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 
+from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 
-__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "pair_by_name"]
+__all__ = [
+    "case_name",
+    "case_names",
+    "cases",
+    "common_root",
+    "find_images",
+    "locate",
+    "pair_by_name",
+    "training_cases",
+]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -87,12 +98,53 @@ def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, 
         )
         sections = {**sections, "training": kept, "validation": held_out}
     found = sections.get(section, [])
+    if not found and section == "validation" and sections.get("training"):
+        raise DataError(
+            str(folder),
+            f"it has {len(sections['training'])} cases for training, and at least 3 are needed to set some apart",
+            f"add cases, or list others under 'validation' in {listing.name}",
+        )
     if not found:
         counts = ", ".join(f"{len(items)} {name}" for name, items in sections.items()) or "none"
         raise DataError(
             str(folder),
             f"it has no cases for '{section}' (found: {counts})",
             f"list them under '{section}' in {listing.name}, or give another dataset_dir",
+        )
+    return found
+
+
+def training_cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
+    """The cases of the section ``training``, if there is something to learn from them.
+
+    Labels are read until one is not empty, which as a rule is the first.
+
+    Args:
+        dataset_dir: folder of the data set, see :func:`cases`.
+
+    Returns:
+        dictionaries with ``image`` and ``label``.
+
+    Raises:
+        DataError: see :func:`cases`; also if a case has no label, or if all labels are empty.
+
+    Example:
+        ``training_cases("/data/hippocampus")[0]["label"]``
+    """
+    found = cases(dataset_dir)
+    lonely = [case_name(ensure_tuple(item["image"])[0]) for item in found if "label" not in item]
+    if lonely:
+        raise DataError(
+            str(dataset_dir),
+            f"{len(lonely)} of its {len(found)} cases for training have no label: {', '.join(lonely[:5])}",
+            "list their labels, or list them under 'test'",
+        )
+    load = LoadImage(image_only=True)
+    if not any((load(item["label"], CheckingReader()) > 0).any() for item in found):
+        raise DataError(
+            str(dataset_dir),
+            f"the labels of all its {len(found)} cases for training are empty",
+            "give labels with structures to learn",
         )
     return found
 

@@ -3,28 +3,38 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.checkpoint import BestModelSaver, WeightsLoader
 from monai_attn.handlers.edge_maps import EdgeMaps
+from monai_attn.handlers.finite import StopOnNonFinite
 from monai_attn.handlers.loss_terms import LossTerms
-from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation
+from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
 from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
+from monai_attn.handlers.resume import TrainingCheckpoint
 from monai_attn.handlers.scales import ScaleMaps
+from monai_attn.handlers.seed import EpochSeed
 from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
+    "BestModelSaver",
     "CaseMetricsSaver",
     "CurveSaver",
     "EarlyStop",
     "EdgeMaps",
     "EpochProgressBar",
+    "EpochSeed",
     "ISICSegmentation",
     "LossTerms",
+    "MeanDiceOrNaN",
     "OverlaySaver",
     "ScaleMaps",
     "SpacedHausdorffDistance",
     "SpacedSurfaceDistance",
+    "StopOnNonFinite",
+    "TrainingCheckpoint",
     "ValidationLoss",
+    "WeightsLoader",
     "training_loss",
     "validation_loss",
 ]

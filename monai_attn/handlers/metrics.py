@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import csv
+import math
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
-from monai.handlers import IgniteMetricHandler, MetricsSaver
+from monai.handlers import IgniteMetricHandler, MeanDice, MetricsSaver
 from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
 from monai_attn.metrics import ISICSegmentationMetric
 
-__all__ = ["CaseMetricsSaver", "ISICSegmentation"]
+__all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN"]
 
 
 def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -27,7 +31,8 @@ class CaseMetricsSaver(MetricsSaver):
     """MONAI's ``MetricsSaver`` with the names of the cases and of the structures.
 
     For every metric it writes ``<metric>_raw.csv``, a line for each case and a column for each structure, and
-    ``<metric>_summary.csv``, a line for each structure.
+    ``<metric>_summary.csv``, a line for each structure. Where a structure is not in a case its Dice is NaN; the summary
+    is over the other cases, whose number is ``notnans``, and ``nans`` counts those without the structure.
 
     Args:
         save_dir: folder to write to.
@@ -49,20 +54,49 @@ class CaseMetricsSaver(MetricsSaver):
             return
         state: Any = engine.state
         names = case_names(paths)
-        write_metrics_reports(
-            save_dir=self.save_dir,
-            images=[names[path] for path in paths],
-            metrics=state.metrics,
-            metric_details=state.metric_details,
-            summary_ops=self.summary_ops,
-            class_labels=self._names(state.metric_details),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the mean of NaNs alone is NaN, as it should be
+            write_metrics_reports(
+                save_dir=self.save_dir,
+                images=[names[path] for path in paths],
+                metrics=state.metrics,
+                metric_details=state.metric_details,
+                summary_ops=self.summary_ops,
+                class_labels=self._names(state.metric_details),
+            )
+        for name in state.metric_details:
+            self._count_nans(Path(self.save_dir) / f"{name}_summary.csv", len(paths))
+
+    def _count_nans(self, path: Path, cases: int) -> None:
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        column = header.index("notnans")
+        with path.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow([*header, "nans"])
+            table.writerows([*row, f"{cases - float(row[column]):.4f}"] for row in rows)
 
     def _names(self, details: dict[str, torch.Tensor]) -> list[str]:
         channels = {values.shape[-1] for values in details.values()}
         if channels <= {len(self.structures)}:
             return self.structures
         return [f"class {index}" for index in range(1, max(channels) + 1)]
+
+
+class MeanDiceOrNaN(MeanDice):
+    """MONAI's ``MeanDice``, but NaN where no case has any of the structures; MONAI then says 0.
+
+    It takes the arguments of ``MeanDice``.
+
+    Example:
+        ``{"val_mean_dice": MeanDiceOrNaN(include_background=False, output_transform=from_engine(["pred", "label"]))}``
+    """
+
+    def compute(self) -> float:
+        """The mean over structures and then over cases, as far as they are there."""
+        mean = super().compute()
+        scores = self.metric_fn.get_buffer()
+        return math.nan if isinstance(scores, torch.Tensor) and scores.isnan().all() else mean
 
 
 class ISICSegmentation(IgniteMetricHandler):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from monai.transforms import LoadImage, Orientation
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 
 from monai_attn.data.datalist import case_name, case_names
+from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.progress import training_loss
 from monai_attn.visualize import figures
 
@@ -114,7 +115,20 @@ class CurveSaver(MetricLogger):
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         super().attach(engine)
+        keep_state(engine, "curves", self)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far, as tensors (points, 2) of iteration and value."""
+        curves = {"loss": self.loss, **{f"metric {name}": values for name, values in self.metrics.items()}}
+        return {name: torch.tensor(values, dtype=torch.float64).reshape(-1, 2) for name, values in curves.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Take the curves of a training that goes on."""
+        curves = {name: [(int(i), value) for i, value in points.tolist()] for name, points in state_dict.items()}
+        self.loss[:] = curves.pop("loss")
+        self.metrics.clear()
+        self.metrics.update({name.removeprefix("metric "): points for name, points in curves.items()})
 
     def _write(self, _engine: Engine) -> None:
         if idist.get_rank() > 0 or not self.loss:

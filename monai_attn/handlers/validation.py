@@ -9,9 +9,12 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from monai.engines import IterationEvents
 from monai.handlers import EarlyStopHandler
 from monai.utils import CommonKeys
+
+from monai_attn.handlers.checkpoint import keep_state
 
 __all__ = ["EarlyStop", "ValidationLoss", "validation_loss"]
 
@@ -83,3 +86,18 @@ class EarlyStop(EarlyStopHandler):
         """Attach to a trainer."""
         self.set_trainer(engine)
         super().attach(self.validator)
+        keep_state(engine, "early_stop", self)
+
+    @property
+    def _stopping(self) -> EarlyStopping:
+        if self._handler is None:
+            raise RuntimeError("attach the handler to a trainer first.")
+        return self._handler
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, and for how many validations it has stood."""
+        return {**self._stopping.state_dict(), "patience": self.patience}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a training that goes on."""
+        self._stopping.load_state_dict({key: value for key, value in state_dict.items() if key != "patience"})

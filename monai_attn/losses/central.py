@@ -18,7 +18,7 @@ class CentralLoss(_Loss):
 
     Near the border of a crop a network with padding sees zeros where the image goes on. The authors' network loses 14
     voxels at every side, so it learns from the central 47 of 75 voxels; with ``margin=14`` a network that keeps the
-    size learns from the same voxels.
+    size learns from the same voxels. It is computed in float32.
 
     Args:
         loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).
@@ -47,4 +47,4 @@ class CentralLoss(_Loss):
                 f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
                 "use larger crops or a smaller margin."
             )
-        return self.loss(crop_border(input, self.margin), crop_border(target, self.margin))
+        return self.loss(crop_border(input, self.margin).float(), crop_border(target, self.margin))

@@ -21,6 +21,9 @@ from monai.losses import DiceLoss
 from monai.transforms import LoadImage, Orientation
 from torch import nn
 
+from monai_attn.data import CheckingReader
+from monai_attn.errors import DataError
+
 __all__ = ["ClassBalancedLoss", "median_frequency_weights"]
 
 
@@ -42,7 +45,8 @@ def median_frequency_weights(
         the weights (num_classes,), float32.
 
     Raises:
-        ValueError: if there are no labels, or a label has a value outside 0 … num_classes - 1.
+        DataError: if a label cannot be read, or has a value outside 0 … num_classes - 1.
+        ValueError: if there are no labels.
 
     Example:
         >>> median_frequency_weights([torch.tensor([[[0, 0, 0, 1]]])], 2)
@@ -57,9 +61,10 @@ def median_frequency_weights(
         slices = volume[None] if spatial_dim is None else volume.movedim(spatial_dim + 1, 0)
         flat = slices.flatten(1).long()
         if flat.min() < 0 or flat.max() >= num_classes:
-            raise ValueError(
-                f"{name} has values from {int(flat.min())} to {int(flat.max())}, expected 0 to {num_classes - 1}; "
-                "correct num_classes or map the values."
+            raise DataError(
+                name,
+                f"it has values from {int(flat.min())} to {int(flat.max())}, expected 0 to {num_classes - 1}",
+                "map its values, or name all structures (num_classes)",
             )
         offsets = torch.arange(len(flat))[:, None] * num_classes
         counts = torch.bincount((flat + offsets).flatten(), minlength=len(flat) * num_classes).view(-1, num_classes)
@@ -79,7 +84,7 @@ def median_frequency_weights(
 
 
 def _read(path: str) -> torch.Tensor:
-    label = LoadImage(image_only=True, ensure_channel_first=True)(path)
+    label = LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader())
     if label.ndim == 4:
         label = Orientation(axcodes="RAS", labels=None)(label)
     return label.as_tensor()

@@ -3,6 +3,16 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.checks import (
+    CheckPair,
+    CheckPairD,
+    CheckPaird,
+    CheckPairDict,
+    CheckVolume,
+    CheckVolumeD,
+    CheckVolumed,
+    CheckVolumeDict,
+)
 from monai_attn.transforms.edges import (
     SobelEdges,
     SobelEdgesD,
@@ -11,7 +21,9 @@ from monai_attn.transforms.edges import (
     edge_targets,
     foreground_masks,
 )
+from monai_attn.transforms.label_checks import CheckLabel, CheckLabelD, CheckLabeld, CheckLabelDict, label_values
 from monai_attn.transforms.label_map import AsLabelMapD, AsLabelMapd, AsLabelMapDict
+from monai_attn.transforms.load import CheckedLoadImageD, CheckedLoadImaged, CheckedLoadImageDict
 from monai_attn.transforms.masks import BrainMaskD, BrainMaskd, BrainMaskDict
 from monai_attn.transforms.regions import (
     LabelsToRegions,
@@ -35,6 +47,21 @@ __all__ = [
     "BrainMaskD",
     "BrainMaskDict",
     "BrainMaskd",
+    "CheckLabel",
+    "CheckLabelD",
+    "CheckLabelDict",
+    "CheckLabeld",
+    "CheckPair",
+    "CheckPairD",
+    "CheckPairDict",
+    "CheckPaird",
+    "CheckVolume",
+    "CheckVolumeD",
+    "CheckVolumeDict",
+    "CheckVolumed",
+    "CheckedLoadImageD",
+    "CheckedLoadImageDict",
+    "CheckedLoadImaged",
     "LabelsToRegions",
     "LabelsToRegionsD",
     "LabelsToRegionsDict",
@@ -58,5 +85,6 @@ __all__ = [
     "SobelEdgesd",
     "edge_targets",
     "foreground_masks",
+    "label_values",
     "sobel_edges",
 ]

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch checkpoints of other code: read without unpickling code, and put into a network completely or not at all."""
+"""PyTorch checkpoints: read without unpickling code, and put into a network completely or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from monai_attn.errors import DataError
+from monai_attn.weights.files import read_tensors
 
-__all__ = ["fill", "read_state_dict"]
-
-_read_tensors = partial(torch.load, map_location="cpu", weights_only=True)
+__all__ = ["fill", "load_weights", "read_state_dict", "unwrapped"]
 
 
 def read_state_dict(
-    source: str | os.PathLike | Mapping[str, Any], read: Callable[[str | os.PathLike], Any] = _read_tensors
+    source: str | os.PathLike | Mapping[str, Any], read: Callable[[str | os.PathLike], Any] = read_tensors
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a checkpoint file, or take one that is read already.
 
     Args:
-        source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
+        source: the file, or what is in it: a state dict, or a dictionary with it as ``state_dict`` or ``model``.
         read: reads a checkpoint from a file.
 
     Returns:
@@ -32,29 +30,21 @@ def read_state_dict(
         ``nn.DataParallel`` puts in front.
 
     Raises:
-        DataError: if the file is not there, holds other things than tensors, or no state dict.
+        DataError: if the file cannot be read (:mod:`monai_attn.weights.files`) or holds no state dict.
     """
     name = "the given checkpoint" if isinstance(source, Mapping) else os.fspath(source)
     checkpoint: Any = source
     if not isinstance(source, Mapping):
         try:
             checkpoint = read(source)
-        except DataError:
-            raise
         except FileNotFoundError as error:
             raise DataError(name, "there is no such file", "correct the path") from error
-        except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                name,
-                f"it is no file of plain tensors that torch.load(weights_only=True) reads ({type(error).__name__}: "
-                f"{first})",
-                "download it again, or where you trust it, load it yourself and save its state_dict by torch.save",
-            ) from error
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
+    state = checkpoint
+    while isinstance(state, Mapping) and isinstance(inner := state.get("state_dict", state.get("model")), Mapping):
+        state = inner
     if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         found = f"the entries {list(checkpoint)[:4]}" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        raise DataError(name, f"expected a state dict of tensors, found {found}", "give the authors' checkpoint")
+        raise DataError(name, f"expected a state dict of tensors, found {found}", "give a file of weights")
     return name, {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -101,3 +91,33 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
             name, text, f"build the {type(network).__name__} with the arguments that the file was made with"
         )
     network.load_state_dict({mine: theirs[other] for mine, other in ours.items()})
+
+
+def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, Any], origin: str | None = None) -> None:
+    """Put the weights of a training into its network, completely or not at all.
+
+    Args:
+        network: the network, alone or wrapped for several processes.
+        source: the file (``model.pt`` or a checkpoint), or what is in it.
+        origin: what to call the source in an error, by default the file.
+
+    Raises:
+        DataError: if the file cannot be read, its weights are NaN or infinite, or are those of another network, such as
+            one with another number of classes.
+
+    Example:
+        ``load_weights(network, "models/model.pt")``
+    """
+    name, state = read_state_dict(source)
+    name = origin or name
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise DataError(name, f"{len(broken)} entries are NaN or infinite: {broken[0]} …", "take an earlier checkpoint")
+    network = unwrapped(network)
+    fill(network, state, {key: key for key in network.state_dict()}, name)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network without its wrapper for several devices or processes."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return network.module if isinstance(network, wrappers) else network

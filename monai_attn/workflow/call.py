@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver
 from monai.bundle import run as bundle_run
 from monai.utils import ensure_tuple
 
@@ -20,11 +20,20 @@ __all__ = ["BundleCall", "bundle_call"]
 
 
 class BundleCall:
-    """The arguments of the running ``monai.bundle.run``; empty if the bundle is driven in another way."""
+    """The arguments of the running ``monai.bundle.run``; empty if the bundle is driven in another way.
 
-    def __init__(self, config_files: Sequence[str], overrides: dict[str, Any]) -> None:
+    Args:
+        config_files: the configuration files.
+        overrides: the overrides.
+        parser: the configuration that they give.
+    """
+
+    def __init__(
+        self, config_files: Sequence[str], overrides: dict[str, Any], parser: ConfigParser | None = None
+    ) -> None:
         self.config_files = [Path(path) for path in config_files]
         self.overrides = overrides
+        self.parser = parser or ConfigParser()
 
     @property
     def name(self) -> str:
@@ -50,7 +59,10 @@ class BundleCall:
 def bundle_call() -> BundleCall:
     """The call of ``monai.bundle.run`` that is under way, found on the stack: MONAI hands it to nobody."""
     frame: FrameType | None = inspect.currentframe()
+    parser: ConfigParser | None = None
     while frame is not None and frame.f_code is not bundle_run.__code__:
+        if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
+            parser = workflow.parser
         frame = frame.f_back
     if frame is None:
         return BundleCall([], {})
@@ -60,4 +72,4 @@ def bundle_call() -> BundleCall:
         own = set(inspect.signature(bundle_run).parameters) - {"config_file"}
         given = {k: v for k, v in ConfigParser.load_config_file(arguments["args_file"]).items() if k not in own}
     config_file = given.pop("config_file", None)
-    return BundleCall(ensure_tuple(arguments["config_file"] or config_file), {**given, **arguments["override"]})
+    return BundleCall(ensure_tuple(arguments["config_file"] or config_file), {**given, **arguments["override"]}, parser)

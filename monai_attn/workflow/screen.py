@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 
-from monai_attn.errors import InputError
+from monai_attn.errors import root_cause
 
 __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_FAILURE",
     "EXIT_INTERRUPTED",
-    "root_cause",
+    "entry_of",
     "silence_notices",
     "without_traces",
 ]
@@ -30,16 +31,21 @@ _NOTICES = (
     r".*Orientationd\.__init__:labels: Current default value.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )
+# how MONAI wraps what goes wrong in an entry of a configuration
+_ENTRY = re.compile(
+    r"(?:instantiate component '|evaluate ConfigExpression:\s*[\"'])([^\n]*?)[\"'](?: with|$)", re.MULTILINE
+)
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be mended, else the first that happened."""
-    while not isinstance(error, InputError):
-        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if earlier is None:
-            break
-        error = earlier
-    return error
+def entry_of(error: BaseException) -> str:
+    """The component or expression of a configuration that an error comes from, as far as MONAI says so, else empty."""
+    entry, cause = "", root_cause(error)
+    wrapper: BaseException | None = error
+    while wrapper is not None and wrapper is not cause:
+        found = _ENTRY.search(str(wrapper))
+        entry = found[1] if found else entry
+        wrapper = wrapper.__cause__ or wrapper.__context__
+    return "" if "session." in entry else entry  # that is the run itself, not a part of it
 
 
 def silence_notices() -> None:

@@ -21,14 +21,16 @@ from ignite.engine import Engine
 from monai.apps import get_logger
 from monai.utils import ensure_tuple, set_determinism
 
-from monai_attn.errors import DataError, InputError
+from monai_attn.errors import DataError, InputError, root_cause
+from monai_attn.weights.checkpoint import read_state_dict
 from monai_attn.workflow.call import BundleCall, bundle_call
+from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import fingerprint, git_revision, versions
 from monai_attn.workflow.screen import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
-    root_cause,
+    entry_of,
     silence_notices,
     without_traces,
 )
@@ -52,7 +54,7 @@ class Session:
         output_dir: folder for the log and the manifest.
         seed: seed of every source of randomness.
         data: the data set or the input, to be fingerprinted in the manifest.
-        needs: files without which the run cannot succeed, such as the weights.
+        needs: files of weights without which the run cannot succeed.
 
     Example:
         ``Session("out", seed=0).start()``
@@ -75,8 +77,9 @@ class Session:
         own handling of errors, and nothing is written before ``run``.
 
         Raises:
-            ConfigError: if an override names a key that no configuration file has.
-            DataError: if a needed file is missing or the output folder cannot be written.
+            ConfigError: if an override names a key that no configuration file has, or the configuration cannot work
+                (``workflow/config.py``).
+            DataError: if a file of weights is missing or cannot be used, or the output folder cannot be written.
         """
         self._call = bundle_call()
         if self._call.config_files:
@@ -87,6 +90,7 @@ class Session:
             idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
         set_determinism(self.seed)
         if self._call.config_files:
+            check_config(self._call.parser)
             self._document()
 
     def run(self, engine: Engine, evaluator: Engine | None = None) -> None:
@@ -125,8 +129,7 @@ class Session:
 
     def _document(self) -> None:
         for path in self.needs:
-            if not Path(path).is_file():
-                raise DataError(path, "there is no such file", "train first, or put the published weights there")
+            read_state_dict(path)
         self.manifest = {
             "state": "running",
             "command": sys.argv,
@@ -149,7 +152,8 @@ class Session:
     def _open_log(self) -> None:
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(self._log, mode="w")
+            # a training that goes on adds to its log
+            handler = logging.FileHandler(self._log, mode="a" if self._call.parser.get("resume") else "w")
         except OSError as error:
             raise DataError(
                 str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
@@ -182,8 +186,9 @@ class Session:
         elif isinstance(cause, InputError):
             message, code = str(cause), EXIT_BAD_INPUT
         else:
-            lines = str(cause).strip().splitlines() or [""]
+            lines, entry = str(cause).strip().splitlines() or [""], entry_of(error)
             message, code = f"{type(cause).__name__}: {lines[0]}", EXIT_FAILURE
+            message += f"\n  in the configuration: {entry}" if entry else ""
         print(f"monai_attn: {message}", file=sys.stderr)
         if self.manifest:
             self.manifest["state"] = "interrupted" if code == EXIT_INTERRUPTED else "failed"

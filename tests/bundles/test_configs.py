@@ -127,6 +127,26 @@ def test_configurations_have_no_lambda_and_no_path_of_a_machine(bundle, name):
         assert not text.startswith("/")
 
 
+def test_every_case_goes_through_the_guard_first(bundle):
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    guards = [train["train"]["deterministic_transforms"][0], inference["preprocessing"]["transforms"][0]]
+    assert [guard["_target_"] for guard in guards] == ["monai_attn.transforms.CheckedLoadImaged"] * 2
+    assert [guard["keys"] for guard in guards] == [["image", "label"], "image"]
+    for key in ("spatial_dims", "channels", "assume_orientation"):
+        assert guards[0].get(key) == guards[1].get(key)
+    assert ("assume_orientation" in guards[0]) == (guards[0]["spatial_dims"] == 3)
+    assert guards[0]["constant"] == "error"
+    assert guards[0]["label_values"]
+    assert guards[1]["nonfinite"] == "@nonfinite"
+    assert train["train"]["dataset"]["data"] == "$datalist.training_cases(@dataset_dir)"
+
+
+def test_no_file_is_loaded_past_the_guard(bundle):
+    for path in (bundle / "configs").glob("*.json"):
+        targets = {component["_target_"].split(".")[-1] for component in components(load(bundle, path.stem))}
+        assert not targets & {"LoadImage", "LoadImageD", "LoadImageDict", "LoadImaged"}, path
+
+
 def test_the_network_keeps_the_promise_of_the_metadata(bundle):
     verify_net_in_out(
         net_id="network_def",
@@ -142,3 +162,36 @@ def test_every_bundle_starts_and_runs_by_its_session(bundle, name):
     assert config["session"]["_target_"] == "monai_attn.workflow.Session"
     assert config["initialize"] == "$@session.start()"
     assert config["run"].startswith("$@session.run(")
+
+
+def test_training_can_be_resumed_and_stops_at_a_loss_that_is_not_finite(bundle):
+    config = load(bundle, "train")
+    assert (config["resume"], config["ckpt_interval"]) == ("", 1)
+    handlers = {handler["_target_"].split(".")[-1]: handler for handler in config["train"]["handlers"]}
+    assert handlers["EpochSeed"]["seed"] == "@seed"
+    assert "StopOnNonFinite" in handlers
+    checkpoint = {key: value for key, value in handlers["TrainingCheckpoint"].items() if key != "_target_"}
+    assert checkpoint == {
+        "save_dir": "@ckpt_dir",
+        "network": "@network",
+        "optimizer": "@optimizer",
+        "scheduler": "@lr_scheduler",
+        "evaluator": "@validate#evaluator",
+        "resume": "@resume",
+        "interval": "@ckpt_interval",
+    }
+    best = [h for h in config["validate"]["handlers"] if h["_target_"] == "monai_attn.handlers.BestModelSaver"]
+    assert [(h["save_dir"], h["network"]) for h in best] == [("@ckpt_dir", "@network")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_and_metrics_go_through_our_own_handlers(bundle, name):
+    """MONAI's write into the file itself, load damaged files, and call the mean of nothing 0."""
+    targets = {component["_target_"] for component in components(load(bundle, name))}
+    assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice"}
+    loaders = [c for c in components(load(bundle, name)) if c["_target_"] == "monai_attn.handlers.WeightsLoader"]
+    expected = {"_target_": "monai_attn.handlers.WeightsLoader", "path": "@checkpoint", "network": "@network"}
+    assert loaders == ([expected] if name in ("evaluate", "inference") else [])
+    if loaders:
+        needs = load(bundle, name).get("session#needs") or load(bundle, name)["session"]["needs"]
+        assert needs == "@checkpoint"

@@ -92,12 +92,6 @@ def test_every_term_of_the_loss_is_in_the_log(train_bundle, tmp_path, caplog):
     assert all(f"{name}: " in caplog.text for name in TERMS)
 
 
-def test_an_image_of_several_files_has_a_reader_of_its_own(train_bundle):
-    # MONAI's reader holds the names of the files it read last: a label read by another thread leaves channels out
-    steps = parsed(train_bundle(BRATS), "train").get_parsed_content("train#preprocessing").transforms
-    assert [step.keys for step in steps if type(step).__name__ == "LoadImaged"] == [("image",), ("label",)]
-
-
 def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
     config = parsed(bundle, "train", epochs=10)
     optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))

@@ -67,8 +67,8 @@ def test_an_epoch_has_so_many_images_whatever_the_size_of_the_data_set(bundle):
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(bundle):
-    savers = [h for h in bundle.entries("train")["validate"]["handlers"] if h["_target_"] == "CheckpointSaver"]
-    assert [(saver["key_metric_name"], saver["key_metric_negative_sign"]) for saver in savers] == [("val_loss", True)]
+    savers = [h for h in bundle.entries("train")["validate"]["handlers"] if h["_target_"].endswith("BestModelSaver")]
+    assert [(saver["metric"], saver["lower_is_better"]) for saver in savers] == [("val_loss", True)]
     with open(bundle.output / "curves.csv") as file:
         names = {row["name"] for row in csv.DictReader(file)}
     assert {"loss", "val_loss", *(f"val_{name}" for name in NAMES)} <= names

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,8 @@ from monai.utils import ensure_tuple
 from PIL import Image
 
 from monai_attn.data import case_name, cases
-from monai_attn.errors import ConfigError, DataError
+from monai_attn.data.inspection import check_bundle
+from monai_attn.errors import ConfigError, DataError, root_cause
 
 
 def test_training_leaves_weights_curves_and_a_manifest(trained):
@@ -51,6 +54,36 @@ def test_evaluation_writes_a_line_for_each_case_and_a_column_for_each_structure(
     assert [row["filename"] for row in rows] == [case_name(ensure_tuple(case["image"])[0]) for case in held_out]
     assert list(rows[0]) == ["filename", *names, "mean"]
     assert (tmp_path / f"{rows[0]['filename']}_overlay.png").is_file()
+
+
+def test_the_guard_finds_nothing_wrong_with_good_data(trained):
+    checked = list(check_bundle(str(trained.root), dataset_dir=str(trained.data)))
+    assert checked[-1].startswith("6 cases: 6 can be used")
+    assert list(check_bundle(str(trained.root), images=[str(trained.data)]))[-1].endswith("0 cannot; 0 with warnings")
+
+
+def test_a_bad_label_stops_a_training_before_its_first_step(train_bundle, tmp_path):
+    trained = train_bundle("hippocampus_mri_scse_segmentation")  # the guard is the same in all
+    shutil.copytree(trained.data, tmp_path / "data")
+    label = Path(cases(tmp_path / "data")[-1]["label"])
+    label.write_bytes(label.read_bytes()[:100])
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("train", dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
+    assert root_cause(caught.value).what == str(label)
+    assert list(tmp_path.glob("*.pt")) == []
+
+
+def test_what_the_guard_takes_as_0_is_told_in_the_log(train_bundle, tmp_path):
+    trained = train_bundle("hippocampus_mri_scse_segmentation")
+    image = nibabel.load(cases(trained.data, "validation")[0]["image"])
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[:2, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), tmp_path / "nan.nii.gz")
+    options = {"checkpoint": str(trained.weights), "output_dir": str(tmp_path / "out"), "nonfinite": "zero"}
+    trained.run("inference", input=str(tmp_path / "nan.nii.gz"), **options)
+    log = (tmp_path / "out" / "inference.log").read_text()
+    assert re.search(r"WARNING .*nan\.nii\.gz: 2 of its [\d,]+ voxels are NaN or infinite; taken as 0", log)
+    assert (tmp_path / "out" / "nan_seg.nii.gz").is_file()
 
 
 def segment(trained, image, output):

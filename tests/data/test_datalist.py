@@ -4,9 +4,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
-from monai_attn.data import case_name, cases, common_root, find_images, locate, pair_by_name
+from monai_attn.data import case_name, cases, common_root, find_images, locate, pair_by_name, training_cases
 from monai_attn.errors import DataError
 
 
@@ -254,6 +256,61 @@ def test_empty_folders_of_images_and_labels_raise(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match=r"no cases for 'training' \(found: 0 training\)"):
         cases(tmp_path)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_too_few_cases_to_set_some_apart_are_told_with_the_number_needed(tmp_path, number):
+    two_folders(tmp_path, number)
+    with pytest.raises(DataError, match=f"it has {number} cases for training, and at least 3 are needed") as caught:
+        cases(tmp_path, "validation")
+    assert caught.value.what == str(tmp_path)
+    assert len(cases(tmp_path)) == number
+    two_folders(tmp_path, 3)
+    assert len(cases(tmp_path, "validation")) == 1
+
+
+# --- training_cases ----------------------------------------------------------------------------------------------
+
+
+def save_labels(folder: Path, *values: float) -> Path:
+    """Write a data set whose label maps have these values."""
+    listing(folder, training=pairs(*range(len(values))), validation=pairs(99))
+    for index, value in enumerate(values):
+        label = nibabel.Nifti1Image(np.full((2, 2, 2), value, np.float32), np.eye(4))
+        nibabel.save(label, folder / f"labels/c{index:03}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("values", [(1, 0), (0, 0, 2)])
+def test_training_cases_may_have_empty_labels_among_them(tmp_path, values):
+    assert training_cases(save_labels(tmp_path, *values)) == cases(tmp_path)
+
+
+def test_labels_are_read_until_one_is_not_empty_only(tmp_path):
+    save_labels(tmp_path, 0, 1, 1)
+    (tmp_path / "labels/c002.nii.gz").write_text("damaged")
+    assert len(training_cases(tmp_path)) == 3
+
+
+def test_a_damaged_label_is_named(tmp_path):
+    save_labels(tmp_path, 0, 1)
+    (tmp_path / "labels/c000.nii.gz").write_text("damaged")
+    with pytest.raises(DataError) as caught:
+        training_cases(tmp_path)
+    assert caught.value.what == str(tmp_path / "labels/c000.nii.gz")
+
+
+def test_nothing_but_empty_labels_raise(tmp_path):
+    with pytest.raises(DataError, match="labels of all its 3 cases for training are empty") as caught:
+        training_cases(save_labels(tmp_path, 0, 0, 0))
+    assert caught.value.what == str(tmp_path)
+
+
+def test_training_cases_without_a_label_raise_and_are_named(tmp_path):
+    lonely = [{"image": "images/c002.nii.gz"}, {"image": "images/c003.nii.gz"}]
+    listing(tmp_path, training=pairs(1) + lonely, validation=pairs(4))
+    with pytest.raises(DataError, match="2 of its 3 cases for training have no label: c002, c003"):
+        training_cases(tmp_path)
 
 
 # --- find_images -------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import csv
+import math
 
+import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from monai_attn.handlers import CaseMetricsSaver, ISICSegmentation
+from monai_attn.handlers import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
 from monai_attn.metrics import ISICSegmentationMetric
 
 
@@ -35,7 +37,8 @@ def test_the_tables_name_cases_and_structures(tmp_path):
     with open(tmp_path / "dice_summary.csv") as file:
         summary = {row["class"]: row for row in csv.DictReader(file)}
     assert set(summary) == {"left", "right", "mean"}
-    assert float(summary["right"]["notnans"]) == 1
+    assert [float(summary["right"][name]) for name in ("mean", "notnans", "nans")] == [pytest.approx(0.4), 1, 1]
+    assert [float(summary["left"][name]) for name in ("mean", "notnans", "nans")] == [pytest.approx(0.4), 2, 0]
 
 
 def test_cases_of_one_name_in_two_folders_have_a_line_each(tmp_path):
@@ -49,6 +52,38 @@ def test_cases_of_one_name_in_two_folders_have_a_line_each(tmp_path):
     engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
     with open(tmp_path / "dice_raw.csv") as file:
         assert [row["filename"] for row in csv.DictReader(file)] == ["a_t1", "b_t1"]
+
+
+def mean_dice(truths):
+    """The mean Dice of a perfect segmentation."""
+    evaluator = Engine(lambda engine, batch: (batch, batch))
+    evaluator.state.metric_details = {}
+    MeanDiceOrNaN(include_background=False).attach(evaluator, "dice")
+    evaluator.run([torch.stack([1 - truth, truth], dim=1) for truth in truths])
+    return evaluator.state.metrics["dice"], evaluator.state.metric_details["dice"]
+
+
+def test_a_structure_that_no_case_has_gives_nan_and_never_zero():
+    empty, full = torch.zeros(1, 4, 4), torch.ones(1, 4, 4)
+    assert math.isnan(mean_dice([empty, empty])[0])
+    mean, details = mean_dice([empty, full])
+    assert mean == 1
+    assert details.isnan().flatten().tolist() == [True, False]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_table_without_any_number_says_nan_and_does_not_warn(tmp_path):
+    engine = Engine(lambda engine, batch: None)
+    CaseMetricsSaver(str(tmp_path), ["left"]).attach(engine)
+    details = {"dice": torch.tensor([[float("nan")], [float("nan")]])}
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: engine.state.__dict__.update(metrics={}, metric_details=details)
+    )
+    meta = [{"filename_or_obj": f"/data/{name}.nii.gz"} for name in ("a", "b")]
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
+    with open(tmp_path / "dice_summary.csv") as file:
+        row = next(csv.DictReader(file))
+    assert (row["mean"], float(row["notnans"]), float(row["nans"])) == ("nan", 0, 2)
 
 
 def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):

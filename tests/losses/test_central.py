@@ -30,3 +30,14 @@ def test_margins_that_leave_nothing_raise():
         CentralLoss(torch.nn.MSELoss(), -1)
     with pytest.raises(ValueError, match="larger crops"):
         CentralLoss(torch.nn.MSELoss(), 4)(torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8))
+
+
+def test_half_precision_is_computed_in_single():
+    """More than 65504 voxels, the largest number of half precision, do not overflow."""
+    logits = torch.zeros(1, 2, 300, 300, dtype=torch.float16, requires_grad=True)
+    label = torch.ones(1, 1, 300, 300)
+    central = CentralLoss(DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True), 2)
+    loss = central(logits, label)
+    assert torch.equal(loss, central(logits.detach().float(), label))
+    loss.backward()
+    assert logits.grad.isfinite().all()

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import torch
 from ignite.handlers import ProgressBar
-from monai.handlers import CheckpointLoader, StatsHandler
+from monai.handlers import StatsHandler
 
+from monai_attn.handlers import WeightsLoader
 from monai_attn.workflow import processes
 
 
 def test_processes_other_than_the_first_do_not_report(monkeypatch):
-    handlers = [StatsHandler(), CheckpointLoader("x.pt", {"model": torch.nn.Linear(1, 1)}), ProgressBar()]
+    handlers = [StatsHandler(), WeightsLoader("x.pt", torch.nn.Linear(1, 1)), ProgressBar()]
     assert processes.handlers_of_rank(handlers) == handlers
     monkeypatch.setattr(processes.idist, "get_rank", lambda: 1)
     assert processes.handlers_of_rank(handlers) == handlers[1:2]

@@ -152,6 +152,59 @@ def test_uncaught_errors_are_short_and_choose_the_exit_code(tmp_path, capsys, er
     assert json.loads((tmp_path / "run_run.json").read_text())["state"] in ("failed", "interrupted")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        ({"engine#_target_": "ignite.engine.Enginee"}, "Cannot locate class or function path: 'ignite.engine.Enginee'"),
+        ({"engine#step": 1}, "unexpected keyword argument 'step'\n  in the configuration: ignite.engine.Engine\n"),
+        ({"engine#process_function": "@egnine"}, "By 'egnine', did you mean 'engine'?"),
+        ({"engine#process_function": "$1 / 0"}, "division by zero\n  in the configuration: $1 / 0\n"),
+        ({"run_id": "rnu"}, "run ID 'rnu' doesn't exist"),
+        ({"device": "cuda:93"}, "cannot use --device cuda:93"),
+    ],
+)
+def test_a_wrong_entry_of_the_configuration_takes_four_lines_at_most(bundle, tmp_path, capsys, overrides, shown):
+    config = json.loads(bundle.read_text())
+    bundle.write_text(json.dumps({**config, "device": "cpu", "run": "$@session.run(@engine)"}))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI raises several kinds
+        run(config_file=str(bundle), **overrides)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        sys.excepthook(type(caught.value), caught.value, caught.value.__traceback__)
+    screen = capsys.readouterr().err
+    assert shown in screen
+    assert len(screen.splitlines()) <= 4
+
+
+def test_an_error_of_the_run_itself_names_no_entry(bundle, capsys):
+    config = json.loads(bundle.read_text())
+    bundle.write_text(json.dumps({**config, "run": "$@session.run(@engine)"}))  # the engine has no data
+    with pytest.raises(RuntimeError) as caught:
+        run(config_file=str(bundle))
+    with pytest.raises(SystemExit):
+        sys.excepthook(type(caught.value), caught.value, caught.value.__traceback__)
+    assert "in the configuration" not in capsys.readouterr().err
+
+
+def test_the_log_of_a_training_that_goes_on_is_kept(bundle, tmp_path):
+    config = json.loads(bundle.read_text())
+    bundle.write_text(json.dumps({**config, "resume": ""}))
+    log = tmp_path / "out" / "train.log"
+    for resume, kept in (("", False), ("auto", True), ("", False)):
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("before\n")
+        run(config_file=str(bundle), resume=resume)
+        assert log.read_text().startswith("before\n") == kept
+
+
+@pytest.mark.usefixtures("called")
+def test_weights_that_cannot_be_used_are_reported_before_anything_is_written(tmp_path):
+    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="git lfs pull"):
+        Session(str(tmp_path / "out"), needs=str(tmp_path / "model.pt")).start()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_program_that_loads_a_bundle_keeps_its_error_handling_and_its_folders_clean(tmp_path):
     hook = sys.excepthook
     Session(str(tmp_path / "out"), needs="none.pt").start()

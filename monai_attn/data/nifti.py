@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the header of a NIfTI file says, and whether it can be true.
+
+Format: https://nifti.nimh.nih.gov/nifti-1. Two headers are told apart here: the one in the file (``read_header``), and
+the one that nibabel and MONAI make of it, who mend contradictions without a word.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import os
+import zlib
+from typing import BinaryIO, cast
+
+import nibabel
+import numpy as np
+
+from monai_attn.errors import DataError
+
+__all__ = ["NIFTI_SUFFIXES", "check_nifti", "describe_affine", "read_header", "warn_if_corrected"]
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_GZIP_MAGIC = b"\x1f\x8b"
+_AGAIN = "copy, download or export it again"
+_CHUNK = 1 << 20
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_nifti(path: str) -> None:
+    """Raise unless a file is an undamaged NIfTI volume of real numbers that fits into memory.
+
+    Raises:
+        DataError: with what is wrong, before memory is taken for the voxels.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(16)
+    compressed = begin.startswith(_GZIP_MAGIC)
+    if compressed and not path.lower().endswith(".gz"):
+        raise DataError(path, "it is compressed by gzip, but its name does not end in .gz", f"rename it to {path}.gz")
+    if not compressed and path.lower().endswith(".gz"):
+        if _sizeof_header(begin):
+            raise DataError(path, "it is NIfTI, but not compressed by gzip", f"rename it to {path[:-3]}")
+        raise DataError(path, f"it is neither gzip nor NIfTI; it begins with {_quote(begin)}", _AGAIN)
+    try:
+        header = read_header(path)
+        end = _check_header(path, header)
+        held = _length(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(path, f"it is damaged: {str(error).rstrip('.')}", _AGAIN) from error
+    if held < end:
+        raise DataError(path, f"it is cut off: its header promises {end:,} bytes, it holds {held:,}", _AGAIN)
+
+
+def read_header(path: str) -> nibabel.Nifti1Header:
+    """The header (of NIfTI-1 or NIfTI-2) as it stands in the file, nothing mended.
+
+    Raises:
+        DataError: if it is no such header.
+    """
+    with _open(path) as file:
+        block = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+    kind = kinds.get(_sizeof_header(block))
+    if kind is None or len(block) < kind.sizeof_hdr:
+        raise DataError(path, f"its content is not NIfTI; it begins with {_quote(block)}", _AGAIN)
+    return kind(block[: kind.sizeof_hdr], check=False)
+
+
+def warn_if_corrected(path: str, used: np.ndarray) -> None:
+    """Warn if nibabel or MONAI did not take the affine that stands in a file's header.
+
+    They take others where the spacing (pixdim), the qform and the sform contradict each other, or are no numbers.
+
+    Args:
+        path: the file.
+        used: the affine that was taken.
+    """
+    header = read_header(path)
+    with np.errstate(all="ignore"):
+        claimed = header.get_best_affine()
+    if not np.allclose(claimed, used, rtol=1e-3, atol=1e-3):
+        _LOGGER.warning(
+            "%s: its header contradicts itself (pixdim %s, qform_code %d, sform_code %d with rows %s); used: %s",
+            path,
+            header["pixdim"][1:4].round(4).tolist(),
+            header["qform_code"],
+            header["sform_code"],
+            header.get_sform()[:3].round(4).tolist(),
+            describe_affine(used),
+        )
+
+
+def describe_affine(affine: np.ndarray) -> str:
+    """Spacing, axes and origin of an affine in words.
+
+    Example:
+        >>> import numpy
+        >>> describe_affine(numpy.diag([-1, 1, 2.5, 1]))
+        'spacing 1 x 1 x 2.5 mm, axes LAS, origin (0, 0, 0)'
+    """
+    rank = len(affine) - 1
+    spacing = " x ".join(f"{size:.4g}" for size in np.linalg.norm(affine[:rank, :rank], axis=0))
+    singular = not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) <= rank
+    axes = "" if singular or rank != 3 else f", axes {''.join(nibabel.aff2axcodes(affine))}"
+    origin = ", ".join(f"{value:.4g}" for value in affine[:rank, rank])
+    return f"spacing {spacing} mm{axes}, origin ({origin})"
+
+
+def _check_header(path: str, header: nibabel.Nifti1Header) -> int:
+    """Raise if no image can be loaded by a header; else return where the voxels should end in the file."""
+    try:
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
+        raise DataError(path, f"its header cannot be right: {error}", _AGAIN) from error
+    size = " x ".join(map(str, shape))
+    voxels = math.prod(int(length) for length in shape)
+    if min(shape) < 1:
+        raise DataError(path, f"its header gives it the size {size}", _AGAIN)
+    if dtype.fields:
+        raise DataError(path, "its voxels are colours (RGB)", "save it as PNG, or one number for each voxel")
+    if dtype.kind not in "iuf":
+        raise DataError(path, f"its voxels are {dtype.name} numbers", "save the magnitude, or what you need of them")
+    memory = _memory()
+    if 4 * voxels > memory:
+        raise DataError(
+            path,
+            f"its header gives it the size {size}: {4 * voxels / 2**30:,.0f} GB, and this machine has "
+            f"{memory / 2**30:,.0f} GB of memory",
+            "correct the header, or cut or resample the image",
+        )
+    return int(header.get_data_offset()) + voxels * dtype.itemsize
+
+
+def _sizeof_header(block: bytes) -> int:
+    """The size that a NIfTI header gives for itself in its first four bytes; 0 if that is none."""
+    sizes = [int.from_bytes(block[:4], order) for order in ("little", "big")]
+    return next((size for size in sizes if size in (348, 540)), 0)
+
+
+def _length(path: str) -> int:
+    """Number of bytes, after decompression; reading gzip to its end verifies its checksum."""
+    if not path.lower().endswith(".gz"):
+        return os.path.getsize(path)
+    with _open(path) as file:
+        return sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
+
+
+def _open(path: str) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb"))
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def _quote(begin: bytes) -> str:
+    return repr(begin[:16])[1:]

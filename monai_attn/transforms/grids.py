@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid of a loaded image: its dimensions, and where its voxels lie."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.utils import ImageMetaKey, MetaKeys
+
+from monai_attn.data.nifti import describe_affine
+from monai_attn.errors import DataError
+
+__all__ = ["check_affine", "check_shape", "file_of", "grid_difference"]
+
+_SHEAR = 1e-3  # cosine of the angle between two axes of the grid
+_TOLERANCE = 0.5  # voxel
+_WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+_LOGGER = logging.getLogger(__name__)
+
+
+def file_of(image: NdarrayOrTensor, default: str) -> str:
+    """The file that an image was loaded from, or ``default``."""
+    meta: dict[str, Any] = getattr(image, "meta", {})
+    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, default))
+
+
+def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: int | None) -> None:
+    """Raise unless an image (C, *spatial) has the dimensions and channels that are expected.
+
+    Args:
+        image: the image, channel first.
+        name: what to call it in the error.
+        spatial_dims: number of spatial dimensions.
+        channels: number of channels; any if ``None``.
+
+    Raises:
+        DataError: with what was found and expected.
+    """
+    found, dims = int(image.shape[0]), image.ndim - 1
+    expected = f"expected {spatial_dims}D" + ("" if channels is None else f", {_count(channels, 'channel')}")
+    size = " x ".join(str(length) for length in image.shape[1:])
+    if dims != spatial_dims:
+        mend = {2: "give a picture or single slices", 3: "give a volume"}.get(spatial_dims, "give another image")
+        raise DataError(name, f"it is {dims}D, {_count(found, 'channel')} (size {size}), {expected}", mend)
+    if channels is not None and found != channels:
+        is_series = spatial_dims == 3 and channels == 1
+        described = f"4D ({found} volumes)" if is_series else f"{dims}D, {_count(found, 'channel')}"
+        mend = "give one of them" if channels == 1 else f"give all {channels} channels of the case"
+        raise DataError(name, f"it is {described}, {expected}", mend)
+    if math.prod(image.shape[1:]) <= 1:
+        raise DataError(name, f"its size is {size}: no more than one voxel", "give the whole image")
+    if image.dtype.is_complex if isinstance(image, torch.Tensor) else np.iscomplexobj(image):
+        raise DataError(name, "its voxels are complex numbers", "give the magnitude, or what you need of them")
+
+
+def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = None) -> NdarrayOrTensor:
+    """Raise unless it is known where the voxels of an image lie.
+
+    Args:
+        image: image (C, *spatial). Images without metadata, and those that are not volumes, are left alone.
+        name: what to call it.
+        orientation: axes to assume where a NIfTI file says nothing, such as ``"RAS"``.
+
+    Returns:
+        the image, with another affine if that had to be assumed.
+
+    Raises:
+        DataError: if the affine is singular, or the orientation unknown and none to be assumed.
+    """
+    if not isinstance(image, MetaTensor) or image.ndim != 4:
+        return image
+    affine = image.affine.numpy()
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
+        raise DataError(name, f"its affine {affine.round(4).tolist()} is singular", "correct the header")
+    if not any(int(image.meta.get(f"{form}_code", 1)) for form in ("qform", "sform")):
+        return _assume(image, name, orientation, lengths)
+    axes = affine[:3, :3] / lengths
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:
+        _LOGGER.warning("%s: its axes are not at right angles; used as they are: %s", name, describe_affine(affine))
+    return image
+
+
+def grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | None:
+    """What makes two grids lie more than half a voxel apart somewhere, in words; ``None`` if nothing does.
+
+    Args:
+        image: image (C, *spatial).
+        label: image (C, *spatial). Only of volumes with metadata is more than the shape compared.
+    """
+    shapes = [tuple(volume.shape[1:]) for volume in (label, image)]
+    if shapes[0] != shapes[1]:
+        return f"its shape {shapes[0]} is not the shape {shapes[1]}"
+    if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)) or image.ndim != 4:
+        return None
+    grids = [volume.affine.numpy() for volume in (label, image)]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in shapes[0]))]).T
+    shift = np.linalg.norm((np.linalg.solve(grids[1], grids[0] @ corners) - corners)[:3], axis=0).max()
+    if shift <= _TOLERANCE:
+        return None
+    lengths = [np.linalg.norm(grid[:3, :3], axis=0) for grid in grids]
+    if not np.allclose(lengths[0], lengths[1], rtol=1e-2):
+        what = "spacing"
+    elif not np.allclose(grids[0][:3, :3] / lengths[0], grids[1][:3, :3] / lengths[1], atol=1e-2):
+        what = "direction"
+    else:
+        what = "origin"
+    described = [describe_affine(grid) for grid in grids]
+    return f"its {what} differs, by up to {shift:.1f} voxels: {described[0]}, but {described[1]}"
+
+
+def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.ndarray) -> MetaTensor:
+    """Give an image an affine with the axes of ``orientation``."""
+    if orientation is None:
+        raise DataError(
+            name,
+            "its orientation is unknown (qform_code and sform_code are 0): left and right are anybody's guess",
+            'correct the header, or, if you know the axes, set assume_orientation to them, such as "RAS"',
+        )
+    affine = np.zeros((4, 4))
+    for axis, code in enumerate(orientation):
+        row, sign = _WORLD_AXES[code]
+        affine[row, axis] = sign * spacing[axis]
+    affine[3, 3] = 1
+    _LOGGER.warning("%s: its orientation is unknown; assumed: %s", name, describe_affine(affine))
+    grid = {MetaKeys.AFFINE: torch.as_tensor(affine), MetaKeys.ORIGINAL_AFFINE: affine}
+    return MetaTensor(image.as_tensor(), meta={**image.meta, **grid})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

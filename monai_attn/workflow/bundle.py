@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a bundle, for commands that take a part of it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_attn.errors import ConfigError
+from monai_attn.workflow.call import BundleCall
+
+__all__ = ["component", "find_bundle", "parse_override", "read_bundle"]
+
+
+def find_bundle(bundle: str) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        bundle: the folder, or the name of one in ``./bundles``.
+
+    Raises:
+        ConfigError: if there is no such bundle, with those that there are.
+    """
+    for folder in (Path(bundle), Path("bundles") / bundle):
+        if (folder / "configs").is_dir():
+            return folder
+    present = sorted(path.parent.name for path in Path("bundles").glob("*/configs"))
+    raise ConfigError(
+        bundle,
+        f"there is no such bundle; in {Path('bundles').absolute()} there are: {', '.join(present) or 'none'}",
+        "give the folder of a bundle",
+    )
+
+
+def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """The configuration of a bundle.
+
+    Args:
+        folder: folder of the bundle.
+        names: configurations, each of which goes over those before it, such as ``["train", "evaluate"]``.
+        overrides: other values for entries.
+
+    Raises:
+        ConfigError: if there is no such configuration, or an override names no entry.
+    """
+    files = [folder / "configs" / f"{name}.json" for name in names]
+    for file in files:
+        if not file.is_file():
+            present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
+            raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
+    BundleCall([str(file) for file in files], dict(overrides)).check_overrides()
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.update({"bundle_root": str(folder), **overrides})
+    return parser
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """An override in the form ``KEY=VALUE``.
+
+    Raises:
+        ConfigError: if there is no ``=``.
+
+    Example:
+        >>> parse_override("structures=['fluid']"), parse_override("network_def=@unet")
+        (('structures', ['fluid']), ('network_def', '@unet'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(text, "it is no override of an entry", "give KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def component(parser: ConfigParser, target: str) -> Any:
+    """The first component of a class that a configuration has, built.
+
+    Args:
+        parser: the configuration.
+        target: the class, as ``_target_`` names it.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found = next(_find(parser.get(), target), None)
+    if found is None:
+        raise ConfigError("the configuration", f"it has no component {target}", "give a configuration that has")
+    return parser.get_parsed_content(found)
+
+
+def _find(config: Any, target: str, path: str = "") -> Iterator[str]:
+    parts = list(config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ())
+    if isinstance(config, dict) and config.get("_target_") == target:
+        yield path
+    for key, part in parts:
+        yield from _find(part, target, f"{path}#{key}" if path else str(key))

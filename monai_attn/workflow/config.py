@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be seen to be wrong in a configuration before any data are read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from monai_attn.errors import ConfigError
+
+__all__ = ["check_config"]
+
+_SIZES = ("crop_size", "image_size")  # entries that say what size the network gets
+_MULTIPLES = (2, 4, 8, 16, 32, 64)
+
+
+def check_config(parser: ConfigParser) -> None:
+    """Check a bundle's configuration.
+
+    Args:
+        parser: the configuration with its overrides.
+
+    Raises:
+        ConfigError: if the device is not there, a single output channel meets a softmax, or the network cannot take the
+            size of the crops.
+    """
+    _check_device(parser)
+    _check_channels(parser)
+    for name in _SIZES:
+        if name in parser and "network_def" in parser:
+            _check_size(parser, name)
+
+
+def _check_device(parser: ConfigParser) -> None:
+    if "device" not in parser:
+        return
+    device = parser.get_parsed_content("device")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        accelerator = torch.accelerator.current_accelerator()
+        others = [f"{accelerator}:{i}" for i in range(torch.accelerator.device_count())] if accelerator else []
+        raise ConfigError(
+            f"--device {device}", str(error).splitlines()[0], f"this machine has {', '.join(['cpu', *others])}"
+        ) from error
+
+
+def _check_channels(parser: ConfigParser) -> None:
+    if "out_channels" not in parser or parser.get_parsed_content("out_channels") != 1:
+        return
+    if _has_softmax(parser.get()):
+        raise ConfigError(
+            "--out_channels 1",
+            "the softmax or argmax of one channel is the same for every image",
+            "count the background as a class too (2), or use sigmoid and threshold in place of softmax and argmax",
+        )
+
+
+def _has_softmax(config: Any) -> bool:
+    if isinstance(config, dict):
+        return any(
+            (key in ("softmax", "argmax") and value is True) or _has_softmax(value) for key, value in config.items()
+        )
+    return isinstance(config, list) and any(map(_has_softmax, config))
+
+
+def _check_size(parser: ConfigParser, name: str) -> None:
+    """Try the size on a copy of the network without data, which computes shapes alone."""
+    size = parser.get_parsed_content(name)
+    channels = "in_channels" if "in_channels" in parser else "_meta_#network_data_format#inputs#image#num_channels"
+    if channels not in parser or min(size) < 1:
+        return
+    network = copy.deepcopy(parser.get_parsed_content("network_def")).to("meta").eval()
+    shape = (1, parser.get_parsed_content(channels))
+    problem = _misfit(network, (*shape, *size))
+    if problem is None:
+        return
+    multiple = next((m for m in _MULTIPLES if _misfit(network, (*shape, *[3 * m] * len(size))) is None), 1)
+    better = [-(-length // multiple) * multiple for length in size]
+    if better != list(size) and _misfit(network, (*shape, *better)) is None:
+        raise ConfigError(
+            f"--{name} {list(size)}",
+            f"{type(network).__name__} needs multiples of {multiple} ({problem})",
+            f'--{name} "{better}"',
+        )
+
+
+def _misfit(network: nn.Module, shape: Sequence[int]) -> str | None:
+    """Why a network cannot take an input, None if it can."""
+    try:
+        with torch.no_grad():
+            network(torch.empty(*shape, device="meta"))
+    except Exception as error:
+        return str(error).splitlines()[0]
+    return None

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from monai_attn.errors import ConfigError
+from monai_attn.workflow.bundle import component, find_bundle, parse_override, read_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundles" / "toy"
+    (folder / "configs").mkdir(parents=True)
+    train = {
+        "bundle_root": ".",
+        "rate": 0.5,
+        "train": {
+            "steps": ["a", {"_target_": "Compose", "transforms": [{"_target_": "torch.nn.Dropout", "p": "@rate"}]}]
+        },
+    }
+    (folder / "configs" / "train.json").write_text(json.dumps(train))
+    (folder / "configs" / "more.json").write_text(json.dumps({"rate": 0.25, "train#steps#0": "b"}))
+    return folder
+
+
+def test_a_bundle_is_a_folder_or_a_name_below_bundles(bundle, tmp_path, monkeypatch):
+    assert find_bundle(str(bundle)) == bundle
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle("toy") == Path("bundles/toy")
+    with pytest.raises(ConfigError, match=r"there are: toy\n") as caught:
+        find_bundle("tay")
+    assert caught.value.what == "tay"
+
+
+def test_configurations_go_over_each_other_and_overrides_over_all(bundle):
+    assert read_bundle(bundle, ["train"], {})["rate"] == 0.5
+    parser = read_bundle(bundle, ["train", "more"], {"train#steps#0": "c"})
+    assert (parser["rate"], parser["train#steps#0"], parser["bundle_root"]) == (0.25, "c", str(bundle))
+
+
+def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_that_are(bundle):
+    with pytest.raises(ConfigError, match="it has: more, train"):
+        read_bundle(bundle, ["inference"], {})
+    with pytest.raises(ConfigError, match="did you mean --rate"):
+        read_bundle(bundle, ["train"], {"rats": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1", ("a", 1)),
+        ("a#b=[1, 'x']", ("a#b", [1, "x"])),
+        ("a=None", ("a", None)),
+        ("a=@b", ("a", "@b")),
+        ("a=x=y", ("a", "x=y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_an_override_is_python_or_else_text(text, expected):
+    assert parse_override(text) == expected
+
+
+def test_a_component_is_built_wherever_it_stands_with_what_it_refers_to(bundle):
+    parser = read_bundle(bundle, ["train"], {"rate": 0.125})
+    assert component(parser, "torch.nn.Dropout").p == 0.125
+    with pytest.raises(ConfigError, match=r"no component torch\.nn\.Linear"):
+        component(parser, "torch.nn.Linear")
