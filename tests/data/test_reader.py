@@ -67,7 +67,7 @@ def test_slope_and_intercept_are_applied(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.png", "a.jpg", "a.bmp"])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.png", "a.jpg", "a.bmp", "a.tif"])
 def test_a_file_cut_off_is_named_in_every_format(tmp_path, name, kept):
     path = tmp_path / name
     if name.endswith((".mha", ".nrrd")):
