@@ -17,10 +17,16 @@ from monai_attn.handlers.checkpoint import AtomicSaver, keep_state
 from monai_attn.handlers.earlier import LATEST, move_aside, stopped_training
 from monai_attn.weights.checkpoint import load_weights, unwrapped
 from monai_attn.weights.files import read_tensors
+from monai_attn.workflow.call import bundle_call
 
 __all__ = ["TrainingCheckpoint"]
 
 _PLACE = ("epoch", "max_epochs", "epoch_length")
+# entries of a bundle's configuration that do not change what a training gives
+_MAY_CHANGE = {
+    "amp", "bundle_root", "ckpt_dir", "ckpt_interval", "dataset_dir", "device", "imports", "initialize", "num_workers",
+    "output_dir", "resume", "run", "session",
+}  # fmt: skip
 _logger = logging.getLogger(__name__)
 
 
@@ -143,23 +149,26 @@ class TrainingCheckpoint:
 
 
 def _settings(engine: Engine, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How a training is set up: its length, the kind of each part, and the plain values in it, such as rates."""
-    yield "epochs", str(engine.state.max_epochs)
+    """How a training is set up: the bundle's configuration if there is one, its length, and its parts as they begin."""
+    config = bundle_call().parser.get()
+    chosen = {key: value for key, value in config.items() if key not in _MAY_CHANGE and not key.startswith("_")}
+    yield from ((name, value) for name, value in _leaves(chosen) if "handlers#" not in name)
+    yield "number of epochs", str(engine.state.max_epochs)
     yield "iterations of an epoch", str(engine.state.epoch_length)
     for name, part in parts.items():
         yield name, type(part).__name__
-        yield from _leaves(name, part.state_dict())
+        yield from _leaves(part.state_dict(), f"{name}#")
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The plain values in nested containers, with their names as MONAI writes them."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(f"{name}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{name}.{index}", item)
+            yield from _leaves(item, f"{prefix}{key}#")
     elif value is None or isinstance(value, (bool, int, float, str)):
-        yield name, repr(value)
+        yield prefix.removesuffix("#"), str(value)
 
 
 def _check_settings(then: Mapping[str, str], now: Mapping[str, str], name: str) -> None:

@@ -45,7 +45,7 @@ def entry_of(error: BaseException) -> str:
         found = _ENTRY.search(str(wrapper))
         entry = found[1] if found else entry
         wrapper = wrapper.__cause__ or wrapper.__context__
-    return "" if "session." in entry else entry  # that is the run itself, not a part of it
+    return "" if "session" in entry else entry  # that is the run itself, not a part of it
 
 
 def silence_notices() -> None:

@@ -69,6 +69,7 @@ class Session:
         self.needs = ensure_tuple(needs)
         self.manifest: dict[str, Any] = {}
         self._call = BundleCall([], {})
+        self._trains = False
 
     def start(self) -> None:
         """Prepare the process.
@@ -105,6 +106,7 @@ class Session:
         """
         if not self.manifest:
             self._document()
+        self._trains = "resume" in self._call.parser and evaluator is not None
         begun = time.perf_counter()
         engine.run()
         results: Any = (evaluator or engine).state
@@ -182,7 +184,8 @@ class Session:
             sys.__excepthook__(kind, error, trace)
         cause = root_cause(error)
         if isinstance(error, KeyboardInterrupt):
-            message, code = "stopped by the user", EXIT_INTERRUPTED
+            hint = "; --resume auto goes on after the last whole epoch" if self._trains else ""
+            message, code = f"stopped by the user{hint}", EXIT_INTERRUPTED
         elif isinstance(cause, InputError):
             message, code = str(cause), EXIT_BAD_INPUT
         else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanAbsoluteError, ValidationHandler, from_engine
@@ -25,9 +26,11 @@ from monai_attn.handlers import (
     LossTerms,
     TrainingCheckpoint,
     ValidationLoss,
+    resume,
     validation_loss,
 )
 from monai_attn.visualize import figures
+from monai_attn.workflow.call import BundleCall
 
 CASES = [{"image": torch.full((1, 8, 8), float(i)), "label": torch.full((1, 8, 8), i % 3 / 2)} for i in range(10)]
 
@@ -95,7 +98,7 @@ def training(
     width: int = 4,
     seed: int = 3,
     patience: int = 10,
-    resume: Any = "",
+    resume: str | bool = "",
     interval: int = 1,
 ) -> Training:
     torch.manual_seed(1)
@@ -282,13 +285,13 @@ def test_the_checkpoint_is_plain_tensors_and_written_every_few_epochs_and_at_the
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"epochs": 9}, "epochs 5, now 9"),
+        ({"epochs": 9}, "number of epochs 5, now 9"),
         ({"batch_size": 5}, "iterations of an epoch 3, now 2"),
-        ({"lr": 0.1}, "optimizer.param_groups.0.lr 0.05, now 0.1"),
+        ({"lr": 0.1}, "optimizer#param_groups#0#lr 0.05, now 0.1"),
         ({"optimizer": "rmsprop"}, "optimizer AdamW, now RMSprop"),
         ({"schedule": "steps"}, "scheduler CosineAnnealingLR, now MultiStepLR"),
-        ({"seed": 4}, "seed.seed 3, now 4"),
-        ({"patience": 2}, "early_stop.patience 10, now 2"),
+        ({"seed": 4}, "seed#seed 3, now 4"),
+        ({"patience": 2}, "early_stop#patience 10, now 2"),
     ],
 )
 def test_a_training_that_is_set_up_in_another_way_is_refused(tmp_path, changed, expected):
@@ -297,6 +300,22 @@ def test_a_training_that_is_set_up_in_another_way_is_refused(tmp_path, changed, 
         training(tmp_path, **changed, resume="auto").run()
     assert expected in caught.value.problem
     assert "checkpoint_latest.pt" in caught.value.what
+
+
+def test_other_entries_of_the_configuration_are_refused_but_for_paths_and_handlers(tmp_path, monkeypatch):
+    config = {"network_def": {"aggregation": "max"}, "lr": 0.1, "ckpt_dir": "a", "train": {"handlers": [1], "x": [2]}}
+
+    def configured(**changed):
+        call = BundleCall(["train.json"], {}, ConfigParser({**config, **changed}))
+        monkeypatch.setattr(resume, "bundle_call", lambda: call)
+
+    configured()
+    training(tmp_path, epochs=2).run(stop_in_epoch=2)
+    configured(network_def={"aggregation": "add"}, train={"x": [3]})
+    with pytest.raises(ConfigError, match="network_def#aggregation max, now add; train#x#0 2, now 3"):
+        training(tmp_path, epochs=2, resume="auto").run()
+    configured(ckpt_dir="b", resume="auto", train={"handlers": [1, 7], "x": [2]})
+    training(tmp_path, epochs=2, resume="auto").run()
 
 
 def test_a_network_of_another_width_is_refused_with_the_key_and_both_numbers(tmp_path):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.workflow import Session, session
@@ -195,6 +195,22 @@ def test_the_log_of_a_training_that_goes_on_is_kept(bundle, tmp_path):
         log.write_text("before\n")
         run(config_file=str(bundle), resume=resume)
         assert log.read_text().startswith("before\n") == kept
+
+
+def test_who_stops_a_training_is_told_how_it_goes_on(tmp_path, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    session = Session(str(tmp_path))
+    session._call = BundleCall(["train.json"], {}, ConfigParser({"resume": ""}))
+    engine = Engine(lambda engine, batch: None)
+    engine.run = stop
+    with pytest.raises(KeyboardInterrupt) as caught:
+        session.run(engine, engine)
+    with pytest.raises(SystemExit) as left:
+        session._report(KeyboardInterrupt, caught.value, None)
+    assert left.value.code == 130
+    assert "stopped by the user; --resume auto goes on" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("called")
