@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.argmax import InvertArgmaxD, InvertArgmaxd, InvertArgmaxDict
 from monai_attn.transforms.edges import (
     SobelEdges,
     SobelEdgesD,
@@ -24,6 +25,7 @@ from monai_attn.transforms.regions import (
     RegionsToLabelsDict,
 )
 from monai_attn.transforms.reload import ReloadImageD, ReloadImaged, ReloadImageDict
+from monai_attn.transforms.save import SaveResult, SaveResultD, SaveResultd, SaveResultDict, origin_of
 from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
 from monai_attn.transforms.sobel import sobel_edges
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
@@ -35,6 +37,9 @@ __all__ = [
     "BrainMaskD",
     "BrainMaskDict",
     "BrainMaskd",
+    "InvertArgmaxD",
+    "InvertArgmaxDict",
+    "InvertArgmaxd",
     "LabelsToRegions",
     "LabelsToRegionsD",
     "LabelsToRegionsDict",
@@ -52,11 +57,16 @@ __all__ = [
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",
+    "SaveResult",
+    "SaveResultD",
+    "SaveResultDict",
+    "SaveResultd",
     "SobelEdges",
     "SobelEdgesD",
     "SobelEdgesDict",
     "SobelEdgesd",
     "edge_targets",
     "foreground_masks",
+    "origin_of",
     "sobel_edges",
 ]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are there whole or not at all, and tables that a spreadsheet can open without harm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from monai_attn.errors import DataError
+
+__all__ = ["csv_cell", "replacing"]
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write to that takes the place of ``path`` once it is whole.
+
+    It lies in the same folder and has the same ending, so that writers choose the same format. When the block ends, it
+    is forced to the disk and renamed, which happens at once or not at all. Where the block raises, it is removed, and
+    what ``path`` was before is untouched.
+
+    Args:
+        path: the file to make or to replace.
+
+    Raises:
+        DataError: if the file cannot be written, such as on a full disk.
+
+    Example:
+        ``with replacing("table.csv") as draft: draft.write_text("case,dice")``
+    """
+    path = Path(path)
+    draft = path.with_name(f".partial-{os.getpid()}-{path.name}")  # hidden: no search for images finds it
+    try:
+        yield draft
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(
+            str(path), f"it cannot be written: {error.strerror or error}", "make room, or give another output_dir"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a renaming to the disk, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def csv_cell(text: str) -> str:
+    """A text, such as a file name, as one cell of a CSV table that no spreadsheet takes for a formula.
+
+    Example:
+        >>> print(csv_cell("case_1"), csv_cell("=cmd()"), csv_cell("a,b"))
+        case_1 '=cmd() "a,b"
+    """
+    if text.startswith(_FORMULA_STARTS):
+        text = f"'{text}"
+    if any(character in text for character in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text
