@@ -14,6 +14,7 @@ from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
 from monai_attn.data.datalist import case_name
+from monai_attn.files import csv_cell
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = ["CaseMetricsSaver", "ISICSegmentation"]
@@ -50,7 +51,7 @@ class CaseMetricsSaver(MetricsSaver):
         state: Any = engine.state
         write_metrics_reports(
             save_dir=self.save_dir,
-            images=[case_name(path) for path in paths],
+            images=[csv_cell(case_name(path)) for path in paths],
             metrics=state.metrics,
             metric_details=state.metric_details,
             summary_ops=self.summary_ops,

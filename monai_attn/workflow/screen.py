@@ -6,19 +6,21 @@ from __future__ import annotations
 import logging
 import warnings
 
-from monai_attn.errors import InputError
+from monai_attn.errors import CasesError, InputError
 
 __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_FAILURE",
+    "EXIT_INCOMPLETE",
     "EXIT_INTERRUPTED",
-    "root_cause",
+    "last_words",
     "silence_notices",
     "without_traces",
 ]
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
+EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 # notices of other packages that a user of a bundle can do nothing about
 _NOTICES = (
@@ -27,18 +29,9 @@ _NOTICES = (
     r".*User provided device_type of 'cuda', but CUDA is not available.*",
     r".*'pin_memory' argument is set as true but no accelerator is found.*",
     r".*Orientationd\.__init__:labels: Current default value.*",
+    r".*`dataloader` is empty or the specified `epoch_length` is 0.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
 )
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be mended, else the first that happened."""
-    while not isinstance(error, InputError):
-        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if earlier is None:
-            break
-        error = earlier
-    return error
 
 
 def silence_notices() -> None:
@@ -51,3 +44,16 @@ def silence_notices() -> None:
 def without_traces(record: logging.LogRecord) -> bool:
     """Keep the traces that engines log on their way down off the screen; the log file has them."""
     return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)
+
+
+def last_words(cause: BaseException) -> tuple[str, int]:
+    """What to tell the user about the error that ends a run, and the exit code."""
+    if isinstance(cause, KeyboardInterrupt):
+        return "stopped by the user", EXIT_INTERRUPTED
+    if isinstance(cause, InputError):
+        return str(cause), EXIT_BAD_INPUT
+    if isinstance(cause, CasesError):
+        mendable = all(failure.mendable for failure in cause.failures)
+        return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if mendable else EXIT_FAILURE
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}", EXIT_FAILURE
