@@ -79,6 +79,7 @@ def main() -> None:
     common = {"bundle_root": str(bundle), "dataset_dir": str(data)}
     training = {**common, "output_dir": str(output), "ckpt_dir": str(output)}
     inference = {**common, "output_dir": str(output / "segmentation"), "input": case["image"], "checkpoint": weights}
+    inference["overwrite"] = True  # that of an earlier demo
     _run("1/3 train", bundle, ["train"], {**training, **({"epochs": arguments.epochs} if arguments.epochs else {})})
     _run("2/3 evaluate", bundle, ["train", "evaluate"], training)
     _run("3/3 segment a case", bundle, ["inference"], inference)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
-__all__ = ["ConfigError", "DataError", "InputError", "root_cause"]
+__all__ = ["CasesError", "ConfigError", "DataError", "Failure", "InputError", "root_cause"]
 
 _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
 
@@ -41,7 +43,7 @@ class ConfigError(InputError):
 
 def root_cause(error: BaseException) -> BaseException:
     """The error that the user should see: the first that can be mended, else the first that happened."""
-    while not isinstance(error, InputError):
+    while not isinstance(error, (InputError, CasesError)):
         earlier = _told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if earlier is None:
             break
@@ -52,3 +54,56 @@ def root_cause(error: BaseException) -> BaseException:
 def _told_in(text: str) -> InputError | None:
     """The error that a text tells of: from a data loader's process comes the trace of the last error, and no cause."""
     return InputError(text) if _MESSAGE.search(text) else None
+
+
+class Failure(NamedTuple):
+    """Why a case has no result, in the words of :class:`InputError`; not mendable where nobody foresaw it."""
+
+    what: str
+    problem: str
+    mend: str
+    mendable: bool = True
+
+    @classmethod
+    def of(cls, error: BaseException, case: str) -> Failure:
+        """What an error that a case ended in comes down to.
+
+        Args:
+            error: the error, perhaps wrapped in others.
+            case: the file of the case, for errors that do not name one.
+
+        Example:
+            >>> Failure.of(DataError("a.nii", "it is empty", "copy it again"), "a.nii").problem
+            'it is empty'
+        """
+        cause = root_cause(error)
+        if isinstance(cause, InputError):
+            return cls(cause.what, cause.problem, cause.mend)
+        line = (str(cause).strip().splitlines() or [""])[0]
+        # torch's own class for a GPU, and its plain RuntimeError for a CPU
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in line:
+            return cls(case, f"memory ran out: {line}", "give --device cpu, or use a machine with more memory")
+        return cls(case, f"{type(cause).__name__}: {line}", "see the trace in the log", mendable=False)
+
+    def __str__(self) -> str:
+        return f"cannot use {self.what}\n  problem: {self.problem}\n  mend:    {self.mend}"
+
+
+class CasesError(RuntimeError):
+    """Cases of a run have no result, while all others have theirs.
+
+    Args:
+        failures: why, one for each case.
+        finished: number of the others.
+    """
+
+    shown = 20
+
+    def __init__(self, failures: Sequence[Failure], finished: int) -> None:
+        blocks = [str(failure) for failure in failures[: self.shown]]
+        if len(failures) > self.shown:
+            blocks.append(f"and {len(failures) - self.shown} more, which the manifest names")
+        if len(failures) + finished > 1:
+            blocks.insert(0, f"{len(failures)} of {len(failures) + finished} cases have no result")
+        super().__init__("\n".join(blocks))
+        self.failures, self.finished = failures, finished

@@ -13,10 +13,12 @@ from monai_attn.data.datalist import (
     pair_by_name,
     training_cases,
 )
+from monai_attn.data.dataset import CaseDataset
 from monai_attn.data.files import check_file
 from monai_attn.data.reader import CheckingReader
 
 __all__ = [
+    "CaseDataset",
     "CheckingReader",
     "case_name",
     "case_names",

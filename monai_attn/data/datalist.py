@@ -83,8 +83,8 @@ def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, 
         dictionaries with ``image`` and, where there is one, ``label``.
 
     Raises:
-        DataError: if the folder or the section is missing or empty, if a listed file does not exist, or if a label is
-            listed with one case but named after another.
+        DataError: if the folder or the section is missing or empty, if a listed file does not exist, if its path is
+            relative and leads out of the folder, or if a label is listed with one case but named after another.
 
     Example:
         ``cases("/data/hippocampus", "validation")[0]["image"]``
@@ -274,9 +274,20 @@ def _read_listing(listing: Path) -> dict[str, list[dict[str, Any]]]:
     sections = {}
     for name in ("training", "validation", "test"):
         if content.get(name):
+            _check_paths(content[name], listing)
             sections[name] = load_decathlon_datalist(str(listing), data_list_key=name)
             _check_listing(sections[name], listing)
     return sections
+
+
+def _check_paths(items: Iterable[Any], listing: Path) -> None:
+    for item in items:
+        for path in ensure_tuple(list(item.values()) if isinstance(item, dict) else item):
+            for part in ensure_tuple(path):
+                if isinstance(part, str) and os.path.normpath(part).split(os.sep)[0] == os.pardir:
+                    raise DataError(
+                        part, f"{listing} lists it, and it leads out of that folder", "give an absolute path instead"
+                    )
 
 
 def _check_listing(items: list[dict[str, Any]], listing: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,6 +18,7 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import nn
 
 from monai_attn.errors import DataError
+from monai_attn.files import replacing
 from monai_attn.weights.checkpoint import load_weights
 
 __all__ = ["AtomicSaver", "BestModelSaver", "WeightsLoader", "keep_state"]
@@ -25,8 +27,7 @@ __all__ = ["AtomicSaver", "BestModelSaver", "WeightsLoader", "keep_state"]
 class AtomicSaver(BaseSaveHandler):
     """Write files of which a whole one, the old or the new, is there even if the disk is full or the power fails.
 
-    A file is written under ``<name>.tmp`` beside its place, forced to the disk, and put in its place in one step. Of
-    several processes the first one writes.
+    Of several processes the first one writes, by :func:`monai_attn.files.replacing`.
 
     Args:
         save_dir: folder to write to.
@@ -46,37 +47,25 @@ class AtomicSaver(BaseSaveHandler):
         """
         if idist.get_rank() > 0:
             return
-        path, draft = self.save_dir / filename, self._draft(filename)
-        try:
-            with draft.open("wb") as file:
+        mend = "make room there or give another ckpt_dir; an older file is as it was, and --resume auto continues"
+        with replacing(self.save_dir / filename, mend) as draft, draft.open("wb") as file:
+            try:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except (OSError, RuntimeError) as error:
-            # torch has an error of its own on top of that of the file
-            reason = next((e.strerror for e in (error, error.__context__) if isinstance(e, OSError)), str(error))
-            raise DataError(
-                str(path),
-                f"it cannot be written: {reason}",
-                "make room there or give another ckpt_dir; an older file is as it was, and --resume auto continues",
-            ) from error
-        finally:
-            draft.unlink(missing_ok=True)
+            except RuntimeError as error:  # torch has one of its own on top of that of the file
+                raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
 
-    def prepare(self, filename: str) -> None:
-        """Make the folder, and remove what a process that was killed has left of a file.
+    def prepare(self) -> None:
+        """Make the folder.
 
         Raises:
-            DataError: if the folder cannot be written to.
+            DataError: if it cannot be written to.
         """
         if idist.get_rank() > 0:
             return
-        draft = self._draft(filename)
         try:
             self.save_dir.mkdir(parents=True, exist_ok=True)
-            draft.touch()
-            draft.unlink()
+            with TemporaryFile(dir=self.save_dir):
+                pass
         except OSError as error:
             raise DataError(
                 str(self.save_dir), f"it cannot be written: {error.strerror}", "give another ckpt_dir"
@@ -84,9 +73,6 @@ class AtomicSaver(BaseSaveHandler):
 
     def remove(self, filename: str) -> None:
         """Keep the old file: the new one replaces it."""
-
-    def _draft(self, filename: str) -> Path:
-        return self.save_dir / f"{filename}.tmp"
 
 
 class BestModelSaver(Checkpoint):
@@ -129,7 +115,7 @@ class BestModelSaver(Checkpoint):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._forget_nan)
 
     def _prepare(self, _engine: Engine) -> None:
-        self.saver.prepare(self.filename)
+        self.saver.prepare()
 
     def _forget_nan(self, engine: Engine) -> None:
         """Have MONAI take the next metric as the best one yet, for it finds none better than NaN."""

@@ -22,7 +22,7 @@ class EdgeMaps:
     """Put the edge probabilities of an EG-CNN into the output of an evaluator.
 
     They stand beside the prediction, so the transforms after it bring them back to the image's grid (``Invertd``) and
-    save them (``SaveImaged``). The network runs once more for them: inferers of MONAI stitch one output at a time.
+    save them (``SaveResultd``). The network runs once more for them: inferers of MONAI stitch one output at a time.
 
     Args:
         network: the network, not wrapped.

@@ -18,6 +18,7 @@ from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
+from monai_attn.files import csv_cell, replacing
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN"]
@@ -58,7 +59,7 @@ class CaseMetricsSaver(MetricsSaver):
             warnings.simplefilter("ignore", RuntimeWarning)  # the mean of NaNs alone is NaN, as it should be
             write_metrics_reports(
                 save_dir=self.save_dir,
-                images=[names[path] for path in paths],
+                images=[csv_cell(names[path]) for path in paths],
                 metrics=state.metrics,
                 metric_details=state.metric_details,
                 summary_ops=self.summary_ops,
@@ -71,7 +72,7 @@ class CaseMetricsSaver(MetricsSaver):
         with path.open(newline="") as file:
             header, *rows = csv.reader(file)
         column = header.index("notnans")
-        with path.open("w", newline="") as file:
+        with replacing(path) as draft, draft.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*header, "nans"])
             table.writerows([*row, f"{cases - float(row[column]):.4f}"] for row in rows)

@@ -12,6 +12,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.engines import IterationEvents
 from monai.handlers import MetricLogger
 from monai.transforms import LoadImage, Orientation
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
@@ -28,8 +29,8 @@ class OverlaySaver:
     """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
-    it, as ``Invertd`` does. It is written beside the prediction where ``SaveImaged`` says in the metadata where that is
-    (``savepath_in_metadict``). Elsewhere the picture of a case that shares its name is named after its folder too.
+    it, as ``Invertd`` does. It is written beside the prediction where the metadata say where that is, as those of
+    ``SaveResultd`` do. Elsewhere the picture of a case that shares its name is named after its folder too.
 
     Args:
         save_dir: folder to write to where predictions are not saved.
@@ -52,9 +53,9 @@ class OverlaySaver:
         self.names: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
+        """Attach to an evaluator; pictures are drawn within its iteration, so that they fail with their case."""
         engine.add_event_handler(Events.STARTED, self._name)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def _name(self, engine: Engine) -> None:
         """Find names for the cases of a data set; other sources of data have none in advance."""
@@ -62,7 +63,7 @@ class OverlaySaver:
         self.names = case_names(str(ensure_tuple(item[CommonKeys.IMAGE])[0]) for item in items)
 
     def __call__(self, engine: Engine) -> None:
-        """Draw the cases of the finished iteration."""
+        """Draw the cases that the evaluator has just segmented."""
         state: Any = engine.state
         for case in state.output:
             if self.drawn >= self.max_cases:

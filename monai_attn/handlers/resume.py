@@ -91,8 +91,7 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        for name in (LATEST, "model_final.pt"):
-            self.save.prepare(name)
+        self.save.prepare()
         if not engine.has_event_handler(self._checkpoint, Events.EPOCH_COMPLETED):
             # registered as late as this, it comes behind validation, schedule and curves
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._checkpoint)

@@ -22,7 +22,7 @@ class ScaleMaps:
 
     The map of a layer holds the dilation with the largest weight at each voxel (Qin 2018, Fig. 4); the layers are the
     channels, from the first on. It stands beside the prediction, so the transforms after it bring it back to the
-    image's grid (``Invertd``, nearest) and save it (``SaveImaged``). It works with the whole volume at once and with
+    image's grid (``Invertd``, nearest) and save it (``SaveResultd``). It works with the whole volume at once and with
     :class:`monai_attn.inferers.LayerwiseInferer`, whose slabs are put together; not with overlapping windows.
 
     Args:

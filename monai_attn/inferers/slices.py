@@ -18,7 +18,8 @@ class SliceBatchInferer(Inferer):
     """Run a 2D network over every slice of a volume, many slices at once.
 
     The slices are whole, so that the result is that of the network on each slice alone. (MONAI's ``SliceInferer``
-    slides a window of a given size over each slice, which needs that size and pads what is smaller.)
+    slides a window of a given size over each slice, which needs that size and pads what is smaller.) Beside the output
+    there is only one batch at a time.
 
     Args:
         spatial_dim: the spatial axis to cut across, 0, 1 or 2, as in training.
@@ -46,11 +47,20 @@ class SliceBatchInferer(Inferer):
         if inputs.ndim != 5:
             raise ValueError(f"inputs must be volumes (B, C, H, W, D), got a tensor of shape {tuple(inputs.shape)}.")
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        stacked = volumes.movedim(self.axis, 1)  # (B, slices, C, *slice)
-        slices = stacked.flatten(0, 1)
-        outputs = [
-            network(batch.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-            for batch in slices.split(self.batch_size)
-        ]
-        output = torch.cat(outputs).unflatten(0, stacked.shape[:2]).movedim(1, self.axis)
-        return convert_to_dst_type(output.contiguous(), inputs, dtype=output.dtype)[0]
+        slices = volumes.movedim(self.axis, 1).flatten(0, 1)  # (B * depth, C, *slice)
+        output = volumes
+        for start in range(0, len(slices), self.batch_size):
+            batch = slices[start : start + self.batch_size].contiguous(memory_format=torch.channels_last)
+            result = network(batch, *args, **kwargs)
+            if start == 0:  # the only tensor of the output's size
+                output = result.new_empty(len(volumes), result.shape[1], *volumes.shape[2:])
+            self._insert(output, result, start)
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _insert(self, output: torch.Tensor, slices: torch.Tensor, start: int) -> None:
+        """Put slices (n, C', *slice) into the volumes, where ``start`` counts the slices of all of them."""
+        depth = output.shape[self.axis]
+        for index in range(start // depth, (start + len(slices) - 1) // depth + 1):
+            first, last = max(start, index * depth), min(start + len(slices), (index + 1) * depth)
+            planes = output[index].narrow(self.axis - 1, first - index * depth, last - first)
+            planes.copy_(slices[first - start : last - start].movedim(0, self.axis - 1))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.transforms.argmax import InvertArgmaxD, InvertArgmaxd, InvertArgmaxDict
 from monai_attn.transforms.checks import (
     CheckPair,
     CheckPairD,
@@ -36,6 +37,7 @@ from monai_attn.transforms.regions import (
     RegionsToLabelsDict,
 )
 from monai_attn.transforms.reload import ReloadImageD, ReloadImaged, ReloadImageDict
+from monai_attn.transforms.save import SaveResult, SaveResultD, SaveResultd, SaveResultDict, origin_of
 from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
 from monai_attn.transforms.sobel import sobel_edges
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
@@ -62,6 +64,9 @@ __all__ = [
     "CheckedLoadImageD",
     "CheckedLoadImageDict",
     "CheckedLoadImaged",
+    "InvertArgmaxD",
+    "InvertArgmaxDict",
+    "InvertArgmaxd",
     "LabelsToRegions",
     "LabelsToRegionsD",
     "LabelsToRegionsDict",
@@ -79,6 +84,10 @@ __all__ = [
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",
+    "SaveResult",
+    "SaveResultD",
+    "SaveResultDict",
+    "SaveResultd",
     "SobelEdges",
     "SobelEdgesD",
     "SobelEdgesDict",
@@ -86,5 +95,6 @@ __all__ = [
     "edge_targets",
     "foreground_masks",
     "label_values",
+    "origin_of",
     "sobel_edges",
 ]

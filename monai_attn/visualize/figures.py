@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from monai.utils import optional_import
 
+from monai_attn.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -188,7 +190,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, with the same bytes each time, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=_DPI, format="png", metadata={"Software": None})
     return path
 
 
@@ -198,7 +201,7 @@ def _panels(count: int, height_by_width: float, title: str) -> tuple[Figure, lis
     height = _PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.3
     figure = Figure(figsize=(columns * _PANEL_INCHES, rows * height + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)  # a file may have any name, also one with $ signs
     axes = list(grid.flat)
     for unused in axes[count:]:
         unused.remove()

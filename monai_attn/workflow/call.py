@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,6 +19,11 @@ from monai.utils import ensure_tuple
 from monai_attn.errors import ConfigError
 
 __all__ = ["BundleCall", "bundle_call"]
+
+# where data, results and weights lie, and how the work is done: the same results come out
+_PLACES = {
+    "bundle_root", "checkpoint", "dataset_dir", "device", "input", "num_workers", "on_error", "output_dir", "overwrite",
+}  # fmt: skip
 
 
 class BundleCall:
@@ -39,6 +46,15 @@ class BundleCall:
     def name(self) -> str:
         """Name of the last configuration file, such as ``train``."""
         return self.config_files[-1].stem if self.config_files else "run"
+
+    def configuration_hash(self) -> str:
+        """A hash of all entries that results depend on, overrides included; always the same without a call."""
+        parser = ConfigParser()
+        if self.config_files:
+            parser.read_config([str(path) for path in self.config_files])
+            parser.update(self.overrides)
+        entries = {key: value for key, value in parser.get().items() if key not in _PLACES}
+        return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
 
     def check_overrides(self) -> None:
         """Refuse overrides whose top-level key stands in none of the configuration files."""

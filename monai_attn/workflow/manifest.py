@@ -14,8 +14,9 @@ from monai.utils import ensure_tuple
 
 import monai_attn
 
-__all__ = ["fingerprint", "git_revision", "versions"]
+__all__ = ["file_hash", "fingerprint", "git_revision", "image_hash", "versions"]
 
+_END = 1 << 16
 _PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk", "pytorch-ignite")
 
 
@@ -58,3 +59,30 @@ def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         content = "\n".join(f"{file.relative_to(path.parent)} {file.stat().st_size}" for file in files).encode()
     return {"source": str(path), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def file_hash(path: str) -> str | None:
+    """The SHA-256 of a file's content; None if there is no such file."""
+    if not Path(path).is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def image_hash(image: str) -> str:
+    """What identifies an image, wherever it lies: a hash of the size and both ends of its file, or of all its files.
+
+    Both ends are enough for a compressed file, which ends in a checksum of its content, and take no time.
+    """
+    path = Path(image)
+    digest = hashlib.sha256()
+    for part in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+        size = part.stat().st_size
+        with open(part, "rb") as file:
+            digest.update(f"{size} ".encode() + file.read(_END))
+            file.seek(max(size - _END, 0))
+            digest.update(file.read(_END))
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,19 +22,15 @@ from ignite.engine import Engine
 from monai.apps import get_logger
 from monai.utils import ensure_tuple, set_determinism
 
-from monai_attn.errors import DataError, InputError, root_cause
+from monai_attn.errors import CasesError, DataError, InputError
+from monai_attn.files import replacing
 from monai_attn.weights.checkpoint import read_state_dict
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
-from monai_attn.workflow.manifest import fingerprint, git_revision, versions
-from monai_attn.workflow.screen import (
-    EXIT_BAD_INPUT,
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    entry_of,
-    silence_notices,
-    without_traces,
-)
+from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions
+from monai_attn.workflow.processes import gather
+from monai_attn.workflow.results import Results
+from monai_attn.workflow.screen import EXIT_INTERRUPTED, last_words, silence_notices, without_traces
 
 __all__ = ["Session"]
 
@@ -48,7 +45,8 @@ class Session:
 
     An uncaught error ends the process with at most four lines on the screen, the full trace in the log, and exit code
     2 if the user can mend it (:class:`monai_attn.errors.InputError`), else 1. With ``MONAI_ATTN_DEBUG=1`` the trace
-    comes on the screen.
+    comes on the screen. Cases that an engine passed over (:class:`monai_attn.engines.CaseIteration`) are listed at the
+    end, in the manifest too, and the exit code is 3 if others have their results.
 
     Args:
         output_dir: folder for the log and the manifest.
@@ -94,31 +92,53 @@ class Session:
             check_config(self._call.parser)
             self._document()
 
-    def run(self, engine: Engine, evaluator: Engine | None = None) -> None:
+    def run(self, engine: Engine, evaluator: Engine | None = None, results: Results | None = None) -> None:
         """Run an engine and record how it ended.
 
         Args:
             engine: trainer or evaluator.
             evaluator: the engine whose metrics are the results, if it is not ``engine``.
+            results: of an inference, which cases were finished before.
 
         Raises:
             DataError: as ``start`` does, if that has not looked yet.
+            CasesError: if cases were passed over.
         """
         if not self.manifest:
             self._document()
         self._trains = "resume" in self._call.parser and evaluator is not None
         begun = time.perf_counter()
         engine.run()
-        results: Any = (evaluator or engine).state
+        measured: Any = (evaluator or engine).state
         self.manifest |= {
             "state": "finished",
             "seconds": round(time.perf_counter() - begun, 1),
-            "results": {name: value for name, value in results.metrics.items() if isinstance(value, (int, float))},
+            "results": {name: value for name, value in measured.metrics.items() if isinstance(value, (int, float))},
         }
-        if evaluator is not None and results.best_metric_epoch > 0:
-            self.manifest["best"] = float(results.best_metric)
+        if evaluator is not None and measured.best_metric_epoch > 0:
+            self.manifest["best"] = float(measured.best_metric)
+        failed, rank = self._account(engine, results), idist.get_rank()
         self._write_manifest()
         idist.finalize()
+        if failed is not None and rank == 0:  # one list is enough
+            raise failed
+
+    def _account(self, engine: Engine, results: Results | None) -> CasesError | None:
+        """Record what became of the cases of an inference; the error to end with if some of them failed."""
+        if results is None and not hasattr(engine.state, "failures"):
+            return None
+        before = results.finished if results else 0
+        failures = gather(getattr(engine.state, "failures", []))
+        segmented = sum(gather([engine.state.iteration])) - len(failures)
+        self.manifest["cases"] = {
+            "finished before": before,
+            "segmented": segmented,
+            "failed": [failure._asdict() for failure in failures],
+        }
+        if not failures:
+            return None
+        self.manifest["state"] = "incomplete"
+        return CasesError(failures, before + segmented)
 
     @property
     def name(self) -> str:
@@ -140,6 +160,8 @@ class Session:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.seed,
             "data": fingerprint(self.data),
+            "needs": {str(path): file_hash(path) for path in self.needs},
+            "configuration": self._call.configuration_hash(),
             "processes": idist.get_world_size(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
@@ -173,29 +195,22 @@ class Session:
     def _write_manifest(self) -> None:
         if idist.get_rank() > 0 or not self.manifest:
             return
-        path = self.output_dir / f"{self.name}_run.json"
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.manifest, indent=2) + "\n")
-        draft.replace(path)
+        with replacing(self.output_dir / f"{self.name}_run.json") as draft:
+            draft.write_text(json.dumps(self.manifest, indent=2) + "\n")
 
     def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Stand in for ``sys.excepthook``."""
         if os.environ.get("MONAI_ATTN_DEBUG") == "1":
             sys.__excepthook__(kind, error, trace)
-        cause = root_cause(error)
-        if isinstance(error, KeyboardInterrupt):
-            hint = "; --resume auto goes on after the last whole epoch" if self._trains else ""
-            message, code = f"stopped by the user{hint}", EXIT_INTERRUPTED
-        elif isinstance(cause, InputError):
-            message, code = str(cause), EXIT_BAD_INPUT
-        else:
-            lines, entry = str(cause).strip().splitlines() or [""], entry_of(error)
-            message, code = f"{type(cause).__name__}: {lines[0]}", EXIT_FAILURE
-            message += f"\n  in the configuration: {entry}" if entry else ""
+        message, code = last_words(error)
+        if code == EXIT_INTERRUPTED and self._trains:
+            message += "; --resume auto goes on after the last whole epoch"
         print(f"monai_attn: {message}", file=sys.stderr)
         if self.manifest:
-            self.manifest["state"] = "interrupted" if code == EXIT_INTERRUPTED else "failed"
-            self._write_manifest()
+            if self.manifest["state"] == "running":
+                self.manifest["state"] = "interrupted" if code == EXIT_INTERRUPTED else "failed"
+            with contextlib.suppress(InputError):  # on a full disk, say, which is what the message is about
+                self._write_manifest()
         if self._log.is_file():
             with self._log.open("a") as log:
                 log.write("".join(traceback.format_exception(kind, error, trace)))

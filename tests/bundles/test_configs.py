@@ -101,14 +101,34 @@ def test_handlers_are_dictionaries_and_intervals_references(bundle):
 
 def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discrete(bundle):
     for section in (load(bundle, "train")["validate"], load(bundle, "inference")):
-        targets = [transform["_target_"] for transform in section["postprocessing"]["transforms"]]
-        assert targets.index("Invertd") < targets.index("AsDiscreted")
+        steps = {transform["_target_"]: transform for transform in section["postprocessing"]["transforms"]}
+        targets = list(steps)
+        if "AsDiscreted" in steps:  # a threshold
+            assert targets.index("Invertd") < targets.index("AsDiscreted")
+            assert "argmax" not in steps["AsDiscreted"]
+        else:
+            assert targets[0] == "monai_attn.transforms.InvertArgmaxd"
     config = load(bundle, "inference")
     last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
-    assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "SaveImaged"]
+    assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SaveResultd"]
     if config["postprocessing"]["transforms"][-1]["output_ext"] == ".png":
         assert last[0] == "SqueezeDimd"
         assert config["displayable_configs"] == {"result_extension": ".png", "result_dtype": "uint8"}
+
+
+def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bundle):
+    config = load(bundle, "inference")
+    assert (config["overwrite"], config["on_error"]) == (False, "skip")
+    assert config["dataset"]["_target_"] == "monai_attn.data.CaseDataset"
+    assert config["dataset"]["data"] == "$@results.unfinished()"
+    assert config["dataset"]["on_error"] == config["evaluator"]["iteration_update"]["on_error"] == "@on_error"
+    assert config["results"]["overwrite"] == "@overwrite"
+    assert config["run"] == "$@session.run(@evaluator, results=@results)"
+    for path in (bundle / "configs").glob("*.json"):
+        for component in components(load(bundle, path.stem)):
+            assert component["_target_"] not in ("SaveImaged", "SaveImage")
+            if component["_target_"] == "monai_attn.transforms.SaveResultd":
+                assert (component["source"], component["origin"]) == ("@input", "@origin")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -28,7 +28,7 @@ def assert_same(first: Path, second: Path) -> None:
     assert manifests[0]["best"] == manifests[1]["best"]
     assert manifests[1]["state"] == "finished"
     assert (first / "curves.csv").read_text() == (second / "curves.csv").read_text()
-    assert [path.name for path in second.glob("*.tmp")] == []
+    assert [path.name for path in second.glob(".partial*")] == []
 
 
 @pytest.mark.parametrize("name", BUNDLES)

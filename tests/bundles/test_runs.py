@@ -23,7 +23,7 @@ from PIL import Image
 
 from monai_attn.data import case_name, cases
 from monai_attn.data.inspection import check_bundle
-from monai_attn.errors import ConfigError, DataError, root_cause
+from monai_attn.errors import CasesError, ConfigError, DataError, root_cause
 
 
 def test_training_leaves_weights_curves_and_a_manifest(trained):
@@ -125,25 +125,63 @@ def test_a_picture_is_segmented_as_rows_and_columns(trained, tmp_path):
     assert result.dtype == np.uint8
 
 
-def test_files_of_one_name_in_two_folders_give_two_results(trained, tmp_path):
+def one_file(trained, folder):
+    """An image of one file, also where those of the data set have a file for each channel."""
     case = cases(trained.data, "validation")[0]["image"]
-    if not isinstance(case, str):  # a file of all channels
-        image = LoadImage(image_only=True, ensure_channel_first=True)(case)
-        SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=tmp_path / "case")
-        case = str(tmp_path / "case.nii.gz")
-    for name in ("a", "b"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / f"t1{''.join(Path(case).suffixes)}").symlink_to(case)
-    trained.run(
-        "inference",
-        input=str(tmp_path / "in"),
-        checkpoint=str(trained.weights),
-        output_dir=str(tmp_path / "out"),
-    )
-    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*_seg.*")) == [
-        f"{name}/t1_seg{trained.suffix}" for name in ("a", "b")
-    ]
-    assert all((tmp_path / "out" / name / "t1_overlay.png").is_file() for name in ("a", "b"))
+    if isinstance(case, str):
+        return Path(case)
+    image = LoadImage(image_only=True, ensure_channel_first=True)(case)
+    SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=folder / "case")
+    return folder / "case.nii.gz"
+
+
+def written(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*_seg.*")}
+
+
+def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, tmp_path, monkeypatch, capsys):
+    image = one_file(trained, tmp_path)
+    ending = "".join(image.suffixes)
+    names = ["a/t1", "b # ü/t1", "b # ü/t2"]
+    for name in names:
+        path = tmp_path / "in" / f"{name}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image.read_bytes())
+    path.write_bytes(path.read_bytes()[:30])
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    out = tmp_path / "out"
+    call = {"input": str(tmp_path / "in"), "output_dir": str(out), "checkpoint": str(trained.weights)}
+
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("inference", **call)
+    cause = root_cause(caught.value)
+    assert isinstance(cause, CasesError)
+    assert (cause.finished, [failure.what for failure in cause.failures]) == (2, [str(path)])
+    first = written(out)
+    assert set(first) == {f"{name}_seg{trained.suffix}" for name in names[:2]}
+    assert all((out / f"{name}_overlay.png").is_file() for name in names[:2])
+    manifest = json.loads((out / "inference_run.json").read_text())
+    assert (manifest["state"], manifest["cases"]["segmented"]) == ("incomplete", 2)
+    assert manifest["cases"]["failed"][0]["what"] == str(path)
+
+    path.write_bytes(image.read_bytes())
+    trained.run("inference", **call)
+    assert "2 of 3 cases are finished" in capsys.readouterr().err
+    second = written(out)
+    assert {name: second[name] for name in first} == first
+    assert set(second) - set(first) == {f"{names[2]}_seg{trained.suffix}"}
+
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("inference", **{**call, "checkpoint": str(trained.output / "model_final.pt")})
+    error = root_cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert "another checkpoint" in error.problem
+    assert written(out) == second
+    trained.run("inference", **call, overwrite=True)
+    assert all(time > second[name] for name, time in written(out).items())
+    assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]
+    assert list((tmp_path / "cwd").iterdir()) == []
 
 
 @pytest.mark.parametrize(("workflow_type", "name"), [("train", "train"), ("infer", "inference")])

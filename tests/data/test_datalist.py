@@ -438,3 +438,31 @@ def test_a_listed_case_without_an_image_raises_a_data_error(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"label": "a.nii"}]}))
     with pytest.raises(DataError, match="has no 'image'"):
         cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": "../scan.nii", "label": "scan.nii"},
+        {"image": ["scan.nii", "images/../../scan.nii"]},
+        {"image": "scan.nii", "mask": "../scan.nii"},
+        "../scan.nii",
+    ],
+)
+def test_a_relative_path_that_leads_out_of_the_data_set_raises(tmp_path, entry):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "data"):
+        (folder / "scan.nii").write_text("")
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"test": [entry]}))
+    with pytest.raises(DataError, match="leads out of that folder"):
+        cases(tmp_path / "data", "test")
+
+
+def test_an_absolute_path_may_lead_anywhere_and_a_relative_one_out_and_in_again(tmp_path):
+    (tmp_path / "data").mkdir()
+    for folder in (tmp_path, tmp_path / "data"):
+        (folder / "scan.nii").write_text("")
+    listing = {"test": [{"image": str(tmp_path / "scan.nii"), "label": "images/../scan.nii", "age": 7}]}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(listing))
+    (case,) = cases(tmp_path / "data", "test")
+    assert (case["image"], case["label"]) == (str(tmp_path / "scan.nii"), str(tmp_path / "data" / "scan.nii"))

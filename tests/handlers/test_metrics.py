@@ -86,6 +86,23 @@ def test_a_table_without_any_number_says_nan_and_does_not_warn(tmp_path):
     assert (row["mean"], float(row["notnans"]), float(row["nans"])) == ("nan", 0, 2)
 
 
+def test_names_of_files_are_cells_and_never_formulas(tmp_path):
+    engine = Engine(lambda engine, batch: None)
+    CaseMetricsSaver(str(tmp_path), ["lesion"]).attach(engine)
+
+    def measure():
+        engine.state.metrics = {"dice": 0.5}
+        engine.state.metric_details = {"dice": torch.tensor([[0.25], [0.75]])}
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, measure)
+    meta = [{"filename_or_obj": f"/data/{name}.nii.gz"} for name in ("=HYPERLINK(evil)", 'a,"b"')]
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
+    with open(tmp_path / "dice_raw.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["filename"] for row in rows] == ["'=HYPERLINK(evil)", 'a,"b"']
+    assert [float(row["lesion"]) for row in rows] == [0.25, 0.75]
+
+
 def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):
     saver = CaseMetricsSaver(str(tmp_path), ["left", "right"])
     assert saver._names({"dice": torch.zeros(4, 1)}) == ["class 1"]

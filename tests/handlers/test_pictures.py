@@ -7,6 +7,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import IterationEvents
 from monai.transforms import SaveImage
 from PIL import Image
 
@@ -21,13 +22,26 @@ def case(tmp_path) -> dict[str, MetaTensor]:
     return {"pred": prediction, "label": MetaTensor(torch.ones(1, 8, 9, 10))}
 
 
+def evaluator(cases_of):
+    """What an evaluator does once the post-processing is done."""
+
+    def segment(engine, batch):
+        engine.state.output = cases_of(batch)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    engine = Engine(segment)
+    engine.register_events(*IterationEvents)
+    return engine
+
+
 @pytest.mark.parametrize("label", ["there", "absent", None])
 def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path, label):
     if label == "absent":
         del case["label"]
     elif label is None:
         case["label"] = None
-    engine = Engine(lambda engine, batch: [case])
+    engine = evaluator(lambda batch: [case])
     OverlaySaver(str(tmp_path / "out"), spatial_dim=0, class_names=["one"]).attach(engine)
     engine.run([1])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1_overlay.png"]
@@ -36,7 +50,7 @@ def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path
 def test_a_picture_without_a_channel_dimension_is_drawn(tmp_path):
     Image.new("L", (12, 8)).save(tmp_path / "scan.png")
     prediction = MetaTensor(torch.ones(12, 8), meta={"filename_or_obj": str(tmp_path / "scan.png")})
-    engine = Engine(lambda engine, batch: [{"pred": prediction}])
+    engine = evaluator(lambda batch: [{"pred": prediction}])
     OverlaySaver(str(tmp_path / "out")).attach(engine)
     engine.run([1])
     assert (tmp_path / "out" / "scan_overlay.png").is_file()
@@ -49,8 +63,8 @@ def test_files_of_one_name_in_two_folders_have_a_picture_each(tmp_path):
         path.parent.mkdir()
         Image.new("L", (12, 8)).save(path)
         cases.append({"image": str(path)})
-    engine = Engine(
-        lambda engine, batch: [{"pred": MetaTensor(torch.ones(1, 12, 8), meta={"filename_or_obj": batch["image"][0]})}]
+    engine = evaluator(
+        lambda batch: [{"pred": MetaTensor(torch.ones(1, 12, 8), meta={"filename_or_obj": batch["image"][0]})}]
     )
     OverlaySaver(str(tmp_path / "out")).attach(engine)
     engine.run(DataLoader(Dataset(cases)))
@@ -58,7 +72,7 @@ def test_files_of_one_name_in_two_folders_have_a_picture_each(tmp_path):
 
 
 def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):
-    engine = Engine(lambda engine, batch: [case, case])
+    engine = evaluator(lambda batch: [case, case])
     saver = OverlaySaver(str(tmp_path / "out"), max_cases=1)
     saver.attach(engine)
     engine.run([1, 2])

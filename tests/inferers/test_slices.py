@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_attn.inferers import SliceBatchInferer
 from monai_attn.nets import SCSESDNet
@@ -65,6 +66,22 @@ def test_the_network_sees_at_most_batch_size_slices_at_once(batch_size, calls):
     output = SliceBatchInferer(2, batch_size)(volumes, network)
     assert seen == [(number, 3, 5, 6) for number in calls]
     assert torch.equal(output, volumes)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_there_is_one_tensor_of_the_size_of_the_output(axis):
+    made = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.numel() >= 4 * 6 * 8 * 10:
+                made.append(result.untyped_storage().data_ptr())
+            return result
+
+    with Note():
+        output = SliceBatchInferer(axis, 2)(torch.randn(1, 1, 6, 8, 10), lambda x: x.repeat(1, 4, 1, 1))
+    assert set(made) == {output.untyped_storage().data_ptr()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])

@@ -54,6 +54,12 @@ def test_an_overlay_draws_two_dimensional_rgb_images_and_heat_maps():
     assert pixels(figure.axes[1]).shape == (30, 20)
 
 
+@pytest.mark.parametrize("title", ["$x", "$\\evil{$", "a_{b}^c"])
+def test_a_title_is_drawn_as_it_is_and_not_as_a_formula(volume, tmp_path, title):
+    figures.save(figures.overlay(volume[0], {}, title=title), tmp_path / "out" / "a.png")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
 def test_layers_on_another_grid_are_refused(volume):
     with pytest.raises(ValueError, match=r"'truth' has the spatial shape \(3, 3, 3\)"):
         figures.overlay(volume[0], {"truth": torch.zeros(1, 3, 3, 3)})

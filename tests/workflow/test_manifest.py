@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -20,6 +21,28 @@ def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_p
     with_list = manifest.fingerprint(str(tmp_path))
     (tmp_path / "a.nii").write_text("123")
     assert manifest.fingerprint(str(tmp_path)) == with_list
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    hashes = [manifest.file_hash(str(tmp_path / name)) for name in "abc"]
+    assert hashes[0] == hashes[1] == hashlib.sha256(b"1").hexdigest()
+    assert hashes[2] != hashes[0]
+    assert manifest.file_hash(str(tmp_path / "none")) is None
+
+
+@pytest.mark.parametrize("place", [0, 65_535, 134_464, 199_999])
+def test_an_image_is_known_by_its_size_and_both_its_ends(tmp_path, place):
+    content = bytearray(200_000)
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b").write_bytes(content)
+    content[place] = 1
+    (tmp_path / "c").write_bytes(content)
+    a, b, c = (manifest.image_hash(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+    (tmp_path / "c").write_bytes(content[:-1])
+    assert manifest.image_hash(str(tmp_path / "c")) not in (a, c)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, run
 
-from monai_attn.errors import ConfigError, DataError
+from monai_attn.errors import CasesError, ConfigError, DataError, Failure
 from monai_attn.workflow import Session, session
 from monai_attn.workflow.call import BundleCall
 
@@ -197,12 +198,12 @@ def test_the_log_of_a_training_that_goes_on_is_kept(bundle, tmp_path):
         assert log.read_text().startswith("before\n") == kept
 
 
-def test_who_stops_a_training_is_told_how_it_goes_on(tmp_path, capsys):
+def test_who_stops_a_training_is_told_how_it_goes_on(bundle, tmp_path, capsys):
     def stop():
         raise KeyboardInterrupt
 
     session = Session(str(tmp_path))
-    session._call = BundleCall(["train.json"], {}, ConfigParser({"resume": ""}))
+    session._call = BundleCall([str(bundle)], {}, ConfigParser({"resume": ""}))
     engine = Engine(lambda engine, batch: None)
     engine.run = stop
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -219,6 +220,92 @@ def test_weights_that_cannot_be_used_are_reported_before_anything_is_written(tmp
     with pytest.raises(DataError, match="git lfs pull"):
         Session(str(tmp_path / "out"), needs=str(tmp_path / "model.pt")).start()
     assert not (tmp_path / "out").exists()
+
+
+FAILURES = [Failure("b.nii", "it is empty", "copy it again"), Failure("c.nii", "KeyError: 'x'", "see the log", False)]
+
+
+@pytest.mark.parametrize(
+    ("failures", "finished", "code"),
+    [
+        (FAILURES[:1], 2, 3),
+        (FAILURES, 1, 3),
+        (FAILURES[:1], 0, 2),
+        (FAILURES[:1] * 3, 0, 2),
+        (FAILURES, 0, 1),
+    ],
+)
+@pytest.mark.usefixtures("called")
+def test_cases_without_a_result_are_listed_at_the_end_and_choose_the_exit_code(
+    tmp_path, capsys, failures, finished, code
+):
+    def segment(engine, batch):
+        engine.state.failures = failures
+
+    session = Session(str(tmp_path))
+    session.start()
+    engine = Engine(segment)
+    original = engine.run
+    engine.run = lambda: original(range(len(failures) + finished))
+    with pytest.raises(CasesError) as caught:
+        session.run(engine)
+    with pytest.raises(SystemExit) as left:
+        sys.excepthook(CasesError, caught.value, None)
+    assert left.value.code == code
+    screen = capsys.readouterr().err.splitlines()
+    total = len(failures) + finished
+    if total > 1:
+        assert screen.pop(0) == f"monai_attn: {len(failures)} of {total} cases have no result"
+    else:
+        screen[0] = screen[0].removeprefix("monai_attn: ")
+    blocks = [line for failure in failures for line in str(failure).splitlines()]
+    assert screen == [*blocks, f"  full trace: {tmp_path / 'run.log'}"]
+    manifest = json.loads((tmp_path / "run_run.json").read_text())
+    assert manifest["state"] == "incomplete"
+    assert manifest["cases"]["segmented"] == finished
+    assert [failure["what"] for failure in manifest["cases"]["failed"]] == [failure.what for failure in failures]
+
+
+def test_of_many_failures_the_first_are_shown_and_all_counted():
+    text = str(CasesError(FAILURES[:1] * 50, 7))
+    assert text.startswith("50 of 57 cases have no result\n")
+    assert text.count("cannot use") == CasesError.shown
+    assert text.endswith("and 30 more, which the manifest names")
+
+
+@pytest.mark.usefixtures("called")
+def test_a_full_disk_does_not_hide_the_error_that_ends_the_run(tmp_path, capsys, monkeypatch):
+    def full(path):
+        raise DataError(str(path), "it cannot be written: No space left", "make room")
+
+    session_ = Session(str(tmp_path))
+    session_.start()
+    monkeypatch.setattr(session, "replacing", full)
+    error = DataError("a_seg.nii.gz", "it cannot be written: No space left", "make room")
+    with pytest.raises(SystemExit):
+        sys.excepthook(DataError, error, None)
+    assert capsys.readouterr().err.startswith("monai_attn: cannot use a_seg.nii.gz")
+
+
+@pytest.mark.usefixtures("called")
+def test_the_manifest_has_hashes_of_the_weights_and_of_the_configuration(tmp_path):
+    torch.save({"weight": torch.ones(1)}, tmp_path / "model.pt")
+    Session(str(tmp_path), needs=str(tmp_path / "model.pt")).start()
+    manifest = json.loads((tmp_path / "run_run.json").read_text())
+    assert manifest["needs"] == {
+        str(tmp_path / "model.pt"): hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
+    }
+    assert len(manifest["configuration"]) == 64
+
+
+def test_the_hash_of_the_configuration_is_that_of_what_results_depend_on(bundle):
+    def made(**overrides):
+        return BundleCall([str(bundle)], overrides).configuration_hash()
+
+    assert made() == made() == made(output_dir="elsewhere")
+    assert made(lr=0.2) != made()
+    assert made(**{"session#seed": 9}) != made()
+    assert BundleCall([], {}).configuration_hash() != made()
 
 
 def test_a_program_that_loads_a_bundle_keeps_its_error_handling_and_its_folders_clean(tmp_path):

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import weakref
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, NibabelWriter
+from monai.engines import SupervisedEvaluator
+from monai.networks.nets import SegResNet
+from monai.transforms import AsDiscreted, Compose, LoadImaged
+
+from monai_attn.data import CaseDataset
+from monai_attn.engines import CaseIteration
+from monai_attn.errors import ConfigError, DataError, Failure, root_cause
+from monai_attn.handlers import EdgeMaps, OverlaySaver, ScaleMaps
+from monai_attn.nets import EGCNN, AFNet
+from monai_attn.transforms import SaveResultd
+
+NAMES = ("a", "b", "c")
+
+
+class Threshold(torch.nn.Module):
+    """Two classes, and an error for images that hold a certain value."""
+
+    error: Exception | None = None
+
+    def forward(self, x):
+        if (x == 77).any() and self.error is not None:
+            raise self.error
+        return torch.cat([-x, x], dim=1)
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = []
+    for number, name in enumerate(NAMES):
+        values = np.full((8, 8, 8), number, np.int16)
+        if name == "b":
+            values[0, 0, 0] = 77
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        paths.append({"image": str(tmp_path / f"{name}.nii.gz")})
+    return paths
+
+
+def evaluator(images, output, on_error="skip", network=None, handlers=(), inferer=None):
+    preprocessing = Compose([LoadImaged("image", reader="NibabelReader", ensure_channel_first=True)])
+    dataset = CaseDataset(images, preprocessing, on_error=on_error)
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1),
+        network=network or Threshold(),
+        iteration_update=CaseIteration(on_error),
+        inferer=inferer,
+        postprocessing=Compose([AsDiscreted("pred", argmax=True), SaveResultd("pred", output)]),
+        val_handlers=[*handlers, OverlaySaver(str(output))],
+    )
+
+
+def results(output):
+    return sorted(path.name for path in output.glob("*"))
+
+
+GOOD = ["a_overlay.png", "a_seg.nii.gz", "c_overlay.png", "c_seg.nii.gz"]
+
+
+def test_a_run_without_faults_is_that_of_the_evaluator(images, tmp_path):
+    engine = evaluator(images, tmp_path / "out")
+    engine.run()
+    assert engine.state.failures == []
+    assert results(tmp_path / "out") == sorted([*GOOD, "b_overlay.png", "b_seg.nii.gz"])
+
+
+def test_a_file_that_cannot_be_read_is_passed_over_and_the_others_are_finished(images, tmp_path):
+    (tmp_path / "b.nii.gz").write_bytes((tmp_path / "b.nii.gz").read_bytes()[:40])
+    engine = evaluator(images, tmp_path / "out")
+    engine.run()
+    assert results(tmp_path / "out") == GOOD
+    (failure,) = engine.state.failures
+    assert "b.nii.gz" in failure.what
+    assert engine.state.iteration == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "problem", "mendable"),
+    [
+        (MemoryError("out of it"), "memory ran out", True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "memory ran out", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out", True),
+        (RuntimeError("sizes differ\nlong text"), "RuntimeError: sizes differ", False),
+        (DataError("b.nii.gz", "it is too small", "pad it"), "it is too small", True),
+    ],
+)
+def test_a_case_at_which_the_network_fails_is_passed_over(images, tmp_path, error, problem, mendable):
+    network = Threshold()
+    network.error = error
+    engine = evaluator(images, tmp_path / "out", network=network)
+    engine.run()
+    assert results(tmp_path / "out") == GOOD
+    (failure,) = engine.state.failures
+    assert failure.what.endswith("b.nii.gz")
+    assert failure.problem.startswith(problem)
+    assert "\n" not in failure.problem
+    assert failure.mendable == mendable
+
+
+def test_a_result_or_picture_that_cannot_be_written_is_a_failure_of_its_case(images, tmp_path, monkeypatch):
+    write = NibabelWriter.write
+
+    def fill_up(self, filename, **kwargs):
+        if "b_seg" in str(filename):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, filename, **kwargs)
+
+    monkeypatch.setattr(NibabelWriter, "write", fill_up)
+    (tmp_path / "out" / "c_overlay.png").mkdir(parents=True)
+    engine = evaluator(images, tmp_path / "out")
+    engine.run()
+    assert [failure.what for failure in engine.state.failures] == [
+        str(tmp_path / "out" / name) for name in ("b_seg.nii.gz", "c_overlay.png")
+    ]
+    assert {"a_seg.nii.gz", "c_seg.nii.gz"} <= set(results(tmp_path / "out"))
+
+
+def test_with_stop_the_first_error_ends_the_run(images, tmp_path):
+    network = Threshold()
+    network.error = ZeroDivisionError("no")
+    with pytest.raises(ZeroDivisionError):
+        evaluator(images, tmp_path / "out", on_error="stop", network=network).run()
+    assert results(tmp_path / "out") == GOOD[:2]
+    (tmp_path / "a.nii.gz").write_text("something else")
+    with pytest.raises(RuntimeError, match="LoadImaged"):
+        evaluator(images, tmp_path / "other", on_error="stop").run()
+
+
+def test_an_error_of_the_configuration_ends_the_run_anyway(images, tmp_path):
+    network = Threshold()
+    network.error = ConfigError("roi_size", "it is 0", "give a positive number")
+    with pytest.raises(ConfigError):
+        evaluator(images, tmp_path / "out", network=network).run()
+
+
+def test_another_word_than_stop_and_skip_is_refused():
+    with pytest.raises(ValueError, match="ignore"):
+        CaseIteration("ignore")
+
+
+def test_nothing_of_a_failed_case_stays_in_memory(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("monai_attn.engines"), "disabled", True)  # pytest keeps what is logged
+    kept = []
+
+    class Failing(torch.nn.Module):
+        def forward(self, x):
+            scores = torch.cat([x, x], dim=1)
+            kept.append(weakref.ref(scores))
+            raise MemoryError("out of it")
+
+    engine = evaluator(images[:1], tmp_path / "out", network=Failing())
+    engine.run()
+    gc.collect()
+    assert len(engine.state.failures) == 1
+    assert [reference() for reference in kept] == [None]
+
+
+def test_a_second_run_counts_anew(images, tmp_path):
+    network = Threshold()
+    network.error = MemoryError("out of it")
+    engine = evaluator(images, tmp_path / "out", network=network)
+    engine.run()
+    engine.run()
+    assert len(engine.state.failures) == 1
+
+
+@pytest.mark.parametrize("kind", ["edges", "scales"])
+def test_handlers_of_further_maps_cope_with_a_case_that_was_passed_over(images, tmp_path, kind):
+    if kind == "edges":
+        network = EGCNN(SegResNet(3, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1))).eval()
+        handlers = [EdgeMaps(network, lambda image, network: network(image))]
+    else:
+        network = AFNet(3, 1, 2, n_autofocus=1, channels=(4, 4, 4, 4, 4, 4, 6, 6), dilations=(1, 2)).eval()
+        handlers = [ScaleMaps(network)]
+    (tmp_path / "b.nii.gz").write_text("something else")
+    engine = evaluator(images, tmp_path / "out", network=network, handlers=handlers)
+    engine.run()
+    assert results(tmp_path / "out") == GOOD
+    assert len(engine.state.failures) == 1
+    assert engine.state.output[0][kind].shape[1:] == (8, 8, 8)
+
+
+def test_a_failure_is_what_the_first_mendable_error_says():
+    error = RuntimeError("applying transform <LoadImaged>")
+    error.__cause__ = DataError("scan.nii", "it is empty", "copy it again")
+    assert root_cause(error) is error.__cause__
+    assert str(Failure.of(error, "x")) == str(error.__cause__)

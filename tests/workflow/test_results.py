@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.transforms import SaveResultd, origin_of
+from monai_attn.workflow import Origin, Results
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images in two folders, and weights."""
+    for name in ("a/t1", "a/t2", "b/t1"):
+        write_image(tmp_path / "in" / f"{name}.nii.gz", len(name) + ord(name[0]))
+    (tmp_path / "model.pt").write_text("weights")
+    return tmp_path
+
+
+def write_image(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), value, np.int16), np.eye(4)), path)
+
+
+def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=None):
+    """Results of a run, and what it does with a case."""
+    origin = origin or Origin(str(folder / "model.pt"))
+    output, source = str(folder / "out"), str(folder / source)
+    savers = [
+        SaveResultd("pred", output, output_postfix=postfix, source=source, origin=origin) for postfix in postfixes
+    ]
+    post = Compose([Compose(savers)])
+
+    def segment(case):
+        meta = {"filename_or_obj": case["image"], "spatial_shape": (4, 4, 4)}
+        post({"pred": MetaTensor(torch.ones(1, 4, 4, 4, dtype=torch.uint8), meta=meta)})
+
+    return Results(source, post, overwrite), segment
+
+
+def names(cases, folder):
+    return [case["image"].removeprefix(f"{folder}/in/") for case in cases]
+
+
+def test_what_is_finished_is_not_segmented_again_and_said_so(folder, capsys):
+    results, segment = look(folder)
+    cases = results.unfinished()
+    assert names(cases, folder) == ["a/t1.nii.gz", "a/t2.nii.gz", "b/t1.nii.gz"]
+    assert capsys.readouterr().err == ""
+    for case in cases[:2]:
+        segment(case)
+
+    results, _ = look(folder)
+    assert names(results.unfinished(), folder) == ["b/t1.nii.gz"]
+    assert results.finished == 2
+    assert capsys.readouterr().err == ("monai_attn: 2 of 3 cases are finished; --overwrite True segments them again\n")
+
+
+def test_a_folder_that_has_grown_and_moved_has_its_new_images_segmented(folder):
+    results, segment = look(folder)
+    for case in results.unfinished():
+        segment(case)
+    write_image(folder / "in" / "b" / "t9.nii.gz", 5)
+    (folder / "in").rename(folder / "moved")
+    results, _ = look(folder, source="moved")
+    assert [case["image"] for case in results.unfinished()] == [str(folder / "moved" / "b" / "t9.nii.gz")]
+
+
+def test_with_overwrite_everything_is_segmented(folder):
+    results, segment = look(folder)
+    for case in results.unfinished():
+        segment(case)
+    results, _ = look(folder, overwrite=True)
+    assert len(results.unfinished()) == 3
+
+
+@pytest.mark.parametrize("overwrite", ["False", "true", 1, None])
+def test_overwrite_is_a_truth_value(folder, overwrite):
+    with pytest.raises(ConfigError, match="give True or False"):
+        look(folder, overwrite=overwrite)[0].unfinished()
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "configuration", "image of that name", "nothing says"])
+def test_a_result_of_another_origin_is_refused(folder, change):
+    results, segment = look(folder)
+    segment(results.unfinished()[1])
+    origin = None
+    if change == "checkpoint":
+        (folder / "model.pt").write_text("other weights")
+    elif change == "configuration":
+        origin = Origin(str(folder / "model.pt"))
+        origin.configuration = "another"
+    elif change == "image of that name":
+        write_image(folder / "in" / "a" / "t2.nii.gz", 1)
+    else:
+        write_image(folder / "out" / "a" / "t2_seg.nii.gz", 1)
+    results, _ = look(folder, origin=origin)
+    with pytest.raises(ConfigError) as caught:
+        results.unfinished()
+    assert caught.value.what == str(folder / "out" / "a" / "t2_seg.nii.gz")
+    assert change in caught.value.problem
+    assert caught.value.mend == "give another output_dir, or --overwrite True to replace it"
+    assert len(look(folder, origin=origin, overwrite=True)[0].unfinished()) == 3
+
+
+def test_a_case_is_finished_when_all_of_its_files_are_there(folder):
+    results, segment = look(folder, postfixes=("seg", "edges"))
+    for case in results.unfinished():
+        segment(case)
+    (folder / "out" / "a" / "t1_edges.nii.gz").unlink()
+    results, _ = look(folder, postfixes=("seg", "edges"))
+    assert names(results.unfinished(), folder) == ["a/t1.nii.gz"]
+
+
+def test_a_file_of_another_origin_is_refused_also_where_another_file_of_the_case_is_missing(folder):
+    write_image(folder / "out" / "a" / "t1_edges.nii.gz", 1)
+    with pytest.raises(ConfigError, match="t1_edges"):
+        look(folder, postfixes=("seg", "edges"))[0].unfinished()
+
+
+def test_two_images_that_would_have_one_result_are_refused(folder):
+    (folder / "in" / "a" / "t1.nii").write_bytes(b"")
+    with pytest.raises(DataError, match="its result would replace that of"):
+        look(folder)[0].unfinished()
+
+
+def test_results_are_not_segmented_in_their_turn(folder):
+    results, segment = look(folder)
+    segment(results.unfinished()[0])
+    with pytest.raises(DataError, match="it is a result of an earlier run"):
+        look(folder, source=".")[0].unfinished()
+
+
+def test_a_line_of_origin_fits_into_a_header_and_is_read_as_it_was(folder):
+    results, segment = look(folder)
+    (case, *_) = results.unfinished()
+    segment(case)
+    line = Origin(str(folder / "model.pt"))(case["image"])
+    assert len(line) < 80
+    assert origin_of(folder / "out" / "a" / "t1_seg.nii.gz") == line
+    assert [field.split("=")[0] for field in line.split()] == ["monai_attn", "weights", "config", "image"]
+
+
+def test_an_origin_knows_a_dicom_series_by_its_files(folder):
+    origin = Origin(str(folder / "model.pt"))
+    series = folder / "series"
+    (series / "below").mkdir(parents=True)
+    for name in ("1.dcm", "2.dcm"):
+        (series / name).write_text(name)
+    before = origin(str(series))
+    (series / "2.dcm").write_text("3")
+    assert origin(str(series)) != before
