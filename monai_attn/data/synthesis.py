@@ -130,7 +130,7 @@ def synthesize_dataset(
         "training": [real, *items[:-held_out]],
         "validation": items[-held_out:],
     }
-    listing.write_text(json.dumps(content, indent=1) + "\n")
+    listing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

@@ -69,10 +69,10 @@ class CaseMetricsSaver(MetricsSaver):
             self._count_nans(Path(self.save_dir) / f"{name}_summary.csv", len(paths))
 
     def _count_nans(self, path: Path, cases: int) -> None:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         column = header.index("notnans")
-        with replacing(path) as draft, draft.open("w", newline="") as file:
+        with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*header, "nans"])
             table.writerows([*row, f"{cases - float(row[column]):.4f}"] for row in rows)

@@ -57,10 +57,16 @@ class BundleCall:
         return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
 
     def check_overrides(self) -> None:
-        """Refuse overrides whose top-level key stands in none of the configuration files."""
+        """Refuse overrides whose top-level key stands in none of the configuration files, and paths with ``#``."""
         known = set(ConfigParser.load_config_files([str(path) for path in self.config_files]))
         top_level = {ReferenceResolver.normalize_id(key).lstrip("+").split("::")[0] for key in known}
-        for override in self.overrides:
+        for override, value in self.overrides.items():
+            if isinstance(value, str) and "#" in value and value[0] not in "$@%":
+                raise ConfigError(
+                    f"--{override} {value}",
+                    "in a configuration '#' separates names: MONAI would read it as '::'",
+                    "rename the folder or the file, or give the folder above it",
+                )
             key = ReferenceResolver.normalize_id(override).lstrip("+").split("::")[0]
             if key not in top_level:
                 nearest = difflib.get_close_matches(key, top_level, n=1, cutoff=0.4)

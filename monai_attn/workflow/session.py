@@ -177,7 +177,8 @@ class Session:
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             # a training that goes on adds to its log
-            handler = logging.FileHandler(self._log, mode="a" if self._call.parser.get("resume") else "w")
+            mode = "a" if self._call.parser.get("resume") else "w"
+            handler = logging.FileHandler(self._log, mode=mode, encoding="utf-8")
         except OSError as error:
             raise DataError(
                 str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
@@ -196,7 +197,7 @@ class Session:
         if idist.get_rank() > 0 or not self.manifest:
             return
         with replacing(self.output_dir / f"{self.name}_run.json") as draft:
-            draft.write_text(json.dumps(self.manifest, indent=2) + "\n")
+            draft.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
 
     def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Stand in for ``sys.excepthook``."""
@@ -212,7 +213,7 @@ class Session:
             with contextlib.suppress(InputError):  # on a full disk, say, which is what the message is about
                 self._write_manifest()
         if self._log.is_file():
-            with self._log.open("a") as log:
+            with self._log.open("a", encoding="utf-8") as log:
                 log.write("".join(traceback.format_exception(kind, error, trace)))
             print(f"  full trace: {self._log}", file=sys.stderr)
         else:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import itk
 import numpy as np
 import pytest
 from monai.transforms import LoadImage
@@ -11,30 +10,6 @@ from monai.transforms import LoadImage
 from monai_attn.data import CheckingReader, check_file
 from monai_attn.data.dicom import check_series
 from monai_attn.errors import DataError
-
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-
-
-def write_series(folder: Path, positions: list[float], series: str = "1.2.3", description: str = "chest") -> Path:
-    """Write axial slices of 4 x 4 pixels; all pixels of slice k are 10 k."""
-    folder.mkdir(exist_ok=True)
-    for index, position in enumerate(positions):
-        pixels = itk.image_from_array(np.full((1, 4, 4), 10 * index, np.int16))
-        pixels.SetOrigin([0.0, 0.0, position])
-        tags = pixels.GetMetaDataDictionary()
-        for tag, value in {
-            "0008|0016": CT_IMAGE, "0008|0018": f"{series}.{index + 1}", "0008|0060": "CT", "0008|103e": description,
-            "0020|000d": "1.2", "0020|000e": series, "0020|0013": str(index + 1),
-            "0020|0032": f"0\\0\\{position}", "0020|0037": "1\\0\\0\\0\\1\\0",
-        }.items():  # fmt: skip
-            tags[tag] = value
-        file_format = itk.GDCMImageIO.New()
-        file_format.KeepOriginalUIDOn()
-        path = str(folder / f"{series}_{index:03}.dcm")
-        itk.ImageFileWriter.New(
-            Input=pixels, FileName=path, ImageIO=file_format, UseInputMetaDataDictionary=True
-        ).Update()
-    return folder
 
 
 def problem(folder: Path) -> DataError:
@@ -46,7 +21,7 @@ def problem(folder: Path) -> DataError:
 
 
 @pytest.mark.parametrize("positions", [[0, 2.5, 5], [-5, -10, -15, -20], [0.0, 0.62, 1.25, 1.88], [7]])
-def test_a_whole_series_passes_and_is_loaded_in_order(tmp_path, positions):
+def test_a_whole_series_passes_and_is_loaded_in_order(write_series, tmp_path, positions):
     folder = write_series(tmp_path / "series", positions)
     check_file(folder)
     volume = LoadImage(image_only=True, ensure_channel_first=True)(folder, CheckingReader())
@@ -54,25 +29,25 @@ def test_a_whole_series_passes_and_is_loaded_in_order(tmp_path, positions):
     assert volume[0, 0, 0].flatten().tolist() == [10 * index for index in order] if len(positions) > 1 else True
 
 
-def test_files_that_are_no_images_do_not_matter(tmp_path):
+def test_files_that_are_no_images_do_not_matter(write_series, tmp_path):
     folder = write_series(tmp_path / "series", [0, 2, 4])
     (folder / "README.txt").write_text("from the archive")
     (folder / "broken.dcm").write_text("no DICOM")
     (folder / "preview.png").write_bytes(b"\x89PNG")
     (folder / "more").mkdir()
     first = (folder / "1.2.3_000.dcm").read_bytes()
-    report = first.replace(CT_IMAGE.encode() + b"\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0")  # a DICOMDIR
+    report = first.replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0")  # a DICOMDIR
     (folder / "DICOMDIR").write_bytes(report[:400])
     check_series(folder)
 
 
-def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
+def test_a_folder_without_images_is_refused_with_what_it_holds(write_series, tmp_path):
     assert "it holds: nothing" in problem(tmp_path).problem
     (tmp_path / "notes.txt").touch()
     assert "it holds: notes.txt" in problem(tmp_path).problem
 
 
-def test_two_series_are_listed_not_the_first_taken(tmp_path):
+def test_two_series_are_listed_not_the_first_taken(write_series, tmp_path):
     folder = write_series(tmp_path / "series", [0, 2, 4], "1.2.3", "soft tissue")
     write_series(folder, [0, 2], "1.2.4", "lung")
     error = problem(folder)
@@ -91,12 +66,12 @@ def test_two_series_are_listed_not_the_first_taken(tmp_path):
         ([0, 2, 4, 6.5, 8.5], "the slices at 4.00 and 6.50 mm are 2.50 mm apart"),
     ],
 )
-def test_slices_that_are_not_evenly_spaced_are_refused_with_their_positions(tmp_path, positions, words):
+def test_slices_that_are_not_evenly_spaced_are_refused_with_their_positions(write_series, tmp_path, positions, words):
     assert words in problem(write_series(tmp_path / "series", positions)).problem
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.99])
-def test_a_slice_that_was_cut_off_is_named_not_dropped(tmp_path, kept):
+def test_a_slice_that_was_cut_off_is_named_not_dropped(write_series, tmp_path, kept):
     folder = write_series(tmp_path / "series", [0, 2, 4, 6])
     slice_ = folder / "1.2.3_003.dcm"  # the last one leaves no gap
     slice_.write_bytes(slice_.read_bytes()[: int(kept * slice_.stat().st_size)])
@@ -105,6 +80,6 @@ def test_a_slice_that_was_cut_off_is_named_not_dropped(tmp_path, kept):
     assert "cut off" in error.problem
 
 
-def test_the_reader_checks_a_series_before_it_is_loaded(tmp_path):
+def test_the_reader_checks_a_series_before_it_is_loaded(write_series, tmp_path):
     with pytest.raises(DataError, match="missing between"):
         LoadImage(image_only=True)(write_series(tmp_path / "series", [0, 2, 4, 10, 12]), CheckingReader())

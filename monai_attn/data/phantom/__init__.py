@@ -114,7 +114,7 @@ def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0
             "training": list(chain.from_iterable(subjects[:-held_out])),
             "validation": list(chain.from_iterable(subjects[-held_out:])),
         }
-        listing.write_text(json.dumps(content, indent=1) + "\n")
+        listing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(str(folder), f"it cannot be written: {error}", "give a folder on a disk with space") from error
     return folder
