@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -46,7 +46,8 @@ def replacing(path: str | Path, mend: str = "make room, or give another output_d
     except OSError as error:
         raise DataError(str(path), f"it cannot be written: {error.strerror or error}", mend) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error that matters
+            draft.unlink(missing_ok=True)
 
 
 def _remove_left_drafts(path: Path) -> None:

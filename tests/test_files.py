@@ -63,7 +63,10 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *others}
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("kind", ["absent", "a file"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, kind):
+    if kind == "a file":
+        (tmp_path / "none").write_text("")
     with pytest.raises(DataError, match="none"), replacing(tmp_path / "none" / "a.txt") as draft:
         draft.write_text("x")
 

@@ -90,6 +90,7 @@ def test_no_module_uses_the_network_when_it_is_imported():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "bundle/../../evil.txt"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_bundle_archive_cannot_write_outside_of_its_folder(tmp_path, name, kind):
@@ -105,6 +106,7 @@ def test_a_bundle_archive_cannot_write_outside_of_its_folder(tmp_path, name, kin
     assert not list(tmp_path.rglob("evil.txt"))
 
 
+@pytest.mark.fault(68)
 def test_a_link_in_a_bundle_archive_is_refused(tmp_path):
     with tarfile.open(tmp_path / "bundle.tar", "w") as file:
         link = tarfile.TarInfo("bundle/link")
@@ -114,6 +116,7 @@ def test_a_link_in_a_bundle_archive_is_refused(tmp_path):
         extractall(tmp_path / "bundle.tar", tmp_path / "out")
 
 
+@pytest.mark.fault(68)
 def test_a_list_of_large_files_cannot_write_outside_of_its_bundle(tmp_path):
     listing = {"large_files": [{"path": "../../evil.pt", "url": "https://localhost/evil.pt"}]}
     (tmp_path / "large_files.json").write_text(json.dumps(listing))
@@ -121,6 +124,7 @@ def test_a_list_of_large_files_cannot_write_outside_of_its_bundle(tmp_path):
         download_large_files(str(tmp_path))
 
 
+@pytest.mark.fault(69)
 @pytest.mark.parametrize(
     "field",
     ["class=__import__('pathlib').Path('{file}').touch()", "class=StreamHandler\nargs=(open('{file}', 'w'),)"],

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.transforms.traits import MultiSampleTrait
-from monai.utils import convert_to_tensor
+from monai.utils import ImageMetaKey, convert_to_tensor
 
 __all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd"]
 
@@ -18,7 +19,8 @@ __all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd"]
 class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
     """Cut random slices out of a volume, preferring those with foreground.
 
-    Use it behind the cached, deterministic transforms: the volume is read once and its slices are views of it. As with
+    Use it behind the cached, deterministic transforms: the volume is read once and its slices are views of it, which
+    keep the name of its file and no other metadata. As with
     MONAI's ``RandCropByPosNegLabeld``, ``num_samples`` slices of a volume make ``num_samples`` items of the batch, and
     ``pos / (pos + neg)`` is the probability that a slice comes from those with foreground.
 
@@ -80,11 +82,21 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Map one dictionary of volumes to ``num_samples`` dictionaries of slices (C, *spatial without the axis)."""
         volumes = {key: convert_to_tensor(data[key], track_meta=False) for key in self.key_iterator(data)}
+        names = {key: _name_of(data[key]) for key in volumes}
         self.randomize(convert_to_tensor(data[self.label_key], track_meta=False))
         return [
-            {**data, **{key: volume.select(self.axis, index) for key, volume in volumes.items()}}
+            {**data, **{key: _named(volume.select(self.axis, index), names[key]) for key, volume in volumes.items()}}
             for index in self.indices
         ]
+
+
+def _name_of(volume: Any) -> Any:
+    """The file of a volume; of its metadata nothing else holds for a slice."""
+    return volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(volume, MetaTensor) else None
+
+
+def _named(image: torch.Tensor, name: Any) -> torch.Tensor:
+    return image if name is None else MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name})
 
 
 RandSlicesD = RandSlicesDict = RandSlicesd

@@ -31,6 +31,7 @@ def assert_same(first: Path, second: Path) -> None:
     assert [path.name for path in second.glob(".partial*")] == []
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_stopped_training_goes_on_bitwise(train_bundle, tmp_path, monkeypatch, name):
     bundle = train_bundle(name)
@@ -72,7 +73,9 @@ def launch(bundle, folder: Path, processes: int, *options: str) -> subprocess.Po
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs a list of the processes that one started")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.fault(37)), pytest.param(2, marks=pytest.mark.fault(64))]
+)
 def test_a_job_of_which_a_process_is_killed_stops_and_goes_on_bitwise(train_bundle, tmp_path, processes):
     bundle = train_bundle(BUNDLES[0])
     through, killed = tmp_path / "through", tmp_path / "killed"

@@ -80,6 +80,7 @@ class Lab:
         if self.capsys is not None:
             self.capsys.readouterr()
         hook, code = sys.excepthook, 0
+        sys.excepthook = sys.__excepthook__
         try:
             self.bundle.run(*configs, output_dir=str(output), **{**self.network, **overrides})
         except BaseException as error:

@@ -105,10 +105,13 @@ def test_slices_are_views_of_the_volume():
     assert item["image"].untyped_storage().data_ptr() == data["image"].untyped_storage().data_ptr()
 
 
-def test_meta_tensors_give_plain_tensors():
-    data = {key: MetaTensor(value, meta={"filename_or_obj": "a.nii"}) for key, value in volumes().items()}
-    for item in cutter(num_samples=3)(data):
-        assert type(item["image"]) is type(item["label"]) is torch.Tensor
+def test_slices_of_a_file_keep_its_name_and_no_other_metadata():
+    meta = {"filename_or_obj": "scan.nii.gz", "spatial_shape": (4, 5, 6)}
+    item = {"image": MetaTensor(torch.rand(1, 4, 5, 6), meta=meta), "label": MetaTensor(torch.ones(1, 4, 5, 6))}
+    (cut,) = RandSlicesd(["image", "label"], "label")(item)
+    assert cut["image"].meta["filename_or_obj"] == "scan.nii.gz"
+    assert "spatial_shape" not in cut["image"].meta
+    assert type(cut["label"]) is torch.Tensor
 
 
 def test_numpy_arrays_and_boolean_and_integer_labels_are_taken():

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights that are missing, damaged, of another network, or evil, and those that a training leaves."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from monai_attn.weights.checkpoint import read_state_dict
+
+fault = pytest.mark.fault
+
+
+def refused(lab, checkpoint: Path, *words: str) -> None:
+    """Assert that the weights are refused, and that nobody is advised to read them without protection."""
+    attempt = lab.segment(lab.copy(), checkpoint=str(checkpoint))
+    attempt.refused(checkpoint, *words)
+    assert not re.search(r"weights_only\s*=\s*False", attempt.screen)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk without room")
+@fault(36)
+@pytest.mark.parametrize("name", ["checkpoint_latest.pt", "model.pt", "model_final.pt"])
+def test_no_room_for_a_checkpoint(lab, name):
+    folder = lab.folder / "models"
+    lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+    (folder / f".partial-{os.getpid()}-{name}").symlink_to("/dev/full")
+    attempt = lab.train(ckpt_dir=str(folder), output_dir=folder, epochs=2, lr=0.001)
+    assert attempt.code == 2
+    assert f"{folder / name}" in attempt.screen
+    assert "No space left on device" in attempt.screen
+    assert (folder / name).read_bytes() == before[name]
+    assert all(read_state_dict(path) for path in folder.glob("*.pt"))
+    assert not list(folder.glob(".partial*"))
+
+
+@pytest.mark.slow
+@fault(36)
+@pytest.mark.parametrize("name", ["checkpoint_latest.pt", "model.pt"])
+def test_a_process_that_is_killed_while_it_writes_a_checkpoint(lab, name):
+    folder = lab.folder / "models"
+    lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
+    before = (folder / name).read_bytes()
+    options = {**lab.bundle.small("train"), **lab.network, "dataset_dir": str(lab.bundle.data), "device": "cpu"}
+    options |= {"bundle_root": str(lab.bundle.root), "ckpt_dir": str(folder), "output_dir": str(folder)}
+    code = f"""
+import os, torch
+from monai.bundle import run
+def half(checkpoint, file):
+    if file.name.endswith({name!r}):
+        file.write(b"PK half of a file")
+        file.flush()
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+    save(checkpoint, file)
+save, torch.save = torch.save, half
+run(config_file={lab.bundle.config("train")!r}, **{options!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert (folder / name).read_bytes() == before
+    lab.segment(lab.copy(), checkpoint=str(folder / name)).finished()
+
+
+@fault(38)
+def test_weights_that_are_not_there(lab):
+    refused(lab, lab.folder / "model.pt", "there is no such file", "train first, or get the published weights")
+
+
+@fault(39)
+def test_weights_that_are_cut_off_or_empty(lab):
+    content = lab.bundle.weights.read_bytes()
+    path = lab.folder / "model.pt"
+    path.write_bytes(content[: len(content) // 2])
+    refused(lab, path, "damaged or cut off", "copy or download it again")
+    path.write_bytes(b"")
+    refused(lab, path, "empty")
+
+
+@fault(39)
+def test_a_pointer_in_the_place_of_weights(lab):
+    path = lab.folder / "model.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    refused(lab, path, "a pointer of Git LFS", "git lfs pull")
+
+
+@fault(40)
+def test_a_flipped_byte_in_weights(lab):
+    path = lab.folder / "model.pt"
+    content = bytearray(lab.bundle.weights.read_bytes())
+    with zipfile.ZipFile(lab.bundle.weights) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + largest.file_size // 2 + 64] ^= 0x40
+    path.write_bytes(content)
+    refused(lab, path, "damaged")
+
+
+@fault(41)
+@pytest.mark.parametrize("form", ["module.", "state_dict", "model", "network."])
+def test_weights_in_other_forms(lab, form):
+    weights = torch.load(lab.bundle.weights, weights_only=True)
+    other = {f"{form}{name}": value for name, value in weights.items()} if form[-1] == "." else {form: weights}
+    torch.save(other, lab.folder / "other.pt")
+    path = lab.copy()
+    attempt = lab.segment(path, checkpoint=str(lab.folder / "other.pt"))
+    if form == "network.":  # a name that nobody gives
+        attempt.refused(lab.folder / "other.pt")
+    else:
+        lab.reproduces(attempt, path)
+
+
+@fault(41)
+def test_weights_for_other_classes(lab):
+    attempt = lab.segment(lab.copy(), out_channels=5)
+    attempt.refused(lab.bundle.weights, "3", "5")
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, (f"touch {self.target}",))
+
+
+@fault(42)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_weights_that_run_code(lab, protocol):
+    Evil.target = lab.folder / "touched"
+    path = lab.folder / "model.pt"
+    torch.save({"weight": Evil()}, path, pickle_protocol=protocol)
+    refused(lab, path, "torch.load(weights_only=True)")
+    path.write_bytes(pickle.dumps(Evil(), protocol))
+    refused(lab, path)
+    assert not Evil.target.exists()
+
+
+@fault(42)
+def test_a_whole_network_in_the_place_of_weights(lab):
+    path = lab.folder / "model.pt"
+    torch.save(torch.nn.Conv2d(1, 2, 3), path)
+    refused(lab, path, "Conv2d", "state_dict")
+
+
+@fault(65)
+def test_a_training_with_the_same_seed(lab):
+    attempts = [lab.train(epochs=2, seed=seed).finished() for seed in (3, 3, 4)]
+    first, second, other = (read_state_dict(attempt.output / "model_final.pt")[1] for attempt in attempts)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert np.isfinite(torch.cat([value.flatten().float() for value in first.values()]).numpy()).all()
