@@ -73,9 +73,9 @@ def file_hash(path: str) -> str | None:
 
 
 def image_hash(image: str) -> str:
-    """What identifies an image, wherever it lies: a hash of the size and both ends of its file, or of all its files.
+    """What identifies an image, wherever it lies: a hash of its file, or of all files of its folder.
 
-    Both ends are enough for a compressed file, which ends in a checksum of its content, and take no time.
+    Of gzip, which ends in a checksum of the content, both ends are enough, and take no time.
     """
     path = Path(image)
     digest = hashlib.sha256()
@@ -83,6 +83,7 @@ def image_hash(image: str) -> str:
         size = part.stat().st_size
         with open(part, "rb") as file:
             digest.update(f"{size} ".encode() + file.read(_END))
-            file.seek(max(size - _END, 0))
-            digest.update(file.read(_END))
+            file.seek(max(size - _END, 0) if part.suffix == ".gz" else 0)
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
