@@ -8,12 +8,13 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow faults lint types clean help
+.PHONY: demo test test-slow coverage faults lint types clean help
 
 help:
 	@echo "make demo       train, evaluate and apply the quick-start bundle, with pictures in demo/"
 	@echo "make test       lint, types and the default tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make coverage   the default tests, and which lines of the package they miss"
 	@echo "make faults     all rows of the table of faults in docs/reliability.md"
 	@echo "make clean      remove what make made"
 
@@ -22,6 +23,10 @@ demo: $(VENV)/installed-bundle
 
 test: lint types
 	$(BIN)/python -m pytest
+
+coverage: $(VENV)/installed-dev
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python tests/faults/table.py
