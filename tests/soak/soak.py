@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Kill a training and an inference again and again, and see that nothing is lost: ``make soak``.
+
+The quick-start bundle runs on its phantom by the commands that a user types, each in a process of its own, once
+undisturbed and then with kills (SIGKILL to its whole process group, which nothing can catch). Every second kill comes at
+a moment drawn from all that is still to be done, start-up included; every other one while a certain file is being
+written, of a kind that is drawn too. After a kill every file that is there must be whole and what it has to become;
+then the same command goes on. A run that gets to its end must equal the undisturbed one: weights bitwise, best metric,
+curves, results, and no file more or less. Where kills are left then, another run begins in a fresh folder.
+
+Run it as a script; it ends with exit code 1 if anything was lost::
+
+    OMP_NUM_THREADS=1 python tests/soak/soak.py --kills 50 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from lost import damaged, drafts, lost, names
+
+from monai_attn.data.phantom import make_phantom
+from monai_attn.weights.files import read_tensors
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_scse_segmentation"
+CASES, EPOCHS = 12, 10
+# as little work as can be interrupted at many places
+SMALL = {"bundle_root": BUNDLE, "device": "cpu", "network_def#features": 4}
+_TOO_LONG = 600.0
+
+
+class Stage(NamedTuple):
+    """A command that is killed and given again.
+
+    Args:
+        name: what it does.
+        config: name of the configuration.
+        overrides: entries that are the same in each run.
+        steps: number of epochs or cases.
+        done: tells how many of them are finished, from the run's folder.
+        files: endings of the files that it writes.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any]
+    steps: int
+    done: Callable[[Path], int]
+    files: tuple[str, ...]
+
+    def start(self, folder: Path) -> subprocess.Popen:
+        """Give the command; what it prints goes to a file beside the folder."""
+        overrides = {**SMALL, **self.overrides, "output_dir": folder}
+        if self.config == "train":
+            overrides["ckpt_dir"] = folder
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", BUNDLE / "configs" / self.config]
+        command[-1] = command[-1].with_suffix(".json")
+        command += [text for key, value in overrides.items() for text in (f"--{key}", value)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with folder.with_suffix(".txt").open("a") as screen:
+            return subprocess.Popen(
+                [str(part) for part in command], env=environment, stdout=screen, stderr=screen, start_new_session=True
+            )
+
+    def has_begun(self, folder: Path, since: float) -> bool:
+        """Whether the command has got to its own work, which it begins with its manifest."""
+        manifest = folder / f"{self.config}_run.json"
+        return manifest.exists() and manifest.stat().st_mtime >= since
+
+    def doing(self, folder: Path, since: float) -> str:
+        """What the command is at."""
+        if not self.has_begun(folder, since):
+            return "start-up"
+        return "ending" if self.done(folder) == self.steps else "cases" if self.config == "inference" else "epochs"
+
+
+class Reference(NamedTuple):
+    """The undisturbed run: its folder, and how many seconds the start-up and all of it took."""
+
+    folder: Path
+    start_up: float
+    seconds: float
+
+
+class Plan(NamedTuple):
+    """When to kill: so many seconds after the start, or when after them a file of that ending is being written."""
+
+    moment: float
+    file: str | None
+
+
+def training(data: Path) -> Stage:
+    """The training of the bundle."""
+
+    def epochs(folder: Path) -> int:
+        latest = folder / "checkpoint_latest.pt"
+        return read_tensors(latest)["trainer"]["epoch"] if latest.exists() else 0
+
+    few = {"slices_per_volume": 1, "batch_size": 5, "epochs": EPOCHS, "val_interval": 1}
+    files = ("train_run.json", "model.pt", "checkpoint_latest.pt", "curves.csv", "curves.png", "model_final.pt")
+    return Stage("training", "train", {**few, "dataset_dir": data, "resume": "auto"}, EPOCHS, epochs, files)
+
+
+def inference(data: Path, weights: Path) -> Stage:
+    """The inference of the bundle."""
+
+    def cases(folder: Path) -> int:
+        return sum(name.endswith("_seg.nii.gz") for name in names(folder))
+
+    overrides = {"dataset_dir": data, "input": data / "images", "checkpoint": weights}
+    return Stage("inference", "inference", overrides, CASES, cases, ("_seg.nii.gz", "_overlay.png", "_run.json"))
+
+
+def run_through(stage: Stage, folder: Path) -> Reference:
+    """Run a stage undisturbed."""
+    since, begun, start_up = time.time(), time.perf_counter(), 0.0
+    process = stage.start(folder)
+    while process.poll() is None:
+        if not start_up and stage.has_begun(folder, since):
+            start_up = time.perf_counter() - begun
+        time.sleep(0.002)
+    if process.returncode:
+        raise SystemExit(folder.with_suffix(".txt").read_text())
+    return Reference(folder, start_up, time.perf_counter() - begun)
+
+
+def run_until(stage: Stage, folder: Path, plan: Plan) -> tuple[str, float] | int:
+    """Run a stage until it is killed: what it was doing, and after how many seconds; or its exit code, if it ended."""
+    since, begun = time.time(), time.perf_counter()
+    process = stage.start(folder)
+    while process.poll() is None:
+        seconds = time.perf_counter() - begun
+        due = seconds >= plan.moment and (
+            plan.file is None or any(name.endswith(plan.file) for name in drafts(folder))
+        )
+        if due or seconds > _TOO_LONG:
+            os.killpg(process.pid, signal.SIGKILL)
+            if process.wait() != -signal.SIGKILL:
+                break  # it ended by itself in the meantime
+            if seconds > _TOO_LONG:
+                return -1
+            if plan.file is not None:
+                return f"writing {plan.file.lstrip('_')}", seconds
+            return stage.doing(folder, since), seconds
+        time.sleep(0.0002 if plan.file is not None else 0.002)
+    return process.returncode
+
+
+def draw(random: Random, stage: Stage, reference: Reference, done: int, at_a_file: bool) -> Plan:
+    """A moment in all that is still to be done; the first half of the start-up writes nothing."""
+    end = reference.start_up + (reference.seconds - reference.start_up) * (1 - done / stage.steps)
+    if at_a_file:
+        return Plan(random.uniform(reference.start_up / 2, end), random.choice(stage.files))
+    return Plan(random.uniform(0, end), None)
+
+
+class Soak:
+    """Kills of a stage, and what they did."""
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.place = place
+        self.random = Random(seed)
+        self.kills: Counter[tuple[str, str]] = Counter()
+        self.drafts = self.rounds = 0
+        self.problems: list[str] = []
+
+    def run(self, stage: Stage, reference: Reference, kills: int) -> Path:
+        """Kill a stage so many times, and let it end after that; returns the folder of the run that ended last."""
+        until = self.kills.total() + kills
+        while True:
+            self.rounds += 1
+            folder = self.place / f"{stage.name}_{self.rounds}"
+            self._run_one(stage, reference, folder, until)
+            if self.kills.total() == until:
+                return folder
+
+    def _run_one(self, stage: Stage, reference: Reference, folder: Path, until: int) -> None:
+        """One run, killed as long as it is not at its end and kills are left."""
+        present: set[str] = set()
+        done = 0
+        while True:
+            left = until - self.kills.total()
+            plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(_TOO_LONG, None)
+            ended = run_until(stage, folder, plan)
+            if isinstance(ended, int):
+                found = [f"exit code {ended}, see {folder.with_suffix('.txt')}"] if ended else []
+                self._note(stage, folder, [*found, *lost(folder, reference.folder)])
+                print(f"    {stage.name} ended and was compared with the undisturbed one", flush=True)
+                return
+            found = damaged(folder, reference.folder)
+            found += [f"{name}: it was there before" for name in sorted(present - names(folder))]
+            self._note(stage, folder, found)
+            before, done = done, stage.done(folder)
+            if done < before:
+                self._note(stage, folder, [f"{done} of {stage.steps} done, {before} before"])
+            present, cut = names(folder), drafts(folder)
+            self.kills[stage.name, ended[0]] += 1
+            self.drafts += bool(cut)
+            print(
+                f"{self.kills.total():3} {stage.name:9} {ended[1]:5.1f} s  {ended[0]:28} {done:2} of {stage.steps} done, "
+                f"{len(present)} files{', cut off: ' if cut else ''}{' '.join(cut)}",
+                flush=True,
+            )
+
+    def _note(self, stage: Stage, folder: Path, problems: list[str]) -> None:
+        for problem in problems:
+            self.problems.append(f"{stage.name}, kill {self.kills.total()}, {folder / problem}")
+            print(f"    LOST {problem}", flush=True)
+
+    def table(self, seconds: float) -> str:
+        """The kills by what was going on."""
+        lines = [f"{stage:9} {doing:28} {count:3} kills" for (stage, doing), count in sorted(self.kills.items())]
+        lines += [f"{'in all':38} {self.kills.total():3} kills in {self.rounds} runs and {seconds:.0f} s"]
+        lines += [f"{self.drafts} kills cut off a file; {len(self.problems)} losses", *self.problems]
+        return "\n".join(lines)
+
+
+def main(kills: int, seed: int) -> int:
+    """Make the data, the undisturbed runs and the kills; returns the exit code."""
+    begun = time.perf_counter()
+    place = Path(tempfile.mkdtemp(prefix="soak_"))
+    data = make_phantom(BUNDLE.name, place / "data", cases=CASES)
+    print(f"{kills} kills, seed {seed}, in {place}", flush=True)
+
+    soak = Soak(place, seed)
+    train = training(data)
+    whole = run_through(train, place / "training")
+    trained = soak.run(train, whole, kills - kills // 2)
+    segmented = run_through(inference(data, whole.folder / "model.pt"), place / "inference")
+    soak.run(inference(data, trained / "model.pt"), segmented, kills // 2)
+
+    print(soak.table(time.perf_counter() - begun))
+    if soak.problems:
+        return 1
+    shutil.rmtree(place)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="number of kills, half of them in each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (%(default)s)")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.kills, arguments.seed))
