@@ -172,6 +172,14 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert {name: second[name] for name in first} == first
     assert set(second) - set(first) == {f"{names[2]}_seg{trained.suffix}"}
 
+    picture = out / f"{names[2]}_overlay.png"
+    picture.unlink()  # as where the run was killed between the result and its picture
+    trained.run("inference", **call)
+    assert picture.is_file()
+    third = written(out)
+    assert [name for name in third if third[name] != second[name]] == [f"{names[2]}_seg{trained.suffix}"]
+    second = third
+
     with pytest.raises(RuntimeError) as caught:
         trained.run("inference", **{**call, "checkpoint": str(trained.output / "model_final.pt")})
     error = root_cause(caught.value)
