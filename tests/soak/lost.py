@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -17,7 +18,6 @@ from monai_attn.errors import DataError
 from monai_attn.weights.files import read_tensors
 
 DRAFT = ".partial-"
-WEIGHTS = ("model.pt", "model_final.pt")
 
 
 def names(folder: Path) -> set[str]:
@@ -63,8 +63,8 @@ def lost(folder: Path, reference: Path) -> list[str]:
     found += [f"{name}: it is left over" for name in drafts(folder)]
     if not found:  # what follows needs whole files
         for name in sorted(names(reference)):
-            check = _CHECKS_AT_THE_END.get(name, _manifest if name.endswith("_run.json") else None)
-            found += [f"{name}: {problem}" for problem in check(folder / name, reference / name)] if check else []
+            check = next(check for ending, check in _CHECKS_AT_THE_END.items() if name.endswith(ending))
+            found += [f"{name}: {problem}" for problem in check(folder / name, reference / name)]
     return found
 
 
@@ -101,27 +101,33 @@ def _is_result(path: Path, reference: Path) -> Iterator[str]:
         yield f"{np.count_nonzero(np.asarray(image.dataobj) != np.asarray(other.dataobj))} voxels differ"
 
 
-def _is_picture(path: Path, reference: Path) -> Iterator[str]:
-    with Image.open(path) as image, Image.open(reference) as other:
+def _is_picture(path: Path, _reference: Path) -> Iterator[str]:
+    with Image.open(path) as image:
         image.load()
-        if image.size != other.size:
-            yield f"a picture of {image.size}, not {other.size}"
+    yield from ()
 
 
-def _equal_weights(path: Path, reference: Path) -> Iterator[str]:
-    weights, others = read_tensors(path), read_tensors(reference)
-    differing = [key for key in {**weights, **others} if key not in weights or key not in others]
-    differing += [key for key in weights if key in others and not torch.equal(weights[key], others[key])]
-    if differing:
-        yield f"{len(differing)} tensors differ, such as {differing[0]}"
+def _equal_tensors(path: Path, reference: Path) -> Iterator[str]:
+    if not _equal(read_tensors(path), read_tensors(reference)):
+        yield "its tensors or numbers differ"
 
 
-def _equal_text(path: Path, reference: Path) -> Iterator[str]:
-    if path.read_text() != reference.read_text():
-        yield "it is another one"
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(value, other)
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(_equal(value[key], other[key]) for key in value)
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    return value == other
 
 
-def _manifest(path: Path, reference: Path) -> Iterator[str]:
+def _equal_bytes(path: Path, reference: Path) -> Iterator[str]:
+    if path.read_bytes() != reference.read_bytes():
+        yield "it is not that of the undisturbed run"
+
+
+def _is_manifest(path: Path, reference: Path) -> Iterator[str]:
     manifest, other = (json.loads(file.read_text()) for file in (path, reference))
     for entry in ("state", "best", "results"):
         if manifest.get(entry) != other.get(entry):
@@ -135,4 +141,10 @@ _CHECKS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     ".nii.gz": _is_result,
     ".png": _is_picture,
 }
-_CHECKS_AT_THE_END = {"curves.csv": _equal_text, **dict.fromkeys(WEIGHTS, _equal_weights)}
+_CHECKS_AT_THE_END = {
+    ".pt": _equal_tensors,
+    ".json": _is_manifest,
+    ".csv": _equal_bytes,
+    ".nii.gz": _is_result,
+    ".png": _equal_bytes,
+}

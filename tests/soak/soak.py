@@ -2,11 +2,11 @@
 r"""Kill a training and an inference again and again, and see that nothing is lost: ``make soak``.
 
 The quick-start bundle runs on its phantom by the commands that a user types, each in a process of its own, once
-undisturbed and then with kills (SIGKILL to its whole process group, which nothing can catch). Every second kill comes at
-a moment drawn from all that is still to be done, start-up included; every other one while a certain file is being
-written, of a kind that is drawn too. After a kill every file that is there must be whole and what it has to become;
-then the same command goes on. A run that gets to its end must equal the undisturbed one: weights bitwise, best metric,
-curves, results, and no file more or less. Where kills are left then, another run begins in a fresh folder.
+undisturbed and then with kills (SIGKILL to its whole process group, which nothing can catch). Every other kill comes at
+a moment drawn from all that is still to be done, start-up included; the rest while a file is being written, of a kind
+that is drawn too. After a kill every file that is there must be whole and what it has to become; then the same command
+goes on. A run that gets to its end must equal the undisturbed one: weights and optimiser bitwise, best metric, curves,
+results, pictures, and no file more or less. Where kills are left then, another run begins in a fresh folder.
 
 Run it as a script; it ends with exit code 1 if anything was lost::
 
@@ -16,6 +16,7 @@ Run it as a script; it ends with exit code 1 if anything was lost::
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -24,7 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -65,11 +67,11 @@ class Stage(NamedTuple):
         overrides = {**SMALL, **self.overrides, "output_dir": folder}
         if self.config == "train":
             overrides["ckpt_dir"] = folder
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", BUNDLE / "configs" / self.config]
-        command[-1] = command[-1].with_suffix(".json")
+        config = BUNDLE / "configs" / f"{self.config}.json"
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config]
         command += [text for key, value in overrides.items() for text in (f"--{key}", value)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        with folder.with_suffix(".txt").open("a") as screen:
+        with screen_of(folder).open("a") as screen:
             return subprocess.Popen(
                 [str(part) for part in command], env=environment, stdout=screen, stderr=screen, start_new_session=True
             )
@@ -98,7 +100,11 @@ class Plan(NamedTuple):
     """When to kill: so many seconds after the start, or when after them a file of that ending is being written."""
 
     moment: float
-    file: str | None
+    file: str = ""
+
+    def fits(self, being_written: list[str]) -> bool:
+        """Whether such a file is being written, if that is to be waited for."""
+        return not self.file or any(name.endswith(self.file) for name in being_written)
 
 
 def training(data: Path) -> Stage:
@@ -120,42 +126,62 @@ def inference(data: Path, weights: Path) -> Stage:
         return sum(name.endswith("_seg.nii.gz") for name in names(folder))
 
     overrides = {"dataset_dir": data, "input": data / "images", "checkpoint": weights}
-    return Stage("inference", "inference", overrides, CASES, cases, ("_seg.nii.gz", "_overlay.png", "_run.json"))
+    return Stage(
+        "inference", "inference", overrides, CASES, cases, ("_seg.nii.gz", "_overlay.png", "inference_run.json")
+    )
 
 
 def run_through(stage: Stage, folder: Path) -> Reference:
     """Run a stage undisturbed."""
     since, begun, start_up = time.time(), time.perf_counter(), 0.0
-    process = stage.start(folder)
-    while process.poll() is None:
-        if not start_up and stage.has_begun(folder, since):
-            start_up = time.perf_counter() - begun
-        time.sleep(0.002)
+    with running(stage, folder) as process:
+        while process.poll() is None:
+            if not start_up and stage.has_begun(folder, since):
+                start_up = time.perf_counter() - begun
+            time.sleep(0.002)
     if process.returncode:
-        raise SystemExit(folder.with_suffix(".txt").read_text())
+        raise SystemExit(screen_of(folder).read_text())
     return Reference(folder, start_up, time.perf_counter() - begun)
 
 
 def run_until(stage: Stage, folder: Path, plan: Plan) -> tuple[str, float] | int:
     """Run a stage until it is killed: what it was doing, and after how many seconds; or its exit code, if it ended."""
     since, begun = time.time(), time.perf_counter()
-    process = stage.start(folder)
-    while process.poll() is None:
-        seconds = time.perf_counter() - begun
-        due = seconds >= plan.moment and (
-            plan.file is None or any(name.endswith(plan.file) for name in drafts(folder))
-        )
-        if due or seconds > _TOO_LONG:
-            os.killpg(process.pid, signal.SIGKILL)
-            if process.wait() != -signal.SIGKILL:
-                break  # it ended by itself in the meantime
+    with running(stage, folder) as process:
+        while process.poll() is None:
+            seconds = time.perf_counter() - begun
+            if seconds >= plan.moment and plan.fits(drafts(folder)):
+                kill(process)
+                if process.returncode != -signal.SIGKILL:
+                    break  # it ended by itself in the meantime
+                return f"writing {plan.file}" if plan.file else stage.doing(folder, since), seconds
             if seconds > _TOO_LONG:
-                return -1
-            if plan.file is not None:
-                return f"writing {plan.file.lstrip('_')}", seconds
-            return stage.doing(folder, since), seconds
-        time.sleep(0.0002 if plan.file is not None else 0.002)
+                raise SystemExit(f"{stage.name} does not end, see {screen_of(folder)}")
+            time.sleep(0.0002 if plan.file else 0.002)
     return process.returncode
+
+
+@contextmanager
+def running(stage: Stage, folder: Path) -> Iterator[subprocess.Popen]:
+    """A stage that has been started, and is no more behind the block."""
+    process = stage.start(folder)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a process and all that it started, which share its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def screen_of(folder: Path) -> Path:
+    """What the runs in a folder print."""
+    return folder.with_suffix(".txt")
 
 
 def draw(random: Random, stage: Stage, reference: Reference, done: int, at_a_file: bool) -> Plan:
@@ -163,7 +189,7 @@ def draw(random: Random, stage: Stage, reference: Reference, done: int, at_a_fil
     end = reference.start_up + (reference.seconds - reference.start_up) * (1 - done / stage.steps)
     if at_a_file:
         return Plan(random.uniform(reference.start_up / 2, end), random.choice(stage.files))
-    return Plan(random.uniform(0, end), None)
+    return Plan(random.uniform(0, end))
 
 
 class Soak:
@@ -173,7 +199,7 @@ class Soak:
         self.place = place
         self.random = Random(seed)
         self.kills: Counter[tuple[str, str]] = Counter()
-        self.drafts = self.rounds = 0
+        self.cut_off = self.rounds = 0
         self.problems: list[str] = []
 
     def run(self, stage: Stage, reference: Reference, kills: int) -> Path:
@@ -189,30 +215,32 @@ class Soak:
     def _run_one(self, stage: Stage, reference: Reference, folder: Path, until: int) -> None:
         """One run, killed as long as it is not at its end and kills are left."""
         present: set[str] = set()
+        left_before: list[str] = []
         done = 0
         while True:
             left = until - self.kills.total()
-            plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(_TOO_LONG, None)
+            plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(math.inf)
             ended = run_until(stage, folder, plan)
             if isinstance(ended, int):
-                found = [f"exit code {ended}, see {folder.with_suffix('.txt')}"] if ended else []
+                found = [f"exit code {ended}, see {screen_of(folder)}"] if ended else []
+                print(f"    {stage.name} ended and is compared with the undisturbed one", flush=True)
                 self._note(stage, folder, [*found, *lost(folder, reference.folder)])
-                print(f"    {stage.name} ended and was compared with the undisturbed one", flush=True)
                 return
+            doing, seconds = ended
+            self.kills[stage.name, doing] += 1
             found = damaged(folder, reference.folder)
             found += [f"{name}: it was there before" for name in sorted(present - names(folder))]
-            self._note(stage, folder, found)
             before, done = done, stage.done(folder)
-            if done < before:
-                self._note(stage, folder, [f"{done} of {stage.steps} done, {before} before"])
-            present, cut = names(folder), drafts(folder)
-            self.kills[stage.name, ended[0]] += 1
-            self.drafts += bool(cut)
+            found += [f"{done} of {stage.steps} done, {before} before"] if done < before else []
+            cut = [name for name in drafts(folder) if name not in left_before]
+            present, left_before = names(folder), drafts(folder)
+            self.cut_off += bool(cut)
             print(
-                f"{self.kills.total():3} {stage.name:9} {ended[1]:5.1f} s  {ended[0]:28} {done:2} of {stage.steps} done, "
-                f"{len(present)} files{', cut off: ' if cut else ''}{' '.join(cut)}",
+                f"{self.kills.total():3} {stage.name:9} {seconds:5.1f} s  {doing:28} {done:2} of {stage.steps} done, "
+                f"{len(present):2} files{', cut off: ' if cut else ''}{' '.join(cut)}",
                 flush=True,
             )
+            self._note(stage, folder, found)
 
     def _note(self, stage: Stage, folder: Path, problems: list[str]) -> None:
         for problem in problems:
@@ -223,7 +251,10 @@ class Soak:
         """The kills by what was going on."""
         lines = [f"{stage:9} {doing:28} {count:3} kills" for (stage, doing), count in sorted(self.kills.items())]
         lines += [f"{'in all':38} {self.kills.total():3} kills in {self.rounds} runs and {seconds:.0f} s"]
-        lines += [f"{self.drafts} kills cut off a file; {len(self.problems)} losses", *self.problems]
+        lines += [
+            f"{self.cut_off} kills left a file that was being written; {len(self.problems)} losses",
+            *self.problems,
+        ]
         return "\n".join(lines)
 
 
