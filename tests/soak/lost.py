@@ -26,9 +26,9 @@ def names(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith((DRAFT, "events.out.")) and not name.endswith(".log")}
 
 
-def drafts(folder: Path) -> list[str]:
-    """What a process was writing when it was killed."""
-    return sorted(path.name for path in folder.glob(f"{DRAFT}*"))
+def drafts(folder: Path) -> set[str]:
+    """What is being written, or was when a process was killed."""
+    return {path.name for path in folder.glob(f"{DRAFT}*")}
 
 
 def damaged(folder: Path, reference: Path) -> list[str]:
@@ -60,7 +60,7 @@ def lost(folder: Path, reference: Path) -> list[str]:
     """
     found = damaged(folder, reference)
     found += [f"{name}: it is missing" for name in sorted(names(reference) - names(folder))]
-    found += [f"{name}: it is left over" for name in drafts(folder)]
+    found += [f"{name}: it is left over" for name in sorted(drafts(folder))]
     if not found:  # what follows needs whole files
         for name in sorted(names(reference)):
             check = next(check for ending, check in _CHECKS_AT_THE_END.items() if name.endswith(ending))

@@ -102,7 +102,7 @@ class Plan(NamedTuple):
     moment: float
     file: str = ""
 
-    def fits(self, being_written: list[str]) -> bool:
+    def fits(self, being_written: set[str]) -> bool:
         """Whether such a file is being written, if that is to be waited for."""
         return not self.file or any(name.endswith(self.file) for name in being_written)
 
@@ -126,9 +126,8 @@ def inference(data: Path, weights: Path) -> Stage:
         return sum(name.endswith("_seg.nii.gz") for name in names(folder))
 
     overrides = {"dataset_dir": data, "input": data / "images", "checkpoint": weights}
-    return Stage(
-        "inference", "inference", overrides, CASES, cases, ("_seg.nii.gz", "_overlay.png", "inference_run.json")
-    )
+    files = ("_seg.nii.gz", "_overlay.png", "inference_run.json")
+    return Stage("inference", "inference", overrides, CASES, cases, files)
 
 
 def run_through(stage: Stage, folder: Path) -> Reference:
@@ -147,10 +146,11 @@ def run_through(stage: Stage, folder: Path) -> Reference:
 def run_until(stage: Stage, folder: Path, plan: Plan) -> tuple[str, float] | int:
     """Run a stage until it is killed: what it was doing, and after how many seconds; or its exit code, if it ended."""
     since, begun = time.time(), time.perf_counter()
+    earlier = drafts(folder)
     with running(stage, folder) as process:
         while process.poll() is None:
             seconds = time.perf_counter() - begun
-            if seconds >= plan.moment and plan.fits(drafts(folder)):
+            if seconds >= plan.moment and plan.fits(drafts(folder) - earlier):
                 kill(process)
                 if process.returncode != -signal.SIGKILL:
                     break  # it ended by itself in the meantime
@@ -214,26 +214,24 @@ class Soak:
 
     def _run_one(self, stage: Stage, reference: Reference, folder: Path, until: int) -> None:
         """One run, killed as long as it is not at its end and kills are left."""
-        present: set[str] = set()
-        left_before: list[str] = []
-        done = 0
+        present, unfinished, done = set[str](), set[str](), 0
         while True:
             left = until - self.kills.total()
             plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(math.inf)
             ended = run_until(stage, folder, plan)
             if isinstance(ended, int):
-                found = [f"exit code {ended}, see {screen_of(folder)}"] if ended else []
                 print(f"    {stage.name} ended and is compared with the undisturbed one", flush=True)
+                found = [f"exit code {ended}, see {screen_of(folder)}"] if ended else []
                 self._note(stage, folder, [*found, *lost(folder, reference.folder)])
                 return
             doing, seconds = ended
             self.kills[stage.name, doing] += 1
             found = damaged(folder, reference.folder)
             found += [f"{name}: it was there before" for name in sorted(present - names(folder))]
-            before, done = done, stage.done(folder)
+            before, done = done, done if found else stage.done(folder)  # a damaged file does not tell
             found += [f"{done} of {stage.steps} done, {before} before"] if done < before else []
-            cut = [name for name in drafts(folder) if name not in left_before]
-            present, left_before = names(folder), drafts(folder)
+            cut = sorted(drafts(folder) - unfinished)
+            present, unfinished = names(folder), drafts(folder)
             self.cut_off += bool(cut)
             print(
                 f"{self.kills.total():3} {stage.name:9} {seconds:5.1f} s  {doing:28} {done:2} of {stage.steps} done, "
@@ -251,11 +249,8 @@ class Soak:
         """The kills by what was going on."""
         lines = [f"{stage:9} {doing:28} {count:3} kills" for (stage, doing), count in sorted(self.kills.items())]
         lines += [f"{'in all':38} {self.kills.total():3} kills in {self.rounds} runs and {seconds:.0f} s"]
-        lines += [
-            f"{self.cut_off} kills left a file that was being written; {len(self.problems)} losses",
-            *self.problems,
-        ]
-        return "\n".join(lines)
+        lines += [f"{self.cut_off} kills cut off a file that was being written; {len(self.problems)} losses"]
+        return "\n".join([*lines, *self.problems])
 
 
 def main(kills: int, seed: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import soak
 import torch
 from lost import damaged, lost
 from PIL import Image
+
+needs_process_groups = pytest.mark.skipif(os.name != "posix", reason="kills groups of processes")
 
 
 @pytest.fixture
@@ -138,8 +142,56 @@ def test_a_whole_file_that_is_another_one_is_seen_at_the_end(run, reference, nam
     assert [problem.split(":")[0] for problem in lost(run, reference)] == [name]
 
 
+class Careless(soak.Stage):
+    """A program that leaves half a table when it is killed the first time, and waits for that."""
+
+    def start(self, folder):
+        folder.mkdir(exist_ok=True)
+        program = """
+import time
+from pathlib import Path
+if not Path("curves.csv").exists():
+    Path("curves.csv").write_text("iteration,name,va")
+    Path(".partial-1-signal").touch()
+    time.sleep(600)
+"""
+        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, start_new_session=True)
+
+
+@needs_process_groups
+def test_what_a_kill_has_damaged_is_counted_as_lost(tmp_path, reference, monkeypatch, capsys):
+    for path in reference.iterdir():
+        if path.name != "curves.csv":
+            path.unlink()
+    monkeypatch.setattr(soak, "draw", lambda *_: soak.Plan(0.0, "signal"))
+    kills = soak.Soak(tmp_path, seed=0)
+    stage = Careless("training", "train", {}, 1, lambda folder: 0, ("signal",))
+    kills.run(stage, soak.Reference(reference, 1.0, 2.0), 1)
+    assert {Path(problem.split(": ")[0]).name for problem in kills.problems} == {"curves.csv", ".partial-1-signal"}
+    printed = capsys.readouterr().out
+    assert printed.index("writing signal") < printed.index("LOST curves.csv") < printed.index("is compared")
+    assert kills.table(3.0).splitlines()[:3] == [
+        "training  writing signal                 1 kills",
+        "in all                                   1 kills in 1 runs and 3 s",
+        f"1 kills cut off a file that was being written; {len(kills.problems)} losses",
+    ]
+
+
+@needs_process_groups
+def test_a_run_that_fails_is_counted_as_lost(tmp_path, reference, capsys):
+    class Failing(soak.Stage):
+        def start(self, folder):
+            shutil.copytree(reference, folder)
+            return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+
+    kills = soak.Soak(tmp_path, seed=0)
+    kills.run(Failing("training", "train", {}, 1, lambda folder: 0, ()), soak.Reference(reference, 1.0, 2.0), 0)
+    assert len(kills.problems) == 1
+    assert "LOST exit code 2" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs groups of processes")
+@needs_process_groups
 def test_a_short_soak_loses_nothing():
     command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", "2", "--seed", "1"]
     ended = subprocess.run(command, capture_output=True, text=True)
