@@ -3,10 +3,11 @@ r"""Kill a training and an inference again and again, and see that nothing is lo
 
 The quick-start bundle runs on its phantom by the commands that a user types, each in a process of its own, once
 undisturbed and then with kills (SIGKILL to its whole process group, which nothing can catch). Every other kill comes at
-a moment drawn from all that is still to be done, start-up included; the rest while a file is being written, of a kind
-that is drawn too. After a kill every file that is there must be whole and what it has to become; then the same command
-goes on. A run that gets to its end must equal the undisturbed one: weights and optimiser bitwise, best metric, curves,
-results, pictures, and no file more or less. Where kills are left then, another run begins in a fresh folder.
+a moment drawn from all that is still to be done, with the start-up or without; the rest when, after such a moment, a
+file is being written, of a kind that is drawn too. After a kill every file that is there must be whole and what it has
+to become; then the same command goes on. A run that gets to its end must equal the undisturbed one: weights and
+optimiser bitwise, best metric, curves, results, pictures, and no file more or less. Where kills are left then, another
+run begins in a fresh folder. What is drawn depends on the seed, what it hits on the machine as well.
 
 Run it as a script; it ends with exit code 1 if anything was lost::
 
@@ -97,9 +98,16 @@ class Reference(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """When to kill: so many seconds after the start, or when after them a file of that ending is being written."""
+    """When to kill.
+
+    Args:
+        moment: after so many seconds.
+        at_work: whether they count from where the start-up is over.
+        file: ending of a file; the kill waits until one is being written.
+    """
 
     moment: float
+    at_work: bool = False
     file: str = ""
 
     def fits(self, being_written: set[str]) -> bool:
@@ -146,16 +154,19 @@ def run_through(stage: Stage, folder: Path) -> Reference:
 def run_until(stage: Stage, folder: Path, plan: Plan) -> tuple[str, float] | int:
     """Run a stage until it is killed: what it was doing, and after how many seconds; or its exit code, if it ended."""
     since, begun = time.time(), time.perf_counter()
+    counted_from = math.inf if plan.at_work else begun
     earlier = drafts(folder)
     with running(stage, folder) as process:
         while process.poll() is None:
-            seconds = time.perf_counter() - begun
-            if seconds >= plan.moment and plan.fits(drafts(folder) - earlier):
+            now = time.perf_counter()
+            if now < counted_from and stage.has_begun(folder, since):
+                counted_from = now
+            if now - counted_from >= plan.moment and plan.fits(drafts(folder) - earlier):
                 kill(process)
                 if process.returncode != -signal.SIGKILL:
                     break  # it ended by itself in the meantime
-                return f"writing {plan.file}" if plan.file else stage.doing(folder, since), seconds
-            if seconds > _TOO_LONG:
+                return f"writing {plan.file.lstrip('_')}" if plan.file else stage.doing(folder, since), now - begun
+            if now - begun > _TOO_LONG:
                 raise SystemExit(f"{stage.name} does not end, see {screen_of(folder)}")
             time.sleep(0.0002 if plan.file else 0.002)
     return process.returncode
@@ -185,11 +196,11 @@ def screen_of(folder: Path) -> Path:
 
 
 def draw(random: Random, stage: Stage, reference: Reference, done: int, at_a_file: bool) -> Plan:
-    """A moment in all that is still to be done; the first half of the start-up writes nothing."""
-    end = reference.start_up + (reference.seconds - reference.start_up) * (1 - done / stage.steps)
-    if at_a_file:
-        return Plan(random.uniform(reference.start_up / 2, end), random.choice(stage.files))
-    return Plan(random.uniform(0, end))
+    """A moment in all that is still to be done, or, every other time, in what comes after the start-up."""
+    at_work = random.random() < 0.5
+    work = (reference.seconds - reference.start_up) * (1 - done / stage.steps)
+    moment = random.uniform(0, work if at_work else reference.start_up + work)
+    return Plan(moment, at_work, random.choice(stage.files) if at_a_file else "")
 
 
 class Soak:

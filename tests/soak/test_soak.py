@@ -163,7 +163,7 @@ def test_what_a_kill_has_damaged_is_counted_as_lost(tmp_path, reference, monkeyp
     for path in reference.iterdir():
         if path.name != "curves.csv":
             path.unlink()
-    monkeypatch.setattr(soak, "draw", lambda *_: soak.Plan(0.0, "signal"))
+    monkeypatch.setattr(soak, "draw", lambda *_: soak.Plan(0.0, file="signal"))
     kills = soak.Soak(tmp_path, seed=0)
     stage = Careless("training", "train", {}, 1, lambda folder: 0, ("signal",))
     kills.run(stage, soak.Reference(reference, 1.0, 2.0), 1)
