@@ -172,6 +172,15 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert {name: second[name] for name in first} == first
     assert set(second) - set(first) == {f"{names[2]}_seg{trained.suffix}"}
 
+    weights = torch.load(trained.weights, weights_only=True)
+    torch.save({name: value + 1 for name, value in weights.items()}, tmp_path / "other.pt")
+    with pytest.raises(RuntimeError) as caught:
+        trained.run("inference", **{**call, "checkpoint": str(tmp_path / "other.pt")})
+    error = root_cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert "another checkpoint" in error.problem
+    assert written(out) == second
+
     picture = out / f"{names[2]}_overlay.png"
     picture.unlink()  # as where the run was killed between the result and its picture
     trained.run("inference", **call)
@@ -180,12 +189,6 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert [name for name in third if third[name] != second[name]] == [f"{names[2]}_seg{trained.suffix}"]
     second = third
 
-    with pytest.raises(RuntimeError) as caught:
-        trained.run("inference", **{**call, "checkpoint": str(trained.output / "model_final.pt")})
-    error = root_cause(caught.value)
-    assert isinstance(error, ConfigError)
-    assert "another checkpoint" in error.problem
-    assert written(out) == second
     trained.run("inference", **call, overwrite=True)
     assert all(time > second[name] for name, time in written(out).items())
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]

@@ -224,10 +224,10 @@ class Soak:
                 return folder
 
     def _run_one(self, stage: Stage, reference: Reference, folder: Path, until: int) -> None:
-        """One run, killed as long as it is not at its end and kills are left."""
+        """One run, killed as long as something is to be done and kills are left."""
         present, unfinished, done = set[str](), set[str](), 0
         while True:
-            left = until - self.kills.total()
+            left = until - self.kills.total() if done < stage.steps else 0
             plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(math.inf)
             ended = run_until(stage, folder, plan)
             if isinstance(ended, int):
