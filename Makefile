@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow coverage faults lint types clean help
+.PHONY: demo test test-slow coverage faults soak lint types clean help
 
 help:
 	@echo "make demo       train, evaluate and apply the quick-start bundle, with pictures in demo/"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make coverage   the default tests, and which lines of the package they miss"
 	@echo "make faults     all rows of the table of faults in docs/reliability.md"
+	@echo "make soak       50 kills of a training and an inference, with nothing lost (10 to 20 minutes)"
 	@echo "make clean      remove what make made"
 
 demo: $(VENV)/installed-bundle
@@ -33,6 +34,9 @@ faults: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+soak: $(VENV)/installed-bundle
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --kills 50 --seed 0
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

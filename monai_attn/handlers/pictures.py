@@ -18,11 +18,14 @@ from monai.transforms import LoadImage, Orientation
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 
 from monai_attn.data.datalist import case_name, case_names
+from monai_attn.files import replacing
 from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.progress import training_loss
 from monai_attn.visualize import figures
 
 __all__ = ["CurveSaver", "OverlaySaver"]
+
+_ENDING = "_overlay.png"
 
 
 class OverlaySaver:
@@ -75,8 +78,10 @@ class OverlaySaver:
         prediction: torch.Tensor = case["pred"]
         meta = case["pred"].meta
         path = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
-        folder = Path(meta["saved_to"]).parent if "saved_to" in meta else self.save_dir
-        name = case_name(path) if "saved_to" in meta else self.names.get(path, case_name(path))
+        if "saved_to" in meta:
+            picture = self.path_beside(meta["saved_to"], path)
+        else:
+            picture = self.save_dir / f"{self.names.get(path, case_name(path))}{_ENDING}"
         image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
         if prediction.ndim < image.ndim:
             prediction = prediction[None]  # a picture is written without a channel dimension
@@ -86,10 +91,15 @@ class OverlaySaver:
             {name: _upright(mask.cpu()) for name, mask in masks.items() if mask is not None},
             spatial_dim=self.spatial_dim,
             spacing=[float(size) for size in image.pixdim],
-            title=name,
+            title=picture.name.removesuffix(_ENDING),
             class_names=self.class_names,
         )
-        figures.save(figure, folder / f"{name}_overlay.png")
+        figures.save(figure, picture)
+
+    @staticmethod
+    def path_beside(result: str | Path, image: str) -> Path:
+        """The picture of an image file whose result is saved."""
+        return Path(result).with_name(f"{case_name(image)}{_ENDING}")
 
 
 def _upright(image: torch.Tensor) -> MetaTensor:
@@ -135,7 +145,7 @@ class CurveSaver(MetricLogger):
         if idist.get_rank() > 0 or not self.loss:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
-        with open(self.save_dir / "curves.csv", "w", newline="") as file:
+        with replacing(self.save_dir / "curves.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["iteration", "name", "value"])
             for name, values in {"loss": self.loss, **self.metrics}.items():

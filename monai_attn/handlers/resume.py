@@ -34,10 +34,10 @@ class TrainingCheckpoint:
     """Write what a training needs to go on after every epoch, go on from there, and write the weights at the end.
 
     ``checkpoint_latest.pt`` holds the network, the optimiser, the schedule, the loss scaler, where the trainer is, the
-    best validation, and the handlers that have a state: :class:`EpochSeed`, :class:`CurveSaver`, :class:`EarlyStop`,
-    :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what one that ran through
-    gives. ``model_final.pt`` is the network's state dict after the last epoch. Of several processes the first one
-    writes, and all read.
+    best validation and the last one, and the handlers that have a state: :class:`EpochSeed`, :class:`CurveSaver`,
+    :class:`EarlyStop`, :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what
+    one that ran through gives. ``model_final.pt`` is the network's state dict after the last epoch. Of several
+    processes the first one writes, and all read.
 
     It may stand anywhere in the list of handlers. Where another training was stopped before its end, a new one moves
     that one's files to ``previous_1`` (``previous_2``, …) after its first step.
@@ -118,6 +118,7 @@ class TrainingCheckpoint:
             "trainer": {name: getattr(trainer.state, name) for name in _PLACE},
             "finished": finished,
             "best": {"metric": float(best.best_metric), "epoch": best.best_metric_epoch},
+            "metrics": {name: float(value) for name, value in best.metrics.items() if isinstance(value, (int, float))},
             "parts": {name: part.state_dict() for name, part in self._parts(engine).items()},
             "settings": self.settings,
         }
@@ -136,6 +137,7 @@ class TrainingCheckpoint:
             trainer.scaler.load_state_dict(checkpoint["scaler"])
         best: Any = self.evaluator.state
         best.best_metric, best.best_metric_epoch = checkpoint["best"]["metric"], checkpoint["best"]["epoch"]
+        best.metrics = dict(checkpoint["metrics"])
         state = trainer.state
         state.epoch = checkpoint["trainer"]["epoch"]
         state.iteration = state.epoch * state.epoch_length

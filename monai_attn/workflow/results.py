@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple
 
 from monai_attn.data.datalist import find_images
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.handlers.pictures import OverlaySaver
 from monai_attn.transforms.save import SaveResult, SaveResultd, origin_of
 from monai_attn.workflow.call import bundle_call
 from monai_attn.workflow.manifest import file_hash, image_hash
@@ -67,13 +68,15 @@ class Results:
     """The results of an inference: which of them are there, and whether they may stay.
 
     A case is finished if all files that the post-processing writes for it are there and come from the same weights,
-    configuration and image. So a run that was interrupted goes on where it was, and a folder that has grown has only
+    configuration and image, and its picture is there if it is to have one: it is drawn last, so a run may have been
+    killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only
     its new images segmented. A file of another origin is not touched without being told so.
 
     Args:
         source: what to segment, see :func:`monai_attn.data.find_images`.
         postprocessing: transforms, with the :class:`monai_attn.transforms.SaveResultd` that write.
         overwrite: whether to segment everything, whatever is there.
+        handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.OverlaySaver` that draws, if any.
 
     Raises:
         ConfigError: if ``overwrite`` is not True or False.
@@ -82,11 +85,18 @@ class Results:
         ``Results("scans", postprocessing).unfinished()``
     """
 
-    def __init__(self, source: str | Sequence[str], postprocessing: Compose, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        source: str | Sequence[str],
+        postprocessing: Compose,
+        overwrite: bool = False,
+        handlers: Sequence[Any] = (),
+    ) -> None:
         if not isinstance(overwrite, bool):  # the string "false" would be true
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
         self.source = source
         self.savers = [step.saver for step in postprocessing.flatten().transforms if isinstance(step, SaveResultd)]
+        self.pictures = [handler for handler in handlers if isinstance(handler, OverlaySaver)]
         self.overwrite = overwrite
         self.finished = 0
 
@@ -102,7 +112,8 @@ class Results:
         for saver in self.savers:
             self._check_images(images, saver)
         # a list first: every file there is looked at, also behind one that is missing
-        present = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
+        saved = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
+        present = [done and self._is_drawn(number, image) for number, (done, image) in enumerate(zip(saved, images))]
         self.finished = sum(present)
         if self.finished and idist.get_rank() == 0:
             print(
@@ -135,3 +146,9 @@ class Results:
                 "give another output_dir, or --overwrite True to replace it",
             )
         return True
+
+    def _is_drawn(self, number: int, image: str) -> bool:
+        """Whether a case has its picture, which lies beside its results; ``number`` is its place among all cases."""
+        wanted = [picture for picture in self.pictures if number < picture.max_cases]
+        results = [saver.path_of(image) for saver in self.savers[:1]]
+        return all(picture.path_beside(result, image).exists() for picture in wanted for result in results)

@@ -180,6 +180,15 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert isinstance(error, ConfigError)
     assert "another checkpoint" in error.problem
     assert written(out) == second
+
+    picture = out / f"{names[2]}_overlay.png"
+    picture.unlink()  # as where the run was killed between the result and its picture
+    trained.run("inference", **call)
+    assert picture.is_file()
+    third = written(out)
+    assert [name for name in third if third[name] != second[name]] == [f"{names[2]}_seg{trained.suffix}"]
+    second = third
+
     trained.run("inference", **call, overwrite=True)
     assert all(time > second[name] for name, time in written(out).items())
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]

@@ -91,3 +91,16 @@ def test_curves_hold_the_loss_of_every_iteration_and_every_validation(tmp_path):
     assert rows[:4] == [("1", "loss", "3.0"), ("2", "loss", "2.0"), ("3", "loss", "3.0"), ("4", "loss", "2.0")]
     assert rows[4:] == [("2", "dice", "0.75"), ("4", "dice", "0.75")]
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_table_of_curves_stays_whole_where_writing_it_fails(tmp_path):
+    trainer = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
+    saver = CurveSaver(str(tmp_path))
+    saver.attach(trainer)
+    trainer.run([1])
+    before = (tmp_path / "curves.csv").read_text()
+    saver.metrics["dice"].append((1, "no number"))
+    with pytest.raises(ValueError, match="could not convert"):
+        trainer.run([2])
+    assert (tmp_path / "curves.csv").read_text() == before
+    assert list(tmp_path.glob(".partial-*")) == []

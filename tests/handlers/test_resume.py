@@ -240,9 +240,12 @@ def test_resuming_a_training_that_ended_changes_nothing(tmp_path):
     ended = training(tmp_path, epochs=2)
     ended.run()
     weights = {name: ended.weights(name) for name in ("model.pt", "model_final.pt")}
-    training(tmp_path, epochs=2, resume="auto").run()
+    again = training(tmp_path, epochs=2, resume="auto")
+    again.run()
     for name, before in weights.items():
         assert all(torch.equal(value, before[key]) for key, value in ended.weights(name).items())
+    assert again.evaluator.state.metrics == ended.evaluator.state.metrics  # the results of the manifest
+    assert set(again.evaluator.state.metrics) == {"error", "val_loss"}
 
 
 def test_auto_starts_anew_where_there_is_no_checkpoint_and_a_path_does_not(tmp_path):

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.handlers import OverlaySaver
 from monai_attn.transforms import SaveResultd, origin_of
 from monai_attn.workflow import Origin, Results
 
@@ -27,7 +28,7 @@ def write_image(path, value):
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), value, np.int16), np.eye(4)), path)
 
 
-def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=None):
+def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=None, handlers=()):
     """Results of a run, and what it does with a case."""
     origin = origin or Origin(str(folder / "model.pt"))
     output, source = str(folder / "out"), str(folder / source)
@@ -40,7 +41,7 @@ def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=Non
         meta = {"filename_or_obj": case["image"], "spatial_shape": (4, 4, 4)}
         post({"pred": MetaTensor(torch.ones(1, 4, 4, 4, dtype=torch.uint8), meta=meta)})
 
-    return Results(source, post, overwrite), segment
+    return Results(source, post, overwrite, handlers), segment
 
 
 def names(cases, folder):
@@ -115,6 +116,17 @@ def test_a_case_is_finished_when_all_of_its_files_are_there(folder):
     (folder / "out" / "a" / "t1_edges.nii.gz").unlink()
     results, _ = look(folder, postfixes=("seg", "edges"))
     assert names(results.unfinished(), folder) == ["a/t1.nii.gz"]
+
+
+def test_a_case_that_was_stopped_before_its_picture_is_segmented_again(folder):
+    handlers = [object(), OverlaySaver(str(folder / "out"), max_cases=2)]
+    results, segment = look(folder, handlers=handlers)
+    for case in results.unfinished():
+        segment(case)
+    (folder / "out" / "a" / "t2_overlay.png").touch()
+    results, _ = look(folder, handlers=handlers)
+    assert names(results.unfinished(), folder) == ["a/t1.nii.gz"]  # the third is to have none
+    assert results.finished == 2
 
 
 def test_a_file_of_another_origin_is_refused_also_where_another_file_of_the_case_is_missing(folder):
