@@ -28,7 +28,7 @@ from monai_attn.weights.checkpoint import read_state_dict
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions
-from monai_attn.workflow.processes import gather
+from monai_attn.workflow.processes import gather, join
 from monai_attn.workflow.results import Results
 from monai_attn.workflow.screen import EXIT_INTERRUPTED, last_words, silence_notices, without_traces
 
@@ -85,8 +85,7 @@ class Session:
             sys.excepthook = self._report
             self._call.check_overrides()
         silence_notices()
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+        join()
         set_determinism(self.seed)
         if self._call.config_files:
             check_config(self._call.parser)
@@ -169,21 +168,24 @@ class Session:
             "versions": versions(),
             "revision": git_revision(),
         }
-        if idist.get_rank() == 0:
-            self._open_log()
+        self._open_log()
         self._write_manifest()
 
     def _open_log(self) -> None:
+        """Log to a file, all processes to the same: the first one everything, the others what is wrong."""
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            # a training that goes on adds to its log
-            handler = logging.FileHandler(self._log, mode="a" if self._call.parser.get("resume") else "w")
+            if idist.get_rank() == 0 and not self._call.parser.get("resume"):  # a training that goes on adds to its log
+                self._log.write_text("")
+            idist.barrier()
+            handler = logging.FileHandler(self._log)
         except OSError as error:
             raise DataError(
                 str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
             ) from error
         for console in logging.getLogger().handlers:
             console.addFilter(without_traces)
+        handler.setLevel(logging.NOTSET if idist.get_rank() == 0 else logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         # MONAI's logger of losses and metrics does not propagate to the root
         for logger in (logging.getLogger(), get_logger("monai.handlers.StatsHandler")):
