@@ -89,7 +89,8 @@ class TrainedBundle(NamedTuple):
         for key, value in {"dataset_dir": self.data, **self.small(names[0]), **overrides}.items():
             command += [f"--{key}", str(value)]
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-        environment = {**os.environ, **alone}
+        importable = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+        environment = {**os.environ, **alone, "PYTHONPATH": importable}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def parsed(self, config: str, **overrides: Any) -> ConfigParser:
