@@ -25,6 +25,7 @@ from monai.utils import ensure_tuple, set_determinism
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import replacing
 from monai_attn.weights.checkpoint import read_state_dict
+from monai_attn.weights.exported import load_exported
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions
@@ -52,7 +53,7 @@ class Session:
         output_dir: folder for the log and the manifest.
         seed: seed of every source of randomness.
         data: the data set or the input, to be fingerprinted in the manifest.
-        needs: files of weights without which the run cannot succeed.
+        needs: files of weights, or of an exported network (``.ts``), without which the run cannot succeed.
 
     Example:
         ``Session("out", seed=0).start()``
@@ -150,7 +151,7 @@ class Session:
 
     def _document(self) -> None:
         for path in self.needs:
-            read_state_dict(path)
+            load_exported(path) if path.endswith(".ts") else read_state_dict(path)
         self.manifest = {
             "state": "running",
             "command": sys.argv,

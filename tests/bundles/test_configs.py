@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import verify_net_in_out
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
-CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
+CONFIGS = ("train", "evaluate", "inference", "inference_exported", "multi_gpu_train", "multi_gpu_evaluate")
 # entries that MONAI looks for by name
 STRUCTURE = {
     "bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "imports", "initialize",
