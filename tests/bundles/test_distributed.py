@@ -12,7 +12,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -169,7 +168,7 @@ def test_a_job_with_fewer_cases_than_processes_ends_with_the_mend_on_the_screen(
 
 
 @pytest.fixture
-def folder(make_bundle, tmp_path) -> Iterator[tuple[TrainedBundle, Path]]:
+def folder(make_bundle, tmp_path) -> tuple[TrainedBundle, Path]:
     """The quick start with untrained weights, and a folder of five images."""
     bundle = make_bundle(QUICK_START)
     torch.save(bundle.parsed("inference").get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
@@ -178,7 +177,7 @@ def folder(make_bundle, tmp_path) -> Iterator[tuple[TrainedBundle, Path]]:
         path = tmp_path / "in" / f"folder {number // 2}" / f"scan{number % 2}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, path)
-    yield bundle, tmp_path
+    return bundle, tmp_path
 
 
 def test_two_processes_share_a_folder_and_account_for_it_as_one_does(folder):
