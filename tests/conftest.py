@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import locale
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -79,6 +81,21 @@ class TrainedBundle(NamedTuple):
     def run(self, *names: str, **overrides: Any) -> None:
         common = {"bundle_root": str(self.root), "dataset_dir": str(self.data), "device": "cpu"}
         run(config_file=self.config(*names), **{**common, **self.small(names[0]), **overrides})
+
+    def launch(self, names: Sequence[str], processes: int = 1, **overrides: Any) -> subprocess.Popen[str]:
+        """Start ``monai.bundle run``, under ``torchrun`` for several processes, which talk over the loopback only."""
+        files = [name if "/" in name else self.config(name)[0] for name in names]
+        command = [sys.executable, "-m"]
+        if processes > 1:
+            command += ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+            command += [f"--nproc_per_node={processes}", "-m"]
+        command += ["monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(self.root)]
+        for key, value in {"dataset_dir": self.data, **self.small(names[0]), **overrides}.items():
+            command += [f"--{key}", str(value)]
+        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+        importable = os.pathsep.join([*sys.path, str(Path(__file__).parent / "bundles")])
+        environment = {**os.environ, **alone, "PYTHONPATH": importable}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def parsed(self, config: str, **overrides: Any) -> ConfigParser:
         """A configuration to take parts from, small and on the phantom."""

@@ -13,10 +13,13 @@ from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.resume import TrainingCheckpoint
 from monai_attn.handlers.scales import ScaleMaps
 from monai_attn.handlers.seed import EpochSeed
+from monai_attn.handlers.statistics import AverageStatistics
 from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
+from monai_attn.handlers.tensorboard import TensorBoardStats
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
+    "AverageStatistics",
     "BestModelSaver",
     "CaseMetricsSaver",
     "CurveSaver",
@@ -32,6 +35,7 @@ __all__ = [
     "SpacedHausdorffDistance",
     "SpacedSurfaceDistance",
     "StopOnNonFinite",
+    "TensorBoardStats",
     "TrainingCheckpoint",
     "ValidationLoss",
     "WeightsLoader",

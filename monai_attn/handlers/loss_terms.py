@@ -16,10 +16,10 @@ __all__ = ["LossTerms"]
 class LossTerms:
     """Put the mean of each term of a loss over an epoch into a trainer's metrics, as ``loss_<term>``.
 
-    ``StatsHandler``, ``TensorBoardStatsHandler`` and :class:`monai_attn.handlers.CurveSaver` then show them, one value
-    for each epoch and wherever they stand in the list of handlers: the means are there from the last iteration of an
-    epoch until the next epoch starts. The terms stay on their device until then, so that nothing waits for it. On
-    several processes the mean is that of all of them.
+    ``StatsHandler``, :class:`monai_attn.handlers.TensorBoardStats` and :class:`monai_attn.handlers.CurveSaver` then
+    show them, one value for each epoch and wherever they stand in the list of handlers: the means are there from the
+    last iteration of an epoch until the next epoch starts. The terms stay on their device until then, so that nothing
+    waits for it. On several processes the mean is that of all of them.
 
     Args:
         loss: a loss with an attribute ``terms``, a dictionary of the scalar terms of its last call, such as

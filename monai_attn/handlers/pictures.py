@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +40,8 @@ class OverlaySaver:
         save_dir: folder to write to where predictions are not saved.
         spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
-        max_cases: number of cases to draw, from the first on; the others pass without a picture.
+        max_cases: number of cases to draw, from the first on; the others pass without a picture. Several processes
+            share this number.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[OverlaySaver("out", spatial_dim=2)])``
@@ -51,7 +53,7 @@ class OverlaySaver:
         self.save_dir = Path(save_dir)
         self.spatial_dim = spatial_dim
         self.class_names = class_names
-        self.max_cases = max_cases
+        self.max_cases = math.ceil(max_cases / idist.get_world_size())
         self.drawn = 0
         self.names: dict[str, str] = {}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine
 from ignite.handlers import ProgressBar
 from monai.utils import CommonKeys
@@ -24,6 +25,8 @@ def training_loss(output: dict[str, Any]) -> float:
 class EpochProgressBar(ProgressBar):
     """Ignite's progress bar, with the training loss, and silent where there is no terminal (log files, CI).
 
+    Of several processes the first one shows it.
+
     Args:
         show_loss: whether the engine is a trainer whose loss is to be shown.
         desc: text in front of the bar.
@@ -33,7 +36,7 @@ class EpochProgressBar(ProgressBar):
     """
 
     def __init__(self, show_loss: bool = True, desc: str = "") -> None:
-        super().__init__(desc=desc, disable=not sys.stderr.isatty())
+        super().__init__(desc=desc, disable=not sys.stderr.isatty() or idist.get_rank() > 0)
         self.show_loss = show_loss
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

@@ -18,6 +18,7 @@ from monai_attn.handlers.earlier import LATEST, move_aside, stopped_training
 from monai_attn.weights.checkpoint import load_weights, unwrapped
 from monai_attn.weights.files import read_tensors
 from monai_attn.workflow.call import bundle_call
+from monai_attn.workflow.processes import gather
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -101,6 +102,12 @@ class TrainingCheckpoint:
             self._restore(engine, folder / LATEST if self.resume == "auto" else Path(self.resume))
         elif idist.get_rank() == 0 and stopped_training(folder):
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), move_aside, folder)
+        if len(epochs := set(gather([engine.state.epoch]))) > 1:
+            raise DataError(
+                str(folder / LATEST),
+                f"the processes would go on after different epochs: {', '.join(map(str, sorted(epochs)))}",
+                "give a ckpt_dir on a disk that all machines share",
+            )
 
     def _parts(self, engine: Engine) -> dict[str, Any]:
         states: list[Any] = [engine.state, self.evaluator.state]
@@ -156,6 +163,8 @@ def _settings(engine: Engine, parts: Mapping[str, Any]) -> Iterator[tuple[str, s
     yield from ((name, value) for name, value in _leaves(chosen) if "handlers#" not in name)
     yield "number of epochs", str(engine.state.max_epochs)
     yield "iterations of an epoch", str(engine.state.epoch_length)
+    if idist.get_world_size() > 1:
+        yield "number of processes", str(idist.get_world_size())
     for name, part in parts.items():
         yield name, type(part).__name__
         yield from _leaves(part.state_dict(), f"{name}#")

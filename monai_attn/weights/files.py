@@ -14,7 +14,7 @@ import torch
 
 from monai_attn.errors import DataError
 
-__all__ = ["read_tensors"]
+__all__ = ["check_whole", "is_torchscript", "read_tensors"]
 
 _LFS_POINTER = b"version https://git-lfs"
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
@@ -40,7 +40,9 @@ def read_tensors(path: str | os.PathLike) -> Any:
         ``read_tensors("model.pt")["classifier.weight"]``
     """
     name = os.fspath(path)
-    _check_whole(name)
+    check_whole(name)
+    if is_torchscript(name):
+        raise DataError(name, "it is a network in TorchScript", "add configs/inference_exported.json, or give model.pt")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -57,7 +59,21 @@ def read_tensors(path: str | os.PathLike) -> Any:
     raise DataError(name, "it is no file of plain tensors that torch.load(weights_only=True) reads", _AGAIN)
 
 
-def _check_whole(name: str) -> None:
+def is_torchscript(path: str | os.PathLike) -> bool:
+    """Whether a file is a network that was exported to TorchScript, which brings its code along."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def check_whole(path: str | os.PathLike) -> None:
+    """Look whether a file that PyTorch wrote is there and as it was written.
+
+    Raises:
+        DataError: if it is missing, empty, a pointer of Git LFS, damaged or cut off.
+    """
+    name = os.fspath(path)
     if not Path(name).is_file():
         raise DataError(name, "there is no such file", "correct the path, train first, or get the published weights")
     with open(name, "rb") as file:

@@ -44,8 +44,8 @@ class BundleCall:
 
     @property
     def name(self) -> str:
-        """Name of the last configuration file, such as ``train``."""
-        return self.config_files[-1].stem if self.config_files else "run"
+        """Name of the last configuration file, such as ``train``, also for ``multi_gpu_train``."""
+        return self.config_files[-1].stem.removeprefix("multi_gpu_") if self.config_files else "run"
 
     def configuration_hash(self) -> str:
         """A hash of all entries that results depend on, overrides included; always the same without a call."""

@@ -19,6 +19,7 @@ from monai_attn.handlers.pictures import OverlaySaver
 from monai_attn.transforms.save import SaveResult, SaveResultd, origin_of
 from monai_attn.workflow.call import bundle_call
 from monai_attn.workflow.manifest import file_hash, image_hash
+from monai_attn.workflow.processes import gather, share
 
 __all__ = ["Origin", "Results"]
 
@@ -103,6 +104,9 @@ class Results:
     def unfinished(self) -> list[dict[str, Any]]:
         """The cases to segment, as dictionaries with ``image``; the others are counted in ``finished``.
 
+        Of several processes each gets its share, see :func:`monai_attn.workflow.share`. The first one looks at what is
+        there, before any of them writes, so that all share the same cases.
+
         Raises:
             DataError: if two images would have one result, or an image is a result itself.
             ConfigError: if there are results of another origin.
@@ -111,13 +115,17 @@ class Results:
         images = [str(ensure_tuple(case["image"])[0]) for case in cases]
         for saver in self.savers:
             self._check_images(images, saver)
+        unfinished = gather(self._look(cases, images) if idist.get_rank() == 0 else [])
+        self.finished = len(cases) - len(unfinished)
+        return [unfinished[index] for index in share(unfinished)]
+
+    def _look(self, cases: list[dict[str, Any]], images: list[str]) -> list[dict[str, Any]]:
         # a list first: every file there is looked at, also behind one that is missing
         saved = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
         present = [done and self._is_drawn(number, image) for number, (done, image) in enumerate(zip(saved, images))]
-        self.finished = sum(present)
-        if self.finished and idist.get_rank() == 0:
+        if any(present):
             print(
-                f"monai_attn: {self.finished} of {len(cases)} cases are finished; --overwrite True segments them again",
+                f"monai_attn: {sum(present)} of {len(cases)} cases are finished; --overwrite True segments them again",
                 file=sys.stderr,
             )
         return [case for case, done in zip(cases, present) if not done]

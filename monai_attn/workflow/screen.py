@@ -33,6 +33,7 @@ _NOTICES = (
     r".*Orientationd\.__init__:labels: Current default value.*",
     r".*`dataloader` is empty or the specified `epoch_length` is 0.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
+    r".*`broadcast_buffers` is deprecated.*",
 )
 # how MONAI wraps what goes wrong in an entry of a configuration
 _ENTRY = re.compile(

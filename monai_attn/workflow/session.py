@@ -25,10 +25,11 @@ from monai.utils import ensure_tuple, set_determinism
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import replacing
 from monai_attn.weights.checkpoint import read_state_dict
+from monai_attn.weights.exported import load_exported
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions
-from monai_attn.workflow.processes import gather
+from monai_attn.workflow.processes import gather, join
 from monai_attn.workflow.results import Results
 from monai_attn.workflow.screen import EXIT_INTERRUPTED, last_words, silence_notices, without_traces
 
@@ -52,7 +53,7 @@ class Session:
         output_dir: folder for the log and the manifest.
         seed: seed of every source of randomness.
         data: the data set or the input, to be fingerprinted in the manifest.
-        needs: files of weights without which the run cannot succeed.
+        needs: files of weights, or of an exported network (``.ts``), without which the run cannot succeed.
 
     Example:
         ``Session("out", seed=0).start()``
@@ -85,8 +86,7 @@ class Session:
             sys.excepthook = self._report
             self._call.check_overrides()
         silence_notices()
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+        join()
         set_determinism(self.seed)
         if self._call.config_files:
             check_config(self._call.parser)
@@ -151,7 +151,7 @@ class Session:
 
     def _document(self) -> None:
         for path in self.needs:
-            read_state_dict(path)
+            load_exported(path) if path.endswith(".ts") else read_state_dict(path)
         self.manifest = {
             "state": "running",
             "command": sys.argv,
@@ -169,22 +169,24 @@ class Session:
             "versions": versions(),
             "revision": git_revision(),
         }
-        if idist.get_rank() == 0:
-            self._open_log()
+        self._open_log()
         self._write_manifest()
 
     def _open_log(self) -> None:
+        """Log to a file, all processes to the same: the first one everything, the others what is wrong."""
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            # a training that goes on adds to its log
-            mode = "a" if self._call.parser.get("resume") else "w"
-            handler = logging.FileHandler(self._log, mode=mode, encoding="utf-8")
+            if idist.get_rank() == 0 and not self._call.parser.get("resume"):  # a training that goes on adds to its log
+                self._log.write_text("", encoding="utf-8")
+            idist.barrier()
+            handler = logging.FileHandler(self._log, encoding="utf-8")
         except OSError as error:
             raise DataError(
                 str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
             ) from error
         for console in logging.getLogger().handlers:
             console.addFilter(without_traces)
+        handler.setLevel(logging.NOTSET if idist.get_rank() == 0 else logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         # MONAI's logger of losses and metrics does not propagate to the root
         for logger in (logging.getLogger(), get_logger("monai.handlers.StatsHandler")):

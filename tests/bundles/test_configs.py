@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import verify_net_in_out
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
-CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
+CONFIGS = ("train", "evaluate", "inference", "inference_exported", "multi_gpu_train", "multi_gpu_evaluate")
 # entries that MONAI looks for by name
 STRUCTURE = {
     "bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "imports", "initialize",
@@ -147,6 +147,28 @@ def test_configurations_have_no_lambda_and_no_path_of_a_machine(bundle, name):
         assert not text.startswith("/")
 
 
+@pytest.mark.parametrize("name", ["multi_gpu_train", "multi_gpu_evaluate", "inference_exported"])
+def test_an_overlay_for_any_bundle_is_the_same_in_all(bundle, name):
+    ours, first = load(bundle, name), load(BUNDLES[0], name)
+    if name == "multi_gpu_train":
+        # what the trainer calls is wrapped; checkpoints and validation see the network itself
+        called = load(bundle, "train")["train"]["trainer"]["network"]
+        assert ours.pop("train#trainer#network") == f"$workflow.distribute({called})"
+        del first["train#trainer#network"]
+    assert ours == first
+
+
+def test_what_the_overlays_take_for_granted_is_so(bundle):
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    assert train["train"]["dataloader"]["dataset"] == "@train#epoch"
+    assert train["validate"]["evaluator"]["network"] == "@network"
+    assert train["validate"]["dataloader"]["dataset"] == "@validate#dataset"
+    # without a number it is the GPU of the process
+    assert inference["device"] == "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
+    assert inference["network"] == "$@network_def.to(@device)"
+    assert inference["handlers"][0]["_target_"] == "monai_attn.handlers.WeightsLoader"
+
+
 def test_every_case_goes_through_the_guard_first(bundle):
     train, inference = load(bundle, "train"), load(bundle, "inference")
     guards = [train["train"]["deterministic_transforms"][0], inference["preprocessing"]["transforms"][0]]
@@ -206,9 +228,9 @@ def test_training_can_be_resumed_and_stops_at_a_loss_that_is_not_finite(bundle):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_and_metrics_go_through_our_own_handlers(bundle, name):
-    """MONAI's write into the file itself, load damaged files, and call the mean of nothing 0."""
+    """MONAI's write into the file itself, load damaged files, call the mean of nothing 0, and leave empty files."""
     targets = {component["_target_"] for component in components(load(bundle, name))}
-    assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice"}
+    assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice", "TensorBoardStatsHandler"}
     loaders = [c for c in components(load(bundle, name)) if c["_target_"] == "monai_attn.handlers.WeightsLoader"]
     expected = {"_target_": "monai_attn.handlers.WeightsLoader", "path": "@checkpoint", "network": "@network"}
     assert loaders == ([expected] if name in ("evaluate", "inference") else [])

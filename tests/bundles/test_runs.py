@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export, load, onnx_export
+from monai.bundle import ConfigWorkflow, load
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
 from monai.utils import ensure_tuple
@@ -257,17 +257,3 @@ def test_an_error_is_short_on_the_screen_and_whole_in_the_log(train_bundle, tmp_
     assert str(tmp_path / "nowhere") in message[0]
     assert "Traceback" not in done.stderr + done.stdout
     assert "Traceback" in (tmp_path / "eval" / "train.log").read_text()
-
-
-def test_the_network_exports_to_torchscript_and_onnx_by_monais_commands(trained, tmp_path):
-    common = {
-        "net_id": "network_def",
-        "ckpt_file": str(trained.weights),
-        "meta_file": str(trained.root / "configs" / "metadata.json"),
-        "config_file": trained.config("inference"),
-        **trained.small("inference"),
-    }
-    ckpt_export(filepath=str(tmp_path / "model.ts"), **common)
-    onnx_export(filepath=str(tmp_path / "model.onnx"), **common)
-    assert (tmp_path / "model.ts").is_file()
-    assert (tmp_path / "model.onnx").is_file()

@@ -21,14 +21,13 @@ IMPORTS = {
     "import torch",
     "import monai_attn.workflow as workflow",
     "from monai_attn.data import datalist",
-    "from monai_attn.nets import TrainOutputs",
 }
-NAMES = {"TrainOutputs", "case", "datalist", "index", "len", "monai", "range", "size", "torch", "workflow"}
+NAMES = {"case", "datalist", "index", "len", "monai", "range", "size", "torch", "workflow"}
 ATTRIBUTES = {
     "cuda", "device", "float32", "is_available", "uint8",  # torch
     "cases", "locate", "training_cases",  # datalist
     "from_engine", "handlers",  # monai
-    "distribute", "handlers_of_rank", "local_device",  # workflow
+    "distribute", "handlers_of_rank", "local_device", "share",  # workflow
     "parameters", "run", "start", "to", "unfinished",  # of what the configuration itself makes
 }  # fmt: skip
 SYNTAX = (

@@ -11,7 +11,7 @@ from monai.engines import IterationEvents
 from monai.transforms import SaveImage
 from PIL import Image
 
-from monai_attn.handlers import CurveSaver, OverlaySaver
+from monai_attn.handlers import CurveSaver, OverlaySaver, pictures
 
 
 @pytest.fixture
@@ -77,6 +77,11 @@ def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):
     saver.attach(engine)
     engine.run([1, 2])
     assert saver.drawn == 1
+
+
+def test_several_processes_share_the_number_of_pictures(monkeypatch):
+    monkeypatch.setattr(pictures.idist, "get_world_size", lambda: 8)
+    assert OverlaySaver("out", max_cases=20).max_cases == 3
 
 
 def test_curves_hold_the_loss_of_every_iteration_and_every_validation(tmp_path):

@@ -321,6 +321,21 @@ def test_other_entries_of_the_configuration_are_refused_but_for_paths_and_handle
     training(tmp_path, epochs=2, resume="auto").run()
 
 
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    training(tmp_path, epochs=2).run(stop_in_epoch=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.idist, "get_world_size", lambda: 2)
+        with pytest.raises(ConfigError, match=r"number of processes \(none\), now 2"):
+            training(tmp_path, epochs=2, resume="auto").run()
+
+
+def test_processes_of_which_one_does_not_see_the_checkpoint_are_stopped(tmp_path, monkeypatch):
+    training(tmp_path, epochs=3).run(stop_in_epoch=3)
+    monkeypatch.setattr(resume, "gather", lambda epochs: [*epochs, 0])
+    with pytest.raises(DataError, match="after different epochs: 0, 2"):
+        training(tmp_path, epochs=3, resume="auto").run()
+
+
 def test_a_network_of_another_width_is_refused_with_the_key_and_both_numbers(tmp_path):
     training(tmp_path).run(stop_in_epoch=2)
     with pytest.raises(DataError, match=r"0\.weight \(4, 1, 3, 3\), expected \(6, 1, 3, 3\)") as caught:

@@ -123,4 +123,4 @@ def test_a_whole_network_is_refused_with_its_class(tmp_path):
 
 def test_a_torchscript_archive_is_refused(tmp_path):
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "model.ts"))
-    refused(tmp_path / "model.ts", "it is no file of plain tensors")
+    refused(tmp_path / "model.ts", "it is a network in TorchScript")

@@ -1,19 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
+from datetime import timedelta
+
+import pytest
 import torch
-from ignite.handlers import ProgressBar
 from monai.handlers import StatsHandler
 
-from monai_attn.handlers import WeightsLoader
+from monai_attn.errors import ConfigError
+from monai_attn.handlers import TensorBoardStats, WeightsLoader
 from monai_attn.workflow import processes
 
 
-def test_processes_other_than_the_first_do_not_report(monkeypatch):
-    handlers = [StatsHandler(), WeightsLoader("x.pt", torch.nn.Linear(1, 1)), ProgressBar()]
+@pytest.fixture
+def two(monkeypatch):
+    """As if there were two processes; gives a function that says which one this is."""
+    monkeypatch.setattr(processes.idist, "get_world_size", lambda: 2)
+    return lambda rank: monkeypatch.setattr(processes.idist, "get_rank", lambda: rank)
+
+
+def test_processes_other_than_the_first_do_not_report(tmp_path, two):
+    loader = WeightsLoader("x.pt", torch.nn.Linear(1, 1))
+    handlers = [StatsHandler(), loader, TensorBoardStats(tmp_path)]
+    two(0)
     assert processes.handlers_of_rank(handlers) == handlers
-    monkeypatch.setattr(processes.idist, "get_rank", lambda: 1)
-    assert processes.handlers_of_rank(handlers) == handlers[1:2]
+    two(1)
+    assert processes.handlers_of_rank(handlers) == [loader]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_every_item_is_in_one_share_in_the_order_of_the_items(number, two):
+    shares = []
+    for rank in (0, 1):
+        two(rank)
+        shares += processes.share([None] * number)
+    assert shares == list(range(number))
+
+
+def test_too_few_items_for_all_processes_are_refused(two):
+    two(0)
+    with pytest.raises(ConfigError, match="start fewer processes"):
+        processes.share(["a"], least=1)
+    assert len(processes.share(["a", "b"], least=1)) == 1
+
+
+def test_one_process_has_nothing_to_join(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(processes.idist, "initialize", None)
+    processes.join()
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (2, "nccl")])
+def test_processes_join_patiently_and_keep_the_hook_for_errors(monkeypatch, gpus, backend):
+    joined = []
+
+    def initialize(name, timeout):
+        joined.append((name, timeout))
+        sys.excepthook = print  # as torch does
+
+    hook = sys.excepthook
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(processes.idist, "initialize", initialize)
+    processes.join()
+    assert joined[0][0] == backend
+    assert joined[0][1] > timedelta(hours=1)  # longer than torch itself waits
+    assert sys.excepthook is hook
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="there are 1"):
+        processes.join()
 
 
 def test_a_single_process_has_a_device_and_a_plain_network():

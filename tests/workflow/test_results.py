@@ -11,7 +11,7 @@ from monai.transforms import Compose
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers import OverlaySaver
 from monai_attn.transforms import SaveResultd, origin_of
-from monai_attn.workflow import Origin, Results
+from monai_attn.workflow import Origin, Results, processes
 
 
 @pytest.fixture
@@ -46,6 +46,25 @@ def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=Non
 
 def names(cases, folder):
     return [case["image"].removeprefix(f"{folder}/in/") for case in cases]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, ["a/t1.nii.gz"]), (1, ["a/t2.nii.gz", "b/t1.nii.gz"])])
+def test_processes_share_what_the_first_one_found(folder, monkeypatch, rank, expected):
+    first, _ = look(folder)
+    everything = first.unfinished()
+    monkeypatch.setattr(processes.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(processes.idist, "get_rank", lambda: rank)
+    given = []
+
+    def exchange(parts, items):
+        given.append(items)
+        parts[:] = [everything, []]
+
+    monkeypatch.setattr(processes.dist, "all_gather_object", exchange)
+    results, _ = look(folder)
+    assert names(results.unfinished(), folder) == expected
+    assert given == [everything if rank == 0 else []]
+    assert results.finished == 0
 
 
 def test_what_is_finished_is_not_segmented_again_and_said_so(folder, capsys):

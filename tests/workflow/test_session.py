@@ -198,6 +198,26 @@ def test_the_log_of_a_training_that_goes_on_is_kept(bundle, tmp_path):
         assert log.read_text().startswith("before\n") == kept
 
 
+def test_other_processes_add_what_is_wrong_to_the_same_log(bundle, tmp_path, monkeypatch):
+    log = tmp_path / "out" / "train.log"
+    log.parent.mkdir()
+    log.write_text("of the first process\n")
+    monkeypatch.setattr(session.idist, "get_rank", lambda: 1)
+    run(config_file=str(bundle))
+    logging.getLogger("test").info("also said by the first process")
+    logging.getLogger("test").warning("a case of this process is odd")
+    text = log.read_text()
+    assert text.startswith("of the first process\n")
+    assert "also said" not in text
+    assert "a case of this process is odd" in text
+    assert not (tmp_path / "out" / "train_run.json").exists()
+
+
+def test_a_run_has_one_name_for_one_process_and_for_many():
+    assert BundleCall(["a/train.json", "a/multi_gpu_train.json"], {}).name == "train"
+    assert BundleCall(["a/inference.json", "a/edges.json"], {}).name == "edges"
+
+
 def test_who_stops_a_training_is_told_how_it_goes_on(bundle, tmp_path, capsys):
     def stop():
         raise KeyboardInterrupt

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A handler that tells what a process of a distributed training has seen, and what it ends with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch.utils.data import ConcatDataset
+
+
+class Recorder:
+    """Write ``rank<n>.json``, the numbers of the cases of every epoch, and ``rank<n>.pt``, the weights at the end."""
+
+    def __init__(self, folder: str, network: torch.nn.Module) -> None:
+        self.folder = Path(folder)
+        self.network = network
+        self.seen: dict[int, list[int]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self.write)
+        take = ConcatDataset.__getitem__  # of the data set that has each case as often as an epoch sees it
+
+        def note(dataset: ConcatDataset, index: int):
+            self.seen.setdefault(engine.state.epoch, []).append(index % len(dataset.datasets[0]))
+            return take(dataset, index)
+
+        ConcatDataset.__getitem__ = note
+
+    def write(self, _engine: Engine) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"rank{idist.get_rank()}"
+        torch.save(self.network.state_dict(), self.folder / f"{name}.pt")
+        (self.folder / f"{name}.json").write_text(json.dumps(self.seen))

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bundle's network in the three formats that run without this package, against the network itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ckpt_export, onnx_export
+from monai.transforms import LoadImage
+from monai.utils import ensure_tuple
+from torch import nn
+from torch.export import Dim
+
+from monai_attn.data import case_name, cases
+from monai_attn.errors import DataError, root_cause
+
+from ..conftest import TrainedBundle
+
+
+def command(bundle: TrainedBundle) -> dict:
+    """What both commands of MONAI take."""
+    return {
+        "net_id": "network_def",
+        "ckpt_file": str(bundle.weights),
+        "meta_file": str(bundle.root / "configs" / "metadata.json"),
+        "config_file": bundle.config("inference"),
+        **bundle.small("inference"),
+    }
+
+
+def eager(bundle: TrainedBundle) -> nn.Module:
+    network = bundle.parsed("inference").get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle.weights, weights_only=True))
+    return network
+
+
+def image_of(bundle: TrainedBundle, batch: int, size: int) -> torch.Tensor:
+    metadata = json.loads((bundle.root / "configs" / "metadata.json").read_text())
+    image = metadata["network_data_format"]["inputs"]["image"]
+    return torch.rand(batch, image["num_channels"], *[size] * len(image["spatial_shape"]))
+
+
+@pytest.fixture
+def torchscript(trained, tmp_path) -> Path:
+    ckpt_export(filepath=str(tmp_path / "model.ts"), **command(trained))
+    return tmp_path / "model.ts"
+
+
+def test_the_network_in_torchscript_is_the_network_for_images_of_any_size(trained, torchscript):
+    network, scripted = eager(trained), torch.jit.load(torchscript)
+    with torch.no_grad():
+        for image in (image_of(trained, 1, 32), image_of(trained, 2, 64)):
+            torch.testing.assert_close(scripted(image), network(image))
+
+
+def test_the_network_in_onnx_is_the_network(trained, tmp_path):
+    onnx_export(filepath=str(tmp_path / "model.onnx"), **command(trained))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    image = torch.rand(*entry.shape)
+    (found,) = session.run(None, {entry.name: image.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.as_tensor(found), eager(trained)(image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_network_of_torch_export_is_the_network_for_images_of_any_size(trained, tmp_path):
+    network, image = eager(trained), image_of(trained, 2, 32)
+    with torch.no_grad():
+        program = torch.export.export(network, (image,), dynamic_shapes=(dict.fromkeys(range(image.ndim), Dim.AUTO),))
+        torch.export.save(program, tmp_path / "model.pt2")
+        exported = torch.export.load(tmp_path / "model.pt2").module()
+        for other in (image, image_of(trained, 3, 64)):
+            torch.testing.assert_close(exported(other), network(other))
+
+
+def test_the_exported_network_segments_as_the_network_does(trained, torchscript, tmp_path):
+    image = cases(trained.data, "validation")[0]["image"]
+    # a network in TorchScript does not tell its layers, so that this inferer takes windows
+    windows = {"_target_": "SlidingWindowInferer", "roi_size": 75, "overlap": 0.5, "mode": "gaussian"}
+    layerwise = trained.entries("inference")["inferer"]["_target_"].endswith("LayerwiseInferer")
+    same = {"inferer": windows} if layerwise else {}
+    trained.run("inference", input=image, output_dir=str(tmp_path / "own"), checkpoint=str(trained.weights), **same)
+    exported = {"input": image, "output_dir": str(tmp_path / "exported")}
+    trained.run("inference", "inference_exported", checkpoint=str(torchscript), **exported)
+    name = f"{case_name(ensure_tuple(image)[0])}_seg{trained.suffix}"
+    own, found = (np.asarray(LoadImage(image_only=True)(tmp_path / folder / name)) for folder in ("own", "exported"))
+    assert np.array_equal(own, found)
+    manifest = json.loads((tmp_path / "exported" / "inference_exported_run.json").read_text())
+    assert set(manifest["needs"]) == {str(torchscript)}
+
+
+def test_an_exported_network_that_is_not_there_is_reported_before_any_work(train_bundle, tmp_path):
+    bundle = train_bundle("hippocampus_mri_scse_segmentation")  # the overlay is the same in all
+    with pytest.raises(RuntimeError) as caught:
+        bundle.run("inference", "inference_exported", checkpoint=str(tmp_path / "none.ts"), output_dir=str(tmp_path))
+    error = root_cause(caught.value)
+    assert isinstance(error, DataError)
+    assert "none.ts" in error.what
