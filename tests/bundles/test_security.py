@@ -23,7 +23,7 @@ IMPORTS = {
     "from monai_attn.data import datalist",
     "from monai_attn.nets import TrainOutputs",
 }
-NAMES = {"TrainOutputs", "case", "datalist", "index", "len", "monai", "range", "size", "torch", "workflow"}
+NAMES = {"TrainOutputs", "case", "datalist", "index", "len", "min", "monai", "range", "size", "torch", "workflow"}
 ATTRIBUTES = {
     "cuda", "device", "float32", "is_available", "uint8",  # torch
     "cases", "locate",  # datalist
