@@ -306,15 +306,6 @@ def part_name(part: Message) -> Any:
     return part.get_param("name", header="content-disposition")
 
 
-def test_an_image_that_cannot_be_used_is_an_error_of_its_request_only(server, image_of, tmp_path):
-    name = "hippocampus_mri_scse_segmentation"
-    (tmp_path / "cut.nii.gz").write_bytes(image_of(name).read_bytes()[:500])
-    with (tmp_path / "cut.nii.gz").open("rb") as file:
-        answer = server.ask("POST", f"/infer/{name}", expected=500, files={"file": ("cut.nii.gz", file)})
-    assert "it is damaged" in answer.text
-    assert server.segment(name, image_of(name), tmp_path).is_file()
-
-
 @every_bundle
 def test_an_epoch_on_the_labels_of_the_studies_gives_weights_that_are_served_at_once(
     server, image_of, result_of, tmp_path, name
@@ -362,8 +353,16 @@ def test_one_training_runs_at_a_time_and_one_that_is_stopped_leaves_the_weights(
     assert bundle.weights.read_bytes() != stopped
 
 
-def test_nothing_of_all_this_was_wrong_without_a_word(server):
+def test_nothing_of_all_this_went_wrong_without_a_word(server):
     log = server.log.read_text()
     assert "Checkpoint keys don't match" not in log
-    traces = re.findall(r"^Traceback .*?^(?=\S)(?!Traceback)(.*?)$", log, flags=re.MULTILINE | re.DOTALL)
-    assert [trace for trace in traces if "cut.nii.gz" not in trace and "it is damaged" not in trace] == []
+    assert "Traceback" not in log
+
+
+def test_an_image_that_cannot_be_used_is_an_error_of_its_request_only(server, image_of, tmp_path):
+    name = "hippocampus_mri_scse_segmentation"
+    (tmp_path / "cut.nii.gz").write_bytes(image_of(name).read_bytes()[:500])
+    with (tmp_path / "cut.nii.gz").open("rb") as file:
+        server.ask("POST", f"/infer/{name}", expected=500, files={"file": ("cut.nii.gz", file)})
+    assert "problem: it is damaged" in server.log.read_text()
+    assert server.segment(name, image_of(name), tmp_path).is_file()
