@@ -43,8 +43,8 @@ if find_spec("monailabel") is None:
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/train.json"))
-# of a server that does something else, of a request, of a training of one epoch
-START, ANSWER, TRAINING = 120, 120, 300
+# seconds that a start, a request and a training may take on a machine that does other things too
+START, ANSWER, TRAINING = 300, 300, 600
 
 every_bundle = pytest.mark.parametrize("name", BUNDLES)
 
@@ -136,7 +136,7 @@ def give_weights(bundle: Any) -> None:
             inferer(batch, network.train())  # for the statistics of batch norm
             scores = inferer(batch, network.eval())[0]
         labels = scores > 0 if len(scores) == 1 or "region_values" in parser.get() else scores.argmax(0, keepdim=True)
-        if len(labels.flatten(1).unique(dim=1).T) > 1:
+        if len(labels.unique()) > 1:
             bundle.output.mkdir()
             torch.save(network.state_dict(), bundle.weights)
             return
