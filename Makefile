@@ -1,6 +1,7 @@
 # Two commands do everything on a bare machine (Python >= 3.10 with venv): `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+LABEL := .venv-label
 BIN := $(VENV)/bin
 # glibc gives freed memory back to the system and asks for it again in every iteration; on a CPU that is a third of the
 # time of a training, so keep it
@@ -8,16 +9,17 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow coverage faults soak lint types clean help
+.PHONY: demo test test-slow test-label coverage faults soak lint types clean help
 
 help:
-	@echo "make demo       train, evaluate and apply the quick-start bundle, with pictures in demo/"
-	@echo "make test       lint, types and the default tests"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make coverage   the default tests, and which lines of the package they miss"
-	@echo "make faults     all rows of the table of faults in docs/reliability.md"
-	@echo "make soak       50 kills of a training and an inference, with nothing lost (10 to 20 minutes)"
-	@echo "make clean      remove what make made"
+	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
+	@echo "make test        lint, types and the default tests"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-label  every bundle in MONAI Label's server, in an environment of its own"
+	@echo "make coverage    the default tests, and which lines of the package they miss"
+	@echo "make faults      all rows of the table of faults in docs/reliability.md"
+	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 to 20 minutes)"
+	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle
 	$(BIN)/python -m monai_attn.demo
@@ -38,6 +40,9 @@ test-slow: $(VENV)/installed-dev
 soak: $(VENV)/installed-bundle
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --kills 50 --seed 0
 
+test-label: $(LABEL)/installed
+	$(LABEL)/bin/python -m pytest -m monailabel tests/bundles/test_label.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,11 +51,17 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(LABEL) demo build dist *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+# MONAI Label wants older versions of some packages than the rest
+$(LABEL)/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[bundle,label]" pytest
 	touch $@
 
 $(VENV)/bin/python:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import locale
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +107,18 @@ class TrainedBundle(NamedTuple):
         parser.update({**folders, "device": "cpu", **self.small(config), **overrides})
         return parser
 
+    def small_copy(self, folder: Path) -> TrainedBundle:
+        """The bundle with only the numbers changed that make it small, for those who give no overrides."""
+        shutil.copytree(self.root, folder, ignore=shutil.ignore_patterns("models", "eval"))
+        for name in ("train", "inference"):
+            entries = self.entries(name)
+            for key, value in self.small(name).items():
+                if key not in ("epochs", "val_interval"):  # not the size of anything
+                    *parents, last = key.split("#")
+                    reduce(getitem, parents, entries)[last] = value
+            (folder / "configs" / f"{name}.json").write_text(json.dumps(entries))
+        return self._replace(root=folder, output=folder / "models")
+
     @property
     def suffix(self) -> str:
         """The ending of the results."""
@@ -121,14 +135,25 @@ class TrainedBundle(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def train_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainedBundle]:
+def bundle_on_phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainedBundle]:
+    """Makes the phantom of a bundle, to train on, when it is first asked for."""
+
+    @cache
+    def make(name: str) -> TrainedBundle:
+        folder = tmp_path_factory.mktemp(name)
+        root = next(root for root in BUNDLES if root.name == name)
+        return TrainedBundle(root, make_phantom(name, folder / "data", cases=6), folder / "out")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_bundle(bundle_on_phantom: Callable[[str], TrainedBundle]) -> Callable[[str], TrainedBundle]:
     """Trains a bundle on its phantom when it is first asked for."""
 
     @cache
     def train(name: str) -> TrainedBundle:
-        folder = tmp_path_factory.mktemp(name)
-        root = next(root for root in BUNDLES if root.name == name)
-        bundle = TrainedBundle(root, make_phantom(name, folder / "data", cases=6), folder / "out")
+        bundle = bundle_on_phantom(name)
         bundle.run("train", output_dir=str(bundle.output), ckpt_dir=str(bundle.output))
         return bundle
 

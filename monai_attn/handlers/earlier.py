@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from itertools import count
 from pathlib import Path
 
 from monai_attn.errors import DataError
 from monai_attn.weights.files import read_tensors
 
-__all__ = ["LATEST", "move_aside", "stopped_training"]
+__all__ = ["BEST", "FINAL", "LATEST", "move_aside", "stopped_training"]
 
-LATEST = "checkpoint_latest.pt"
-_WEIGHTS = ("model.pt", "model_final.pt")
+BEST, FINAL, LATEST = "model.pt", "model_final.pt", "checkpoint_latest.pt"
 _logger = logging.getLogger(__name__)
 
 
@@ -36,7 +36,7 @@ def stopped_training(save_dir: Path) -> bool:
                 f"This new training moves its files to {_free_folder(save_dir)} after its first step."
             )
             return True
-    replaced = [name for name in _WEIGHTS if (save_dir / name).exists()]
+    replaced = [name for name in (BEST, FINAL) if (save_dir / name).exists()]
     if replaced:
         _logger.warning(
             f"this training will replace {' and '.join(replaced)} in {save_dir}; to keep them, give another ckpt_dir."
@@ -45,10 +45,18 @@ def stopped_training(save_dir: Path) -> bool:
 
 
 def move_aside(save_dir: Path) -> None:
-    """Move the files of a training into a folder of their own, ``previous_1``, ``previous_2``, … within its folder."""
+    """Move the files of a training into a folder of their own, ``previous_1``, ``previous_2``, … within its folder.
+
+    ``model.pt`` stays in its place as well until the new training has its own, for a server may be using it.
+    """
     folder = _free_folder(save_dir)
     folder.mkdir()
-    for name in (LATEST, *_WEIGHTS):
+    if (save_dir / BEST).exists():
+        try:
+            (folder / BEST).hardlink_to(save_dir / BEST)
+        except OSError:  # a file system without links
+            shutil.copy2(save_dir / BEST, folder / BEST)
+    for name in (LATEST, FINAL):
         if (save_dir / name).exists():
             (save_dir / name).replace(folder / name)
 

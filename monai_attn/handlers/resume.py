@@ -14,7 +14,7 @@ from torch import nn
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.checkpoint import AtomicSaver, keep_state
-from monai_attn.handlers.earlier import LATEST, move_aside, stopped_training
+from monai_attn.handlers.earlier import BEST, FINAL, LATEST, move_aside, stopped_training
 from monai_attn.weights.checkpoint import load_weights, unwrapped
 from monai_attn.weights.files import read_tensors
 from monai_attn.workflow.call import bundle_call
@@ -37,8 +37,9 @@ class TrainingCheckpoint:
     ``checkpoint_latest.pt`` holds the network, the optimiser, the schedule, the loss scaler, where the trainer is, the
     best validation and the last one, and the handlers that have a state: :class:`EpochSeed`, :class:`CurveSaver`,
     :class:`EarlyStop`, :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what
-    one that ran through gives. ``model_final.pt`` is the network's state dict after the last epoch. Of several
-    processes the first one writes, and all read.
+    one that ran through gives. ``model_final.pt`` is the network's state dict after the last epoch, and so is
+    ``model.pt`` if there was no validation to choose a better one. Of several processes the first one writes, and all
+    read.
 
     It may stand anywhere in the list of handlers. Where another training was stopped before its end, a new one moves
     that one's files to ``previous_1`` (``previous_2``, …) after its first step.
@@ -153,7 +154,11 @@ class TrainingCheckpoint:
             engine.terminate()
 
     def _finish(self, _engine: Engine) -> None:
-        self.save(unwrapped(self.network).state_dict(), "model_final.pt")
+        weights = unwrapped(self.network).state_dict()
+        self.save(weights, FINAL)
+        best: Any = self.evaluator.state
+        if best.best_metric_epoch < 1:  # no validation, as where a single case is labelled, or none with a number
+            self.save(weights, BEST)
 
 
 def _settings(engine: Engine, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import verify_net_in_out
+import torch
+from monai.bundle import ConfigParser, verify_net_in_out
+from monai.transforms import LoadImaged
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
 CONFIGS = ("train", "evaluate", "inference", "inference_exported", "multi_gpu_train", "multi_gpu_evaluate")
@@ -237,3 +239,56 @@ def test_weights_and_metrics_go_through_our_own_handlers(bundle, name):
     if loaders:
         needs = load(bundle, name).get("session#needs") or load(bundle, name)["session"]["needs"]
         assert needs == "@checkpoint"
+
+
+def test_the_folder_and_the_metadata_are_named_as_monai_label_expects(bundle):
+    assert "segmentation" in bundle.name  # the kind of task is found in the name
+    assert not [kind for kind in ("classification", "deepedit", "deepgrow", "detection") if kind in bundle.name]
+    data = load(bundle, "metadata")["network_data_format"]
+    assert (next(iter(data["inputs"])), next(iter(data["outputs"]))) == ("image", "pred")
+    labels = data["outputs"]["pred"]["channel_def"]
+    assert all(value.isdigit() for value in labels)
+    assert len({label.lower() for label in labels.values()}) == len(labels) > 1
+
+
+def test_monai_label_can_ask_for_a_training(bundle):
+    """It gives data, handlers and the number of epochs by these names, and no entry of its own."""
+    config = load(bundle, "train")
+    assert isinstance(config["train"]["dataset"]["data"], str)
+    assert isinstance(config["validate"]["dataset"]["data"], str)
+    assert config["train"]["trainer"]["max_epochs"] == "@epochs"
+    assert config["train"]["trainer"]["network"] in ("@network", "@train_network")
+    assert "displayable_configs" not in config  # the server fails where a request leaves one out
+    # the last epoch of a training of few epochs is validated, or its weights would not be served
+    interval = config["val_interval"]
+    assert interval == 1 or "@train#trainer#max_epochs" in interval
+    assert strings_that_refer_to(config, "epochs") == ["@epochs"]
+
+
+def strings_that_refer_to(config: Any, entry: str) -> list[str]:
+    return [text for text in strings(config) if re.search(rf"[@%]{entry}\b", text)]
+
+
+def test_what_monai_label_reads_of_an_inference_needs_neither_data_nor_weights(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MONAI_DATA_DIRECTORY", raising=False)
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.config["bundle_root"] = str(tmp_path)
+    steps = parser.get_parsed_content("preprocessing").transforms
+    assert isinstance(steps[0], LoadImaged)  # is told there to keep the metadata
+    assert callable(parser.get_parsed_content("inferer"))
+    assert len(parser.get_parsed_content("postprocessing").transforms) > 1
+    assert parser.get_parsed_content("network_def").state_dict()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_lie_in_a_bundle_are_those_of_its_network(bundle):
+    files = sorted((bundle / "models").glob("model*.pt"))
+    if not files:
+        pytest.skip("it has no weights")
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    network = parser.get_parsed_content("network_def")
+    for file in files:
+        network.load_state_dict(torch.load(file, weights_only=True), strict=True)

@@ -22,7 +22,7 @@ IMPORTS = {
     "import monai_attn.workflow as workflow",
     "from monai_attn.data import datalist",
 }
-NAMES = {"case", "datalist", "index", "len", "monai", "range", "size", "torch", "workflow"}
+NAMES = {"case", "datalist", "index", "len", "min", "monai", "range", "size", "torch", "workflow"}
 ATTRIBUTES = {
     "cuda", "device", "float32", "is_available", "uint8",  # torch
     "cases", "locate", "training_cases",  # datalist

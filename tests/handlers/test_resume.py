@@ -5,6 +5,7 @@ import csv
 import logging
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -359,10 +360,33 @@ def test_a_new_training_moves_a_stopped_one_aside_and_says_how_to_go_on_with_it(
     assert str(tmp_path / "previous_1") in caplog.text
     kept = torch.load(tmp_path / "previous_1" / "model.pt", weights_only=True)
     assert all(torch.equal(value, weights[key]) for key, value in kept.items())
+    assert (tmp_path / "model.pt").is_file()
+    assert not (tmp_path / "model_final.pt").exists()
     # the second one has been stopped too, and may be continued as the first one may
     training(tmp_path, seed=5).run(stop_in_epoch=2)
     assert (tmp_path / "previous_2" / "checkpoint_latest.pt").is_file()
     training(tmp_path, resume=str(tmp_path / "previous_1" / "checkpoint_latest.pt")).run()
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+def test_the_weights_of_a_stopped_training_stay_where_they_are_until_there_are_new_ones(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=OSError))
+    stopped = training(tmp_path)
+    stopped.run(stop_in_epoch=3)
+    weights = stopped.weights("model.pt")
+    second = training(tmp_path, seed=4)
+    second.run(stop_in_epoch=1)  # before its first validation
+    assert all(torch.equal(value, weights[key]) for key, value in second.weights("model.pt").items())
+    assert (tmp_path / "previous_1" / "model.pt").is_file()
+
+
+def test_the_weights_of_a_training_without_cases_to_validate_on_are_its_last_ones(tmp_path):
+    without = training(tmp_path)
+    without.evaluator.state.epoch_length = 0
+    without.run()
+    best, final = without.weights("model.pt"), without.weights("model_final.pt")
+    assert all(torch.equal(value, final[key]) for key, value in best.items())
 
 
 def test_a_new_training_that_fails_at_once_leaves_the_stopped_one_in_its_place(tmp_path):
