@@ -135,6 +135,7 @@ def test_all_processes_end_with_the_weights_that_are_saved(recorded):
     assert_equal(record / "rank0.pt", recorded.output / "model_final.pt")
 
 
+@pytest.mark.fault(64)
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs a list of the processes that one started")
 def test_a_killed_process_stops_the_job_which_goes_on_bitwise(recorded, tmp_path):
     job = launch_recorded(recorded, tmp_path, "killed")
