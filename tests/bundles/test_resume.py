@@ -12,7 +12,12 @@ import torch
 
 from monai_attn.handlers import EpochSeed
 
-BUNDLES = ["hippocampus_mri_scse_segmentation", "hippocampus_mri_egcnn_segmentation"]
+QUICK_START = "hippocampus_mri_scse_segmentation"
+FAST = [QUICK_START, "hippocampus_mri_egcnn_segmentation"]
+BUNDLES = [
+    pytest.param(root.name, marks=[] if root.name in FAST else pytest.mark.slow)
+    for root in sorted((Path(__file__).parents[2] / "bundles").iterdir())
+]
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -58,7 +63,7 @@ def test_a_stopped_training_goes_on_bitwise(train_bundle, tmp_path, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.fault(37)
 def test_a_process_that_is_killed_goes_on_bitwise(train_bundle, tmp_path):
-    bundle = train_bundle(BUNDLES[0])
+    bundle = train_bundle(QUICK_START)
     through, killed = tmp_path / "through", tmp_path / "killed"
 
     def launch(folder: Path, **overrides):
