@@ -365,5 +365,5 @@ def test_an_image_that_cannot_be_used_is_an_error_of_its_request_only(server, im
     (tmp_path / "cut.nii.gz").write_bytes(image_of(name).read_bytes()[:500])
     with (tmp_path / "cut.nii.gz").open("rb") as file:
         server.ask("POST", f"/infer/{name}", expected=500, files={"file": ("cut.nii.gz", file)})
-    assert "problem: it is damaged" in server.log.read_text()
+    wait(lambda: "problem: it is damaged" in server.log.read_text(), bool, ANSWER)  # written behind the answer
     assert server.segment(name, image_of(name), tmp_path).is_file()
