@@ -14,7 +14,7 @@ help:
 	@echo "make demo       train, evaluate and apply the quick-start bundle, with pictures in demo/"
 	@echo "make test       lint, types and the default tests"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make soak       50 kills of a training and an inference, with nothing lost (10 to 20 minutes)"
+	@echo "make soak       50 kills of a training and an inference, with nothing lost (10 minutes and more)"
 	@echo "make clean      remove what make made"
 
 demo: $(VENV)/installed-bundle
