@@ -18,7 +18,7 @@ help:
 	@echo "make test-label  every bundle in MONAI Label's server, in an environment of its own"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
-	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 to 20 minutes)"
+	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
 	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle

@@ -195,10 +195,10 @@ def screen_of(folder: Path) -> Path:
     return folder.with_suffix(".txt")
 
 
-def draw(random: Random, stage: Stage, reference: Reference, done: int, at_a_file: bool) -> Plan:
+def draw(random: Random, stage: Stage, reference: Reference, to_do: float, at_a_file: bool) -> Plan:
     """A moment in all that is still to be done, or, every other time, in what comes after the start-up."""
     at_work = random.random() < 0.5
-    work = (reference.seconds - reference.start_up) * (1 - done / stage.steps)
+    work = (reference.seconds - reference.start_up) * to_do
     moment = random.uniform(0, work if at_work else reference.start_up + work)
     return Plan(moment, at_work, random.choice(stage.files) if at_a_file else "")
 
@@ -209,6 +209,7 @@ class Soak:
     def __init__(self, place: Path, seed: int) -> None:
         self.place = place
         self.random = Random(seed)
+        self.pace = 1.0
         self.kills: Counter[tuple[str, str]] = Counter()
         self.cut_off = self.rounds = 0
         self.problems: list[str] = []
@@ -228,14 +229,18 @@ class Soak:
         present, unfinished, done = set[str](), set[str](), 0
         while True:
             left = until - self.kills.total() if done < stage.steps else 0
-            plan = draw(self.random, stage, reference, done, left % 2 == 0) if left else Plan(math.inf)
+            to_do = self.pace * (1 - done / stage.steps)
+            plan = draw(self.random, stage, reference, to_do, left % 2 == 0) if left else Plan(math.inf)
             ended = run_until(stage, folder, plan)
             if isinstance(ended, int):
                 print(f"    {stage.name} ended and is compared with the undisturbed one", flush=True)
+                if left:  # the end came before the kill: the machine has less else to do than in the reference
+                    self.pace *= 0.8
                 found = [f"exit code {ended}, see {screen_of(folder)}"] if ended else []
                 self._note(stage, folder, [*found, *lost(folder, reference.folder)])
                 return
             doing, seconds = ended
+            self.pace = min(self.pace * 1.1, 1)
             self.kills[stage.name, doing] += 1
             found = damaged(folder, reference.folder)
             found += [f"{name}: it was there before" for name in sorted(present - names(folder))]
