@@ -172,8 +172,10 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert {name: second[name] for name in first} == first
     assert set(second) - set(first) == {f"{names[2]}_seg{trained.suffix}"}
 
+    others = {name: value + 1 for name, value in torch.load(trained.weights, weights_only=True).items()}
+    torch.save(others, tmp_path / "others.pt")
     with pytest.raises(RuntimeError) as caught:
-        trained.run("inference", **{**call, "checkpoint": str(trained.output / "model_final.pt")})
+        trained.run("inference", **{**call, "checkpoint": str(tmp_path / "others.pt")})
     error = root_cause(caught.value)
     assert isinstance(error, ConfigError)
     assert "another checkpoint" in error.problem
