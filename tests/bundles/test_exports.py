@@ -20,6 +20,7 @@ from monai_attn.data import case_name, cases
 from monai_attn.errors import DataError, root_cause
 
 from ..conftest import TrainedBundle
+from .conftest import mostly_slow
 
 
 def command(bundle: TrainedBundle) -> dict:
@@ -58,6 +59,7 @@ def test_the_network_in_torchscript_is_the_network_for_images_of_any_size(traine
             torch.testing.assert_close(scripted(image), network(image))
 
 
+@mostly_slow
 def test_the_network_in_onnx_is_the_network(trained, tmp_path):
     onnx_export(filepath=str(tmp_path / "model.onnx"), **command(trained))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -79,6 +81,7 @@ def test_the_network_of_torch_export_is_the_network_for_images_of_any_size(train
             torch.testing.assert_close(exported(other), network(other))
 
 
+@mostly_slow
 def test_the_exported_network_segments_as_the_network_does(trained, torchscript, tmp_path):
     image = cases(trained.data, "validation")[0]["image"]
     # a network in TorchScript does not tell its layers, so that this inferer takes windows

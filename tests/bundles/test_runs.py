@@ -25,6 +25,8 @@ from monai_attn.data import case_name, cases
 from monai_attn.data.inspection import check_bundle
 from monai_attn.errors import CasesError, ConfigError, DataError, root_cause
 
+from .conftest import mostly_slow
+
 
 def test_training_leaves_weights_curves_and_a_manifest(trained):
     assert {"model.pt", "model_final.pt", "curves.csv", "curves.png", "train.log", "train_run.json"} <= {
@@ -139,6 +141,7 @@ def written(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*_seg.*")}
 
 
+@mostly_slow
 def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, tmp_path, monkeypatch, capsys):
     image = one_file(trained, tmp_path)
     ending = "".join(image.suffixes)
