@@ -116,6 +116,7 @@ def test_a_segmentation_lies_on_the_grid_of_its_file_however_that_is_stored(trai
     assert np.array_equal(back[0].numpy(), np.asarray(expected.dataobj))
 
 
+@pytest.mark.fault(10)
 def test_a_picture_is_segmented_as_rows_and_columns(trained, tmp_path):
     if trained.suffix != ".png":
         pytest.skip("volumes have their own test")
