@@ -21,6 +21,6 @@ def test_every_row_of_the_table_has_a_test_and_every_test_a_row():
     assert rows == list(range(1, 71)) == sorted(marked)
 
 
-def test_no_row_of_the_table_fails():
+def test_all_rows_of_the_table_pass():
     verdicts = re.findall(r"^\| \d+ \|.*\| ([^|]*) \|$", (ROOT / "docs" / "reliability.md").read_text("utf-8"), re.M)
-    assert set(verdicts) <= {"passed", "passed/skipped"}
+    assert set(verdicts) == {"passed"}
