@@ -107,12 +107,13 @@ class Session:
         if not self.manifest:
             self._document()
         self._trains = "resume" in self._call.parser and evaluator is not None
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         engine.run()
         measured: Any = (evaluator or engine).state
         self.manifest |= {
             "state": "finished",
             "seconds": round(time.perf_counter() - begun, 1),
+            "cpu_seconds": round(time.process_time() - worked, 1),
             "results": {name: value for name, value in measured.metrics.items() if isinstance(value, (int, float))},
         }
         if evaluator is not None and measured.best_metric_epoch > 0:
