@@ -21,11 +21,12 @@ __all__ = ["main"]
 
 
 class _Command(NamedTuple):
-    """A subcommand: a line about it, a function that adds its arguments, and one that runs it."""
+    """A subcommand: a line about it, a function that adds its arguments, one that runs it, and calls to show."""
 
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    examples: tuple[str, ...] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,12 +53,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_EXIT_CODES = """exit codes:
+  0  everything was done
+  1  an error that nobody foresaw, with its trace
+  2  what was given cannot be used; three lines say what, why, and the mend"""
+
+
+def _epilog(examples: Sequence[str]) -> str:
+    return "\n".join(["examples:", *(f"  {example}" for example in examples), "", _EXIT_CODES])
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="monai-attn", description=monai_attn.__doc__)
+    style = argparse.RawDescriptionHelpFormatter
+    first_examples = [command.examples[0] for command in _COMMANDS.values() if command.examples]
+    parser = argparse.ArgumentParser(
+        prog="monai-attn", description=monai_attn.__doc__, epilog=_epilog(first_examples), formatter_class=style
+    )
     parser.add_argument("--version", action="version", version=f"monai-attn {monai_attn.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in _COMMANDS.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.summary, description=command.summary))
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=_epilog(command.examples),
+            formatter_class=style,
+        )
+        command.add_arguments(subparser)
     return parser
 
 
@@ -76,7 +98,7 @@ def _make_phantom(arguments: argparse.Namespace) -> None:
 
 
 def _add_synthesis_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("labels", help="folder of label maps")
+    parser.add_argument("labels", help="folder of label maps, or one of them")
     parser.add_argument(
         "--like", nargs=2, required=True, metavar=("IMAGE", "LABEL"), help="real case whose intensities are imitated"
     )
@@ -122,11 +144,17 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
         help="configurations of the bundle (default: train, or inference for --input)",
     )
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, as training or inference gets them"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides, as training or inference gets them (default: none)",
     )
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from monai_attn.data.inspection import check_bundle
 
     lines = check_bundle(
@@ -138,7 +166,8 @@ def _check(arguments: argparse.Namespace) -> None:
         overrides=arguments.set,
     )
     for line in lines:
-        print(line, flush=True)
+        with tqdm.external_write_mode():  # the progress bar steps aside
+            print(line, flush=True)
 
 
 def _add_reproduction_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,11 +228,17 @@ _COMMANDS = {
         "Load every case of a data set and say which ones a bundle cannot use, and why.",
         _add_check_arguments,
         _check,
+        (
+            "monai-attn check brain_mri_scse_segmentation --dataset_dir my_data",
+            "monai-attn check brain_mri_scse_segmentation --input my_scans",
+            "monai-attn check brats_mri_autofocus_segmentation --dataset_dir my_data --set in_channels=2",
+        ),
     ),
     "phantom": _Command(
         "Write a look-alike of a bundle's data set: made-up anatomy, for trying the software only.",
         _add_phantom_arguments,
         _make_phantom,
+        ("monai-attn phantom brain_mri_scse_segmentation --out data/brain_phantom --cases 20",),
     ),
     "reproduce": _Command(
         "Run the grid of a paper's table and write the table, with the paper's values beside ours.",
@@ -214,5 +249,6 @@ _COMMANDS = {
         "Make images from label maps, to train on where labels are at hand and images are not.",
         _add_synthesis_arguments,
         _synthesize,
+        ("monai-attn synthesize label_maps --like image.nii.gz label.nii.gz --out synthetic",),
     ),
 }

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from monai_attn import cli
 from monai_attn.cli import main
 from monai_attn.data.phantom import make_phantom
 
@@ -76,6 +79,45 @@ def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("usage: monai-attn")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli._COMMANDS)])
+def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes:\n  0  everything was done\n" in text
+    examples = re.findall(r"^  monai-attn (.*)$", text, flags=re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert example.split()[0] in (command or cli._COMMANDS)
+        assert cli._parser().parse_args(example.split()).command == example.split()[0]
+
+
+class Terminal(io.StringIO):
+    """Stands in for a terminal and keeps what is drawn on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_commands_have_a_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
+    folder = str(Path(__file__).parents[1] / "bundles" / BUNDLE)
+    data = tmp_path / "p"
+    maps, like = data / "labels", [str(data / kind / "phantom_000.nii.gz") for kind in ("images", "labels")]
+    commands = {
+        "phantom": ["phantom", BUNDLE, "--out", str(data), "--cases", "2"],
+        "check": ["check", folder, "--dataset_dir", str(data)],
+        "synthesize": ["synthesize", str(maps), "--like", *like, "--out", str(tmp_path / "s")],
+    }
+    for name, arguments in commands.items():
+        stderr = Terminal() if terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(arguments) == 0, stderr.getvalue()
+        assert (f"{name}: " in stderr.getvalue()) == terminal
+        assert terminal or stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monai.utils import ensure_tuple
+from tqdm import tqdm
 
 from monai_attn.data.datalist import cases, common_root, find_images
 from monai_attn.errors import DataError
@@ -96,7 +97,7 @@ def check_bundle(
 
 
 def inspect_cases(guard: CheckedLoadImaged, items: Sequence[Mapping[Any, Any]]) -> Iterator[CaseReport]:
-    """Load and check cases, one after the other.
+    """Load and check cases, one after the other, with a progress bar on a terminal.
 
     Args:
         guard: the transform that does so.
@@ -105,7 +106,7 @@ def inspect_cases(guard: CheckedLoadImaged, items: Sequence[Mapping[Any, Any]]) 
     Yields:
         a report for each.
     """
-    for name, item in zip(_names(items), items):
+    for name, item in tqdm(zip(_names(items), items), "check", len(items), leave=False, unit="case", disable=None):
         with _collected_warnings() as warnings:
             try:
                 loaded = guard(item)

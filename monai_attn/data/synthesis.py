@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
+from tqdm import tqdm
 
 from monai_attn.data.datalist import case_name, find_images
 from monai_attn.data.phantom.scanner import bias_field, blur
@@ -84,6 +85,8 @@ def synthesize_dataset(
 ) -> Path:
     """Write a data set of synthesised images and their labels; the real case is among the training cases.
 
+    On a terminal there is a progress bar.
+
     Args:
         labels: folder of label maps.
         folder: folder to make; an existing ``dataset.json`` in it is not overwritten.
@@ -106,7 +109,8 @@ def synthesize_dataset(
     statistics = intensity_statistics(image.as_tensor(), label.as_tensor())
     maps = find_images(labels)
     items = []
-    for index, path in enumerate(item["image"] for item in maps for _ in range(copies)):
+    paths = [item["image"] for item in maps for _ in range(copies)]
+    for index, path in enumerate(tqdm(paths, "synthesize", leave=False, unit="image", disable=None)):
         rng = np.random.RandomState([seed, index])
         truth = _load(path)
         try:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.transforms import SaveImage
 from monai.utils import convert_to_numpy
+from tqdm import tqdm
 
 from monai_attn.data.phantom import (
     abdomen,
@@ -69,7 +70,7 @@ class Phantom(NamedTuple):
 
 
 def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0) -> Path:
-    """Write a look-alike of a bundle's data set.
+    """Write a look-alike of a bundle's data set, with a progress bar on a terminal.
 
     Args:
         bundle: name of the bundle, a key of ``PHANTOMS``.
@@ -123,7 +124,8 @@ def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0
 def _write_subjects(phantom: Phantom, folder: Path, cases: int, seed: int) -> list[list[dict[str, Any]]]:
     """Write the scans of as many subjects as make up the cases; returns the entries of each subject."""
     subjects = []
-    for subject, first in enumerate(range(0, cases, phantom.scans)):
+    firsts = range(0, cases, phantom.scans)
+    for subject, first in enumerate(tqdm(firsts, "phantom", leave=False, unit="subject", disable=None)):
         items = []
         scans = phantom.draw(np.random.RandomState([seed, subject]))
         for scan, volumes in zip(range(min(phantom.scans, cases - first)), scans):
