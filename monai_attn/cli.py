@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import monai_attn
-from monai_attn.errors import InputError
+from monai_attn.errors import CasesError, InputError
 
 __all__ = ["main"]
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0, or 2 (``monai_attn.workflow.EXIT_BAD_INPUT``, as argparse has it) if what the user gave cannot be used; the
-        error is then told on stderr.
+        0; 2 (``monai_attn.workflow.EXIT_BAD_INPUT``, as argparse has it) if what the user gave cannot be used; 3
+        (``EXIT_INCOMPLETE``) if parts have no result. The error is then told on stderr.
 
     Example:
         ``main(["phantom", "hippocampus_mri_scse_segmentation", "--out", "data/phantom"])``
@@ -45,18 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _COMMANDS[arguments.command].run(arguments)
-    except InputError as error:
-        from monai_attn.workflow import EXIT_BAD_INPUT
+    except (InputError, CasesError) as error:
+        from monai_attn.workflow import EXIT_BAD_INPUT, EXIT_INCOMPLETE
 
         print(f"monai-attn: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_INCOMPLETE
     return 0
 
 
 _EXIT_CODES = """exit codes:
   0  everything was done
   1  an error that nobody foresaw, with its trace
-  2  what was given cannot be used; three lines say what, why, and the mend"""
+  2  what was given cannot be used; three lines say what, why, and the mend
+  3  the rest was done, but some cells of a table have no result"""
 
 
 def _epilog(examples: Sequence[str]) -> str:
@@ -193,7 +194,7 @@ def _add_reproduction_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of entries of the bundle, for all cells"
     )
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows (default: all)")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="run only these rows (default: all)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="train each cell on N GPUs by torchrun")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--parameters", action="store_true", help="count parameters only, without data")
@@ -212,11 +213,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         small=arguments.small,
         overrides=tuple(arguments.set),
         section=arguments.section,
+        rows=tuple(arguments.rows),
         processes=arguments.processes,
     )
-    grid = reproduce.Grid(table.only(arguments.rows), settings)
+    grid = reproduce.Grid(table, settings)
     if arguments.print:
-        for cell in grid.cells:
+        for cell in grid.wanted:
             print(" && ".join(shlex.join(command) for command in cell.commands()))
         return
     reproduce.reproduce(grid, budget=0 if arguments.parameters else arguments.budget)
@@ -244,6 +246,12 @@ _COMMANDS = {
         "Run the grid of a paper's table and write the table, with the paper's values beside ours.",
         _add_reproduction_arguments,
         _reproduce,
+        (
+            "monai-attn reproduce scse I",
+            "monai-attn reproduce scse III --dataset_dir data/malc --seeds 0 1 2 --budget 100",
+            "monai-attn reproduce egcnn 1 --dataset_dir data/brats2019 --small --rows U-Net 'U-Net + EG-CNN'",
+            "monai-attn reproduce autofocus 2 --dataset_dir data/brats2015 --print",
+        ),
     ),
     "synthesize": _Command(
         "Make images from label maps, to train on where labels are at hand and images are not.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -34,6 +33,7 @@ class Settings(NamedTuple):
         small: whether the networks are narrow and the trainings short, as the table says.
         overrides: overrides of entries for all cells, ``KEY=VALUE``.
         section: section of the data set that is scored; by default that of the bundle.
+        rows: names of the rows to run; by default all.
         processes: number of processes of each training, started by torchrun.
     """
 
@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     small: bool = False
     overrides: tuple[str, ...] = ()
     section: str = ""
+    rows: tuple[str, ...] = ()
     processes: int = 1
 
 
@@ -147,7 +148,7 @@ class Cell:
                 file.flush()
                 code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
             if code:
-                raise CellError(f"{self.name}: `{run}` ended with exit code {code}; see {log}")
+                raise CellError(f"{self.name}: `{run}` ended with exit code {code}: {_last_words(log)}")
 
     @property
     def minutes(self) -> float:
@@ -192,13 +193,14 @@ class Grid:
         settings: with what it is reproduced.
 
     Raises:
-        ConfigError: if the bundle is not there, or has no such entry as an override names.
+        ConfigError: if the bundle or a row is not there, or the bundle has no such entry as an override names.
 
     Example:
         ``Grid(find_table("scse", "VI"), Settings("data/malc", Path("out"))).cells[0].run()``
     """
 
     def __init__(self, table: Table, settings: Settings) -> None:
+        table.check_rows(settings.rows)
         self.table, self.settings = table, settings
         self.bundle = find_bundle(settings.bundle or table.bundle)
         for row in table.rows:
@@ -224,6 +226,12 @@ class Grid:
             processes=self.settings.processes,
         )
 
+    @property
+    def wanted(self) -> list[Cell]:
+        """The cells that are to be run."""
+        rows = self.settings.rows
+        return [cell for cell in self.cells if cell.row.name in rows or not rows]
+
     def of(self, row: Row) -> list[Cell]:
         """The cells of a method."""
         return [cell for cell in self.cells if cell.row is row]
@@ -236,7 +244,13 @@ class Grid:
     def next_fits(self, hours: float, done: Sequence[Cell]) -> bool:
         """Whether another cell, as long as the longest one so far, ends within a number of hours in all."""
         spent = [cell.minutes for cell in done]
-        return sum(spent) + max(spent, default=0.0) <= 60 * hours if math.isfinite(hours) else True
+        return hours > 0 and sum(spent) + max(spent, default=0.0) <= 60 * hours
+
+
+def _last_words(log: Path) -> str:
+    """The error that a bundle's run has ended with, or where to look."""
+    _, start, words = log.read_text(encoding="utf-8", errors="replace").rpartition("monai_attn: ")
+    return words.strip() if start else f"see {log}"
 
 
 def _as_text(overrides: Mapping[str, Any]) -> dict[str, str]:

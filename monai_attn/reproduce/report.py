@@ -74,7 +74,7 @@ def _measures(
     """The measures of a row, with the scores of each seed, and those of its baseline."""
     for measure, metric in grid.table.measures.items():
         own, base = ([cell.scores(metric) for cell in finished.get(name, ())] for name in (row.name, row.baseline))
-        known = own[0] if own else [name for name in row.paper if name != measure]
+        known = next(iter([*own, *base]), [name for name in row.paper if name != measure])
         names = [name for name in known if name != "mean"] if grid.table.structures else []
         for name in [*names, "mean"]:
             title = measure if name == "mean" else name

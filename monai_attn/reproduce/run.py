@@ -42,7 +42,7 @@ def reproduce(grid: Grid, *, budget: float = math.inf) -> list[Line]:
         raise ConfigError("dataset_dir", "no data set to train on was given", "give --dataset_dir, or --parameters")
     failures: list[Failure] = []
     done: list[Cell] = [cell for cell in grid.cells if cell.is_finished()]
-    with tqdm(grid.cells, disable=None, unit="cell", desc=f"{grid.table.paper} {grid.table.number}") as cells:
+    with tqdm(grid.wanted, disable=None, unit="cell", desc=f"{grid.table.paper} {grid.table.number}") as cells:
         for cell in cells:
             if cell in done or not grid.next_fits(budget, done):
                 continue
@@ -50,7 +50,7 @@ def reproduce(grid: Grid, *, budget: float = math.inf) -> list[Line]:
             try:
                 cell.run()
             except CellError as error:
-                failures.append(Failure(str(cell.folder), str(error), "mend it and run the same command again"))
+                failures.append(Failure(str(cell.folder), str(error), "mend that and give the same command again"))
                 tqdm.write(f"  {error}", file=sys.stderr)
             else:
                 done.append(cell)
@@ -58,7 +58,7 @@ def reproduce(grid: Grid, *, budget: float = math.inf) -> list[Line]:
             write(grid)
     table = write(grid)
     if failures:
-        raise CasesError(failures, len(done))
+        raise CasesError(failures, len(done), noun="cells")
     return table
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from monai_attn.errors import ConfigError
@@ -59,19 +59,14 @@ class Table:
     small: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
-    def only(self, names: Sequence[str]) -> Table:
-        """The table with these rows; with all if none is named.
+    def check_rows(self, names: Sequence[str]) -> None:
+        """Refuse names of rows that the table does not have.
 
         Raises:
             ConfigError: if there is no row of a name.
-
-        Example:
-            >>> Table("scse", "0", "", "", "", (Row("none"), Row("scSE"))).only(["scSE"]).rows[0].name
-            'scSE'
         """
         known = [row.name for row in self.rows]
         for name in names:
             if name not in known:
                 problem = f"table {self.number} of {self.paper} has no such row"
                 raise ConfigError(f"row {name!r}", problem, f"give one of {', '.join(map(repr, known))}")
-        return replace(self, rows=tuple(row for row in self.rows if row.name in names or not names))
