@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0; 2 (``monai_attn.workflow.EXIT_BAD_INPUT``, as argparse has it) if what the user gave cannot be used; 3
-        (``EXIT_INCOMPLETE``) if parts have no result. The error is then told on stderr.
+        0, or what :mod:`monai_attn.workflow` has for the error, which is told on stderr: 2 (as argparse has it) if what
+        the user gave cannot be used, 3 if parts have no result, 130 if the user stopped it.
 
     Example:
         ``main(["phantom", "hippocampus_mri_scse_segmentation", "--out", "data/phantom"])``
@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _COMMANDS[arguments.command].run(arguments)
-    except (InputError, CasesError) as error:
-        from monai_attn.workflow import EXIT_BAD_INPUT, EXIT_INCOMPLETE
+    except (InputError, CasesError, KeyboardInterrupt) as error:
+        from monai_attn.workflow.screen import last_words
 
-        print(f"monai-attn: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_INCOMPLETE
+        message, code = last_words(error)
+        print(f"monai-attn: {message}", file=sys.stderr)
+        return code
     return 0
 
 
@@ -57,7 +58,8 @@ _EXIT_CODES = """exit codes:
   0  everything was done
   1  an error that nobody foresaw, with its trace
   2  what was given cannot be used; three lines say what, why, and the mend
-  3  the rest was done, but some cells of a table have no result"""
+  3  the rest was done, but some cells of a table have no result
+  130  stopped by the user"""
 
 
 def _epilog(examples: Sequence[str]) -> str:
@@ -172,8 +174,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _add_reproduction_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paper", help="scse, focusnet, autofocus or egcnn")
-    parser.add_argument("table", help="number of the table, such as III")
+    parser.add_argument("paper", nargs="?", default="", help="scse, focusnet, autofocus or egcnn")
+    parser.add_argument("table", nargs="?", default="", help="number of the table, such as III; without it, list them")
     parser.add_argument("--dataset_dir", metavar="DIR", help="data set to train on; tables of parameters need none")
     parser.add_argument(
         "--output_dir", metavar="DIR", help="folder of the cells and of the table (default: reproduce/<paper>_<table>)"
@@ -204,6 +206,10 @@ def _add_reproduction_arguments(parser: argparse.ArgumentParser) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from monai_attn import reproduce
 
+    if not arguments.table:
+        for table in reproduce.tables_of(arguments.paper):
+            print(f"{table.paper} {table.number}: {table.title} ({table.data})")
+        return
     table = reproduce.find_table(arguments.paper, arguments.table)
     settings = reproduce.Settings(
         dataset_dir=arguments.dataset_dir,
@@ -247,6 +253,7 @@ _COMMANDS = {
         _add_reproduction_arguments,
         _reproduce,
         (
+            "monai-attn reproduce",
             "monai-attn reproduce scse I",
             "monai-attn reproduce scse III --dataset_dir data/malc --seeds 0 1 2 --budget 100",
             "monai-attn reproduce egcnn 1 --dataset_dir data/brats2019 --small --rows U-Net 'U-Net + EG-CNN'",

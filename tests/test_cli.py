@@ -134,3 +134,12 @@ def test_help_imports_nothing_heavy(arguments, shown):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
+
+
+def test_stopping_a_command_shows_no_trace(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_attn.data.phantom.make_phantom", stop)
+    assert main(["phantom", BUNDLE, "--out", str(tmp_path / "p")]) == 130
+    assert capsys.readouterr().err == "monai-attn: stopped by the user\n"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from monai_attn.reproduce.cells import Cell, CellError, Grid, Settings
-from monai_attn.reproduce.papers import TABLES, find_table
+from monai_attn.reproduce.papers import TABLES, find_table, tables_of
 from monai_attn.reproduce.report import Line, lines, paired_test, to_csv, to_latex, to_markdown
 from monai_attn.reproduce.run import reproduce
 from monai_attn.reproduce.table import Row, Table
@@ -22,6 +22,7 @@ __all__ = [
     "lines",
     "paired_test",
     "reproduce",
+    "tables_of",
     "to_csv",
     "to_latex",
     "to_markdown",

@@ -90,6 +90,16 @@ def test_the_command_prints_cells_or_a_table_of_parameters_without_data(tmp_path
     assert "18,933,497" in capsys.readouterr().out
 
 
+def test_the_command_lists_the_tables(capsys):
+    assert main(["reproduce"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 16
+    assert main(["reproduce", "egcnn"]) == 0
+    assert (
+        capsys.readouterr().out
+        == "egcnn 1: Brain tumours (BraTS 2019, 4 images)\negcnn 2: Kidneys and their tumours (KiTS 2019)\n"
+    )
+
+
 def test_the_command_says_what_it_cannot_use(tmp_path, capsys):
     assert main(["reproduce", "scse", "VIII"]) == 2
     assert main(["reproduce", "scse", "VII", "--output_dir", str(tmp_path)]) == 2
