@@ -15,7 +15,7 @@ from monai.utils import optional_import
 from monai_attn.reproduce.cells import Cell, Grid
 from monai_attn.reproduce.table import Row
 
-__all__ = ["LEAST_PAIRS", "Line", "lines", "paired_test", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["LEAST_PAIRS", "Line", "lines", "paired_test", "structure_scores", "to_csv", "to_latex", "to_markdown"]
 
 wilcoxon, _ = optional_import("scipy.stats", name="wilcoxon")
 
@@ -79,6 +79,18 @@ def _measures(
         for name in [*names, "mean"]:
             title = measure if name == "mean" else name
             yield title, [scores[name] for scores in own], [scores[name] for scores in base]
+
+
+def structure_scores(grid: Grid) -> dict[str, dict[str, list[float]]]:
+    """Method to structure to the first measure's score of each case, the mean over the seeds, of what is finished."""
+    found: dict[str, dict[str, list[float]]] = {}
+    metric = next(iter(grid.table.measures.values()), "")
+    for row in grid.table.rows:
+        seeds = [cell.scores(metric) for cell in grid.of(row) if cell.is_finished()]
+        for structure in [name for name in (seeds[0] if seeds else ()) if name != "mean"]:
+            cases = over_seeds([scores[structure] for scores in seeds])
+            found.setdefault(row.name, {})[structure] = list(cases.values())
+    return found
 
 
 def _line(

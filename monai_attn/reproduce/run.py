@@ -13,7 +13,8 @@ from tqdm import tqdm
 from monai_attn.errors import CasesError, ConfigError, Failure
 from monai_attn.files import replacing
 from monai_attn.reproduce.cells import Cell, CellError, Grid
-from monai_attn.reproduce.report import Line, lines, to_csv, to_latex, to_markdown
+from monai_attn.reproduce.report import Line, lines, structure_scores, to_csv, to_latex, to_markdown
+from monai_attn.visualize import figures
 
 __all__ = ["heading", "reproduce", "write"]
 
@@ -97,7 +98,10 @@ def _data_name(folder: str | None) -> str:
 
 
 def write(grid: Grid) -> list[Line]:
-    """Write the table, as far as it is there, as ``table.md``, ``table.csv`` and ``table.tex``; returns its lines."""
+    """Write the table, as far as it is there, as ``table.md``, ``.csv`` and ``.tex``, and its box plot.
+
+    The plot, ``boxplot.png``, has the cases' scores by structure and method, as Figs. 3 and 4 of scSE.
+    """
     found, facts = lines(grid), heading(grid)
     folder = grid.settings.output_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,4 +113,7 @@ def write(grid: Grid) -> list[Line]:
     for name, text in texts.items():
         with replacing(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
+    measure, scores = next(iter(grid.table.measures), ""), structure_scores(grid)
+    if scores:
+        figures.save(figures.structure_boxplot(scores, metric=measure, title=facts[0]), folder / "boxplot.png")
     return found
