@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.attention import AttentionMapHandler
 from monai_attn.handlers.attention_maps import AttentionMaps
 from monai_attn.handlers.checkpoint import BestModelSaver, WeightsLoader
 from monai_attn.handlers.finite import StopOnNonFinite
@@ -18,6 +19,7 @@ from monai_attn.handlers.tensorboard import TensorBoardStats
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
+    "AttentionMapHandler",
     "AttentionMaps",
     "AverageStatistics",
     "BestModelSaver",

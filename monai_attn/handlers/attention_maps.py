@@ -31,7 +31,7 @@ class AttentionMaps(CasePictures):
     """Put a network's spatial attention maps into the output of an evaluator, and draw ``<case>_attention.png``.
 
     The maps (:class:`monai_attn.visualize.GateMaps`) stand beside the prediction, so that
-    :class:`monai_attn.visualize.SaveAttention`, at the end of the post-processing, brings them back to the image's
+    :func:`monai_attn.visualize.save_attention`, at the end of the post-processing, brings them back to the image's
     grid and saves them. The network runs once more for them, in the same windows or slices; only
     :class:`monai_attn.inferers.LayerwiseInferer` lets them be gathered while the evaluator's own run passes by.
 

@@ -17,7 +17,7 @@ from monai_attn.transforms.save import SaveResultd
 from monai_attn.transforms.slabs import ResampleBySlabs
 from monai_attn.visualize.maps import GateMaps
 
-__all__ = ["SaveAttention", "attention_key"]
+__all__ = ["attention_key", "save_attention"]
 
 
 def attention_key(name: str) -> str:
@@ -34,7 +34,15 @@ class _InvertBySlabs(Invertd):
             return super().__call__(data)
 
 
-class SaveAttention(Compose):
+def save_attention(
+    network: nn.Module,
+    transform: InvertibleTransform,
+    output_dir: PathLike,
+    *,
+    output_ext: str = ".nii.gz",
+    source: str | Sequence[str] | None = None,
+    origin: Callable[[str], str] | None = None,
+) -> Compose:
     """Bring the maps of :class:`monai_attn.handlers.AttentionMaps` back to the grid of the image file and save them.
 
     Every map is a file ``<case>_attention_<path of the gate>``, so that it opens over the image in a viewer. In NIfTI
@@ -48,39 +56,31 @@ class SaveAttention(Compose):
         source: what is segmented, see :class:`monai_attn.transforms.SaveResult`.
         origin: tells of an image file what makes its maps.
 
+    Returns:
+        the transforms, with one :class:`monai_attn.transforms.SaveResultd` for each map.
+
     Raises:
         ConfigError: if the network has no spatial gate.
 
     Example:
-        ``Compose([..., SaveAttention(network, preprocessing, "out", source="scans")])``
+        ``Compose([..., save_attention(network, preprocessing, "out", source="scans")])``
     """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        transform: InvertibleTransform,
-        output_dir: PathLike,
-        *,
-        output_ext: str = ".nii.gz",
-        source: str | Sequence[str] | None = None,
-        origin: Callable[[str], str] | None = None,
-    ) -> None:
-        maps = GateMaps(network)
-        steps: list[Transform] = []
-        for name in maps.names:
-            key, is_scale, in_grey = attention_key(name), name in maps.layers, output_ext == ".png"
-            steps += [
-                _InvertBySlabs(key, transform, "image", nearest_interp=is_scale, to_tensor=True),
-                AsLabelMapd(key, dtype=torch.uint8 if in_grey and is_scale else torch.float32),
-                SaveResultd(
-                    key,
-                    output_dir,
-                    output_postfix=key,
-                    output_ext=output_ext,
-                    output_dtype=torch.uint8 if in_grey else torch.float32,
-                    scale=255 if in_grey and not is_scale else None,
-                    source=source,
-                    origin=origin,
-                ),
-            ]
-        super().__init__(steps)
+    maps = GateMaps(network)
+    steps: list[Transform] = []
+    for name in maps.names:
+        key, is_scale, in_grey = attention_key(name), name in maps.layers, output_ext == ".png"
+        steps += [
+            _InvertBySlabs(key, transform, "image", nearest_interp=is_scale, to_tensor=True),
+            AsLabelMapd(key, dtype=torch.uint8 if in_grey and is_scale else torch.float32),
+            SaveResultd(
+                key,
+                output_dir,
+                output_postfix=key,
+                output_ext=output_ext,
+                output_dtype=torch.uint8 if in_grey else torch.float32,
+                scale=255 if in_grey and not is_scale else None,
+                source=source,
+                origin=origin,
+            ),
+        ]
+    return Compose(steps)

@@ -229,5 +229,7 @@ def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
     inferer = config.get_parsed_content("inferer")
     with torch.no_grad():
         expected = inferer(image[None], network.edges)[0]
-    written = LoadImage(image_only=True, ensure_channel_first=True)(tmp_path / f"{case_name(path)}_attention_edges.nii.gz")
+    written = LoadImage(image_only=True, ensure_channel_first=True)(
+        tmp_path / f"{case_name(path)}_attention_edges.nii.gz"
+    )
     torch.testing.assert_close(written.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)

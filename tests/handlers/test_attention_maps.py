@@ -18,7 +18,7 @@ from monai_attn.handlers import AttentionMaps
 from monai_attn.inferers import LayerwiseInferer, SliceBatchInferer
 from monai_attn.nets import EGCNN, AFNet, SCSEUNet
 from monai_attn.transforms import SaveResultd
-from monai_attn.visualize import GateMaps, SaveAttention
+from monai_attn.visualize import GateMaps, save_attention
 
 CPU = torch.device("cpu")
 
@@ -166,7 +166,7 @@ def test_a_map_lies_over_its_structure_in_the_file_however_that_is_stored(tmp_pa
         postprocessing=Compose(
             [
                 AsDiscreted("pred", argmax=True),
-                SaveAttention(network, preprocessing, out, source=str(path)),
+                save_attention(network, preprocessing, out, source=str(path)),
             ]
         ),
         val_handlers=[handler := AttentionMaps(network, inferer, str(out))],
