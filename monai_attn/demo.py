@@ -13,20 +13,24 @@ import shlex
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from monai.apps import DecathlonDataset
-from monai.bundle import ConfigParser, run
+from monai.bundle import run
+from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.data.phantom import make_phantom
-from monai_attn.visualize import capture_attention, figures
+from monai_attn.handlers.pictures import upright
+from monai_attn.visualize import figures
 
-__all__ = ["find_data", "main"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_summary", "find_data", "main"]
 
 BUNDLE = "hippocampus_mri_scse_segmentation"
+_STRUCTURES = ("anterior", "posterior")
 _TASK = "Task04_Hippocampus"
 PHANTOM_CASES = 60
 _CONNECTION_SECONDS = 20
@@ -79,14 +83,14 @@ def main() -> None:
     common = {"bundle_root": str(bundle), "dataset_dir": str(data)}
     training = {**common, "output_dir": str(output), "ckpt_dir": str(output)}
     inference = {**common, "output_dir": str(output / "segmentation"), "input": case["image"], "checkpoint": weights}
-    inference["overwrite"] = True  # that of an earlier demo
+    inference |= {"save_attention": True, "overwrite": True}  # what an earlier demo has left
     _run("1/3 train", bundle, ["train"], {**training, **({"epochs": arguments.epochs} if arguments.epochs else {})})
     _run("2/3 evaluate", bundle, ["train", "evaluate"], training)
     _run("3/3 segment a case", bundle, ["inference"], inference)
-    _draw_attention(bundle, weights, case, output)
+    figures.save(draw_summary(case, output / "segmentation"), output / "summary.png")
     print(
-        f"\nDone in {time.perf_counter() - begun:.0f} s. In {output}: summary.png and attention.png (what the network "
-        "sees and attends to), *_overlay.png (results), val_mean_dice_raw.csv (Dice of every case), segmentation/."
+        f"\nDone in {time.perf_counter() - begun:.0f} s. In {output}: summary.png (what the network sees "
+        "and attends to), *_overlay.png (results), val_mean_dice_raw.csv (Dice of every case), segmentation/."
     )
 
 
@@ -98,28 +102,27 @@ def _run(title: str, bundle: Path, configs: list[str], overrides: dict[str, Any]
     run(config_file=files, **overrides)
 
 
-def _draw_attention(bundle: Path, weights: str, case: dict[str, Any], output: Path) -> None:
-    parser = ConfigParser()
-    parser.read_config(str(bundle / "configs" / "train.json"))
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    axis, names = parser["slice_dim"], parser["structures"]
+def draw_summary(case: dict[str, Any], results: Path) -> Figure:
+    """The picture of the README: image, manual segmentation, prediction, and an attention map.
 
-    volumes = parser.get_parsed_content("validate#preprocessing")(case)
-    label = volumes["label"].as_tensor()
-    index = figures.best_slice(label, axis)
-    image, truth = (volumes[key].as_tensor().select(axis + 1, index) for key in ("image", "label"))
-    with torch.no_grad(), capture_attention(network) as maps:
-        prediction = network(image[None])[0].argmax(dim=0, keepdim=True)
-
+    Args:
+        case: image and label.
+        results: folder with its segmentation and attention maps, by the bundle of the demo.
+    """
     name = case_name(case["image"])
-    figures.save(figures.attention_grid(image, maps, title=f"{name}: scSE attention maps"), output / "attention.png")
-    attention = F.interpolate(maps["encoder_se.1.spatial.gate"], size=image.shape[1:])[0]
-    masks = {"manual segmentation": truth, "prediction": prediction}
-    summary = figures.overlay(
-        image, masks, heatmaps={"attention, 2nd encoder": attention}, title=name, class_names=names
+    load = LoadImage(image_only=True, ensure_channel_first=True)
+    files = {
+        "manual segmentation": case["label"],
+        "prediction": results / f"{name}_seg.nii.gz",
+        "attention, 2nd encoder": results / f"{name}_attention_encoder_se.1.spatial.nii.gz",
+    }
+    # the hippocampus is long in sagittal slices, which the network works on
+    layers = {title: upright(layer, layer) for title, layer in zip(files, map(load, files.values()))}
+    image = load(case["image"])
+    heatmaps = {"attention, 2nd encoder": layers.pop("attention, 2nd encoder")}
+    return figures.overlay(
+        upright(image, image), layers, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
     )
-    figures.save(summary, output / "summary.png")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_the_demo_leaves_weights_tables_and_pictures(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     demo.main()
     files = {str(path.relative_to(output)) for path in output.rglob("*")}
-    assert {"model_final.pt", "val_mean_dice_raw.csv", "curves.png", "attention.png", "summary.png"} <= files
-    assert {"segmentation/phantom_004_seg.nii.gz", "segmentation/phantom_004_overlay.png"} <= files
+    assert {"model_final.pt", "val_mean_dice_raw.csv", "curves.png", "summary.png"} <= files
+    assert {"segmentation/phantom_004_seg.nii.gz", "segmentation/phantom_004_attention.png"} <= files
     commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python -m monai.bundle run")]
     assert len(commands) == 3

@@ -12,13 +12,15 @@ import pytest
 import torch
 from monai.data import DataLoader, NibabelWriter
 from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
 from monai.networks.nets import SegResNet
 from monai.transforms import AsDiscreted, Compose, LoadImaged
 
 from monai_attn.data import CaseDataset
 from monai_attn.engines import CaseIteration
 from monai_attn.errors import ConfigError, DataError, Failure, root_cause
-from monai_attn.handlers import EdgeMaps, OverlaySaver, ScaleMaps
+from monai_attn.handlers import AttentionMaps, OverlaySaver
+from monai_attn.inferers import LayerwiseInferer
 from monai_attn.nets import EGCNN, AFNet
 from monai_attn.transforms import SaveResultd
 
@@ -176,20 +178,21 @@ def test_a_second_run_counts_anew(images, tmp_path):
     assert len(engine.state.failures) == 1
 
 
-@pytest.mark.parametrize("kind", ["edges", "scales"])
-def test_handlers_of_further_maps_cope_with_a_case_that_was_passed_over(images, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["edges", "trunk.blocks.2.second"])
+def test_attention_maps_cope_with_a_case_that_was_passed_over(images, tmp_path, kind):
     if kind == "edges":
         network = EGCNN(SegResNet(3, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1))).eval()
-        handlers = [EdgeMaps(network, lambda image, network: network(image))]
+        inferer = SimpleInferer()
     else:
         network = AFNet(3, 1, 2, n_autofocus=1, channels=(4, 4, 4, 4, 4, 4, 6, 6), dilations=(1, 2)).eval()
-        handlers = [ScaleMaps(network)]
+        inferer = LayerwiseInferer()
     (tmp_path / "b.nii.gz").write_text("something else")
-    engine = evaluator(images, tmp_path / "out", network=network, handlers=handlers)
+    handlers = [AttentionMaps(network, inferer, str(tmp_path / "out"))]
+    engine = evaluator(images, tmp_path / "out", network=network, handlers=handlers, inferer=inferer)
     engine.run()
-    assert results(tmp_path / "out") == GOOD
+    assert results(tmp_path / "out") == sorted([*GOOD, "a_attention.png", "c_attention.png"])
     assert len(engine.state.failures) == 1
-    assert engine.state.output[0][kind].shape[1:] == (8, 8, 8)
+    assert engine.state.output[0][f"attention_{kind}"].shape[1:] == (8, 8, 8)
 
 
 def test_a_failure_is_what_the_first_mendable_error_says():

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+from monai_attn.handlers.attention import AttentionMapHandler
+from monai_attn.handlers.attention_maps import AttentionMaps
 from monai_attn.handlers.checkpoint import BestModelSaver, WeightsLoader
-from monai_attn.handlers.edge_maps import EdgeMaps
 from monai_attn.handlers.finite import StopOnNonFinite
 from monai_attn.handlers.loss_terms import LossTerms
 from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
-from monai_attn.handlers.pictures import CurveSaver, OverlaySaver
+from monai_attn.handlers.pictures import CasePictures, CurveSaver, OverlaySaver
 from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.resume import TrainingCheckpoint
-from monai_attn.handlers.scales import ScaleMaps
 from monai_attn.handlers.seed import EpochSeed
 from monai_attn.handlers.statistics import AverageStatistics
 from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
@@ -19,19 +19,20 @@ from monai_attn.handlers.tensorboard import TensorBoardStats
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
+    "AttentionMapHandler",
+    "AttentionMaps",
     "AverageStatistics",
     "BestModelSaver",
     "CaseMetricsSaver",
+    "CasePictures",
     "CurveSaver",
     "EarlyStop",
-    "EdgeMaps",
     "EpochProgressBar",
     "EpochSeed",
     "ISICSegmentation",
     "LossTerms",
     "MeanDiceOrNaN",
     "OverlaySaver",
-    "ScaleMaps",
     "SpacedHausdorffDistance",
     "SpacedSurfaceDistance",
     "StopOnNonFinite",

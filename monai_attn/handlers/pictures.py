@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ignite.distributed as idist
 import torch
@@ -24,13 +24,14 @@ from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.progress import training_loss
 from monai_attn.visualize import figures
 
-__all__ = ["CurveSaver", "OverlaySaver"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_ENDING = "_overlay.png"
+__all__ = ["CasePictures", "CurveSaver", "OverlaySaver", "upright"]
 
 
-class OverlaySaver:
-    """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
+class CasePictures:
+    """Write a picture for the cases of an evaluator; what is on it, a subclass says by its method ``figure``.
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
     it, as ``Invertd`` does. It is written beside the prediction where the metadata say where that is, as those of
@@ -38,20 +39,18 @@ class OverlaySaver:
 
     Args:
         save_dir: folder to write to where predictions are not saved.
-        spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
         max_cases: number of cases to draw, from the first on; the others pass without a picture. Several processes
             share this number.
 
-    Example:
-        ``SupervisedEvaluator(..., val_handlers=[OverlaySaver("out", spatial_dim=2)])``
+    Attributes:
+        ending: what follows the name of the case in that of the picture.
     """
 
-    def __init__(
-        self, save_dir: str, spatial_dim: int = 2, class_names: Sequence[str] = (), max_cases: int = 20
-    ) -> None:
+    ending = ".png"
+
+    def __init__(self, save_dir: str, class_names: Sequence[str] = (), max_cases: int = 20) -> None:
         self.save_dir = Path(save_dir)
-        self.spatial_dim = spatial_dim
         self.class_names = class_names
         self.max_cases = math.ceil(max_cases / idist.get_world_size())
         self.drawn = 0
@@ -61,6 +60,19 @@ class OverlaySaver:
         """Attach to an evaluator; pictures are drawn within its iteration, so that they fail with their case."""
         engine.add_event_handler(Events.STARTED, self._name)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def figure(
+        self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, MetaTensor], title: str
+    ) -> Figure:
+        """The picture of a case.
+
+        Args:
+            image: the image of the file (C, *spatial), a volume in RAS orientation.
+            masks: title to label map (1, *spatial), of the truth if there is one and of the prediction, likewise.
+            case: what the evaluator gave for it.
+            title: its name.
+        """
+        raise NotImplementedError
 
     def _name(self, engine: Engine) -> None:
         """Find names for the cases of a data set; other sources of data have none in advance."""
@@ -77,35 +89,47 @@ class OverlaySaver:
             self._draw(case)
 
     def _draw(self, case: dict[str, MetaTensor]) -> None:
-        prediction: torch.Tensor = case["pred"]
         meta = case["pred"].meta
         path = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
         if "saved_to" in meta:
             picture = self.path_beside(meta["saved_to"], path)
         else:
-            picture = self.save_dir / f"{self.names.get(path, case_name(path))}{_ENDING}"
-        image = _upright(LoadImage(image_only=True, ensure_channel_first=True)(path))
-        if prediction.ndim < image.ndim:
-            prediction = prediction[None]  # a picture is written without a channel dimension
-        masks = {"truth": case.get("label"), "prediction": prediction}
-        figure = figures.overlay(
-            image,
-            {name: _upright(mask.cpu()) for name, mask in masks.items() if mask is not None},
-            spatial_dim=self.spatial_dim,
-            spacing=[float(size) for size in image.pixdim],
-            title=picture.name.removesuffix(_ENDING),
-            class_names=self.class_names,
-        )
-        figures.save(figure, picture)
+            picture = self.save_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
+        image = LoadImage(image_only=True, ensure_channel_first=True)(path)
+        masks = {"truth": case.get("label"), "prediction": case["pred"]}
+        placed = {name: upright(mask, image) for name, mask in masks.items() if mask is not None}
+        title = picture.name.removesuffix(self.ending)
+        figures.save(self.figure(upright(image, image), placed, case, title), picture)
 
-    @staticmethod
-    def path_beside(result: str | Path, image: str) -> Path:
+    def path_beside(self, result: str | Path, image: str) -> Path:
         """The picture of an image file whose result is saved."""
-        return Path(result).with_name(f"{case_name(image)}{_ENDING}")
+        return Path(result).with_name(f"{case_name(image)}{self.ending}")
 
 
-def _upright(image: torch.Tensor) -> MetaTensor:
-    return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(image) if image.ndim == 4 else image)
+class OverlaySaver(CasePictures):
+    """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
+
+    Of a volume it shows three planes through the structures, and what is wrong in the prediction. See
+    :class:`CasePictures` for where it is written, and the arguments.
+
+    Example:
+        ``SupervisedEvaluator(..., val_handlers=[OverlaySaver("out", class_names=["liver"])])``
+    """
+
+    ending = "_overlay.png"
+
+    def figure(
+        self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, MetaTensor], title: str
+    ) -> Figure:
+        """Image, truth if there is one, and prediction."""
+        draw = figures.three_planes if image.ndim == 4 else figures.overlay
+        return draw(image, masks, title=title, class_names=self.class_names)
+
+
+def upright(layer: torch.Tensor, image: torch.Tensor) -> MetaTensor:
+    """An image, or a layer on its grid with or without a channel dimension, on the CPU; a volume in RAS orientation."""
+    layer = layer.cpu() if layer.ndim == image.ndim else layer.cpu()[None]
+    return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(layer) if layer.ndim == 4 else layer)
 
 
 class CurveSaver(MetricLogger):

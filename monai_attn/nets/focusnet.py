@@ -228,7 +228,7 @@ class _Level(nn.Module):
         super().__init__()
         self.residual = layers.residual(in_channels, out_channels)
         self.se1 = layers.se(out_channels)
-        self.gate = Gate()
+        self.gate = Gate() if gated else nn.Identity()
         self.se2 = layers.se(out_channels) if gated else nn.Identity()
         self.down = layers.down(out_channels, out_channels)
 

@@ -41,7 +41,7 @@ class SaveResult(SaveImage):
         output_postfix: what follows the name of the image.
         output_ext: ``.nii.gz``, ``.nii`` or ``.png``.
         output_dtype: type of the values.
-        scale: 255 to write a mask of 0 and 1 as 0 and 255 (``.png`` only).
+        scale: 255 to write values from 0 to 1 as grey values from 0 to 255 (``.png`` only).
         source: what is segmented, as :func:`monai_attn.data.find_images` takes it; without it, all results lie in
             ``output_dir`` itself.
         origin: tells of an image file what makes its result, in at most 79 characters to be written into the file,
@@ -111,7 +111,7 @@ class SaveResult(SaveImage):
         line = self.origin(str(name["subject"])) if self.origin is not None else ""
 
         kind, writer = _FORMATS[self.output_ext], self._writer(img, meta)
-        meant = np.asarray(writer.data_obj) * (self.init_kwargs["scale"] or 1)
+        meant = _as_written(np.asarray(writer.data_obj), self.init_kwargs["scale"])
         with replacing(path) as draft:
             writer.write(draft, verbose=False, **kind.note(line, self.init_kwargs["output_dtype"]))
             if not _equal(kind.read(draft), meant, getattr(writer, "affine", None)):
@@ -142,7 +142,7 @@ class SaveResultd(SaveImaged):
         output_postfix: what follows the name of the image.
         output_ext: ending of the files.
         output_dtype: type of the values.
-        scale: 255 to write a mask of 0 and 1 as 0 and 255.
+        scale: 255 to write values from 0 to 1 as grey values from 0 to 255.
         source: what is segmented.
         origin: tells of an image file what makes its result.
         allow_missing_keys: whether a missing key is passed over.
@@ -230,6 +230,11 @@ def _read_png(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _origin_in_png(path: str | Path) -> str:
     with PILImage.open(path) as image:
         return image.info.get("Description", "")
+
+
+def _as_written(values: np.ndarray, scale: Any) -> np.ndarray:
+    """The grey values that MONAI's writer makes of values from 0 to 1, if it is to scale them."""
+    return values if scale is None else (scale * values.clip(0, 1)).astype(np.uint8)
 
 
 def _equal(found: tuple[np.ndarray, np.ndarray | None], meant: np.ndarray, affine: Any) -> bool:

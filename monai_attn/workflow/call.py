@@ -20,9 +20,10 @@ from monai_attn.errors import ConfigError
 
 __all__ = ["BundleCall", "bundle_call"]
 
-# where data, results and weights lie, and how the work is done: the same results come out
+# where data, results and weights lie, how the work is done, and what comes besides: the same results come out
 _PLACES = {
     "bundle_root", "checkpoint", "dataset_dir", "device", "input", "num_workers", "on_error", "output_dir", "overwrite",
+    "save_attention",
 }  # fmt: skip
 
 

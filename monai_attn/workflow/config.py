@@ -15,6 +15,7 @@ from monai_attn.errors import ConfigError
 
 __all__ = ["check_config"]
 
+_SWITCHES = ("save_attention",)  # the string "false" would be true
 _SIZES = ("crop_size", "image_size")  # entries that say what size the network gets
 _MULTIPLES = (2, 4, 8, 16, 32, 64)
 
@@ -26,10 +27,11 @@ def check_config(parser: ConfigParser) -> None:
         parser: the configuration with its overrides.
 
     Raises:
-        ConfigError: if the device is not there, a single output channel meets a softmax, or the network cannot take the
-            size of the crops.
+        ConfigError: if the device is not there, a switch is neither on nor off, a single output channel meets a
+            softmax, or the network cannot take the size of the crops.
     """
     _check_device(parser)
+    _check_switches(parser)
     _check_channels(parser)
     for name in _SIZES:
         if name in parser and "network_def" in parser:
@@ -48,6 +50,12 @@ def _check_device(parser: ConfigParser) -> None:
         raise ConfigError(
             f"--device {device}", str(error).splitlines()[0], f"this machine has {', '.join(['cpu', *others])}"
         ) from error
+
+
+def _check_switches(parser: ConfigParser) -> None:
+    for name in _SWITCHES:
+        if name in parser and not isinstance(value := parser.get_parsed_content(name), bool):
+            raise ConfigError(f"--{name} {value}", "it is not a truth value", "give True or False")
 
 
 def _check_channels(parser: ConfigParser) -> None:

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 
 from monai_attn.data.datalist import find_images
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.handlers.pictures import OverlaySaver
+from monai_attn.handlers.pictures import CasePictures
 from monai_attn.transforms.save import SaveResult, SaveResultd, origin_of
 from monai_attn.workflow.call import bundle_call
 from monai_attn.workflow.manifest import file_hash, image_hash
@@ -69,15 +69,15 @@ class Results:
     """The results of an inference: which of them are there, and whether they may stay.
 
     A case is finished if all files that the post-processing writes for it are there and come from the same weights,
-    configuration and image, and its picture is there if it is to have one: it is drawn last, so a run may have been
-    killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only
+    configuration and image, and its pictures are there if it is to have some: they are drawn last, so a run may have
+    been killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only
     its new images segmented. A file of another origin is not touched without being told so.
 
     Args:
         source: what to segment, see :func:`monai_attn.data.find_images`.
         postprocessing: transforms, with the :class:`monai_attn.transforms.SaveResultd` that write.
         overwrite: whether to segment everything, whatever is there.
-        handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.OverlaySaver` that draws, if any.
+        handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.CasePictures` that draw, if any.
 
     Raises:
         ConfigError: if ``overwrite`` is not True or False.
@@ -97,7 +97,7 @@ class Results:
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
         self.source = source
         self.savers = [step.saver for step in postprocessing.flatten().transforms if isinstance(step, SaveResultd)]
-        self.pictures = [handler for handler in handlers if isinstance(handler, OverlaySaver)]
+        self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         self.overwrite = overwrite
         self.finished = 0
 
@@ -156,7 +156,7 @@ class Results:
         return True
 
     def _is_drawn(self, number: int, image: str) -> bool:
-        """Whether a case has its picture, which lies beside its results; ``number`` is its place among all cases."""
+        """Whether a case has its pictures, which lie beside its results; ``number`` is its place among all cases."""
         wanted = [picture for picture in self.pictures if number < picture.max_cases]
         results = [saver.path_of(image) for saver in self.savers[:1]]
         return all(picture.path_beside(result, image).exists() for picture in wanted for result in results)

@@ -136,6 +136,12 @@ def test_two_modalities_are_one_override(train_bundle, tmp_path):
     assert next(value for name, value in state.items() if name.endswith("conv.weight")).shape[1] == 2
 
 
+def scale_files(folder, name):
+    """The scale maps of a case, by the layers that they are of."""
+    start = f"{name}_attention_"
+    return {path.name.removeprefix(start)[:-7]: nibabel.load(path) for path in folder.glob(f"{start}*.nii.gz")}
+
+
 def test_the_scale_map_of_a_turned_image_of_all_channels_lies_on_its_grid(train_bundle, tmp_path):
     bundle = train_bundle(BRATS)
     image = LoadImage(image_only=True, ensure_channel_first=True)(cases(bundle.data, "validation")[0]["image"])
@@ -143,21 +149,25 @@ def test_the_scale_map_of_a_turned_image_of_all_channels_lies_on_its_grid(train_
     save = SaveImage(writer="NibabelWriter", output_dtype=np.float32, resample=False, print_log=False)
     save(turned, filename=tmp_path / "turned")
     source = str(tmp_path / "turned.nii.gz")
-    bundle.run("inference", "scale_maps", input=source, checkpoint=str(bundle.weights), output_dir=str(tmp_path))
-    scales = nibabel.load(tmp_path / "turned_scales.nii.gz")
-    assert scales.shape[:3] == tuple(turned.shape[1:])
+    options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
+    bundle.run("inference", input=source, **options)
+    (scales,) = scale_files(tmp_path, "turned").values()
+    assert scales.shape == tuple(turned.shape[1:])
     assert np.allclose(scales.affine, turned.affine)
 
 
 def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
-    bundle.run(
-        "inference", "scale_maps", checkpoint=str(bundle.weights), output_dir=str(tmp_path), **{"inferer#slab": 16}
-    )
+    options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
+    bundle.run("inference", **options, **{"inferer#slab": 16})
+    voxel = 3 if bundle.root.name == PELVIS else 1
     for case in cases(bundle.data, "validation"):
         first = case["image"] if isinstance(case["image"], str) else case["image"][0]
         image = nibabel.load(first)
-        scales = nibabel.load(tmp_path / f"{case_name(first)}_scales.nii.gz")
-        assert scales.shape[:3] == image.shape
+        maps = scale_files(tmp_path, case_name(first))
+        assert list(maps) == ["trunk.blocks.2.second"]
+        scales = maps["trunk.blocks.2.second"]
+        assert scales.shape == image.shape
         assert np.allclose(scales.affine, image.affine)
-        assert set(np.unique(scales.dataobj)) <= {1, 3}
+        millimetres = np.unique(scales.dataobj)
+        assert np.isclose(millimetres[:, None], [1 * voxel, 3 * voxel]).any(axis=1).all()
         assert (tmp_path / f"{case_name(first)}_seg.nii.gz").is_file()

@@ -111,9 +111,12 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
         else:
             assert targets[0] == "monai_attn.transforms.InvertArgmaxd"
     config = load(bundle, "inference")
-    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
+    *_, saver, attention = config["postprocessing"]["transforms"]
+    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-4:-1]
     assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SaveResultd"]
-    if config["postprocessing"]["transforms"][-1]["output_ext"] == ".png":
+    assert attention["_target_"] == "monai_attn.visualize.save_attention"
+    assert attention["output_ext"] == saver["output_ext"]
+    if saver["output_ext"] == ".png":
         assert last[0] == "SqueezeDimd"
         assert config["displayable_configs"] == {"result_extension": ".png", "result_dtype": "uint8"}
 
@@ -129,7 +132,7 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
     for path in (bundle / "configs").glob("*.json"):
         for component in components(load(bundle, path.stem)):
             assert component["_target_"] not in ("SaveImaged", "SaveImage")
-            if component["_target_"] == "monai_attn.transforms.SaveResultd":
+            if component["_target_"] in ("monai_attn.transforms.SaveResultd", "monai_attn.visualize.save_attention"):
                 assert (component["source"], component["origin"]) == ("@input", "@origin")
 
 
@@ -169,6 +172,14 @@ def test_what_the_overlays_take_for_granted_is_so(bundle):
     assert inference["device"] == "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
     assert inference["network"] == "$@network_def.to(@device)"
     assert inference["handlers"][0]["_target_"] == "monai_attn.handlers.WeightsLoader"
+
+
+def test_attention_is_saved_by_one_switch_which_is_off(bundle):
+    config = load(bundle, "inference")
+    assert config["save_attention"] is False
+    parts = [c for c in components(config) if "_disabled_" in c]
+    assert [part["_target_"].split(".")[-1] for part in parts] == ["save_attention", "AttentionMaps"]
+    assert {part["_disabled_"] for part in parts} == {"$not @save_attention"}
 
 
 def test_every_case_goes_through_the_guard_first(bundle):

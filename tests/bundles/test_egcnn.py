@@ -203,11 +203,11 @@ def test_intensities_of_ct_are_thousands_of_hounsfield_units(train_bundle):
 
 
 def test_edge_maps_are_written_on_the_images_grid(bundle, tmp_path):
-    bundle.run("inference", "edges", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
+    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path), save_attention=True)
     for case in cases(bundle.data, "validation"):
         first = ensure_tuple(case["image"])[0]
         image = nibabel.load(first)
-        edges = nibabel.load(tmp_path / f"{case_name(first)}_edges.nii.gz")
+        edges = nibabel.load(tmp_path / f"{case_name(first)}_attention_edges.nii.gz")
         assert edges.shape == image.shape
         assert np.allclose(edges.affine, image.affine)
         assert edges.get_data_dtype() == np.float32
@@ -220,7 +220,8 @@ def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
     bundle = train_bundle(HIPPOCAMPUS)
     path = cases(bundle.data, "validation")[0]["image"]
     window = {"crop_size": [64, 64, 64]}
-    bundle.run("inference", "edges", input=path, checkpoint=str(bundle.weights), output_dir=str(tmp_path), **window)
+    options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
+    bundle.run("inference", input=path, **options, **window)
     config = parsed(bundle, "inference", input=path, **window)
     network = config.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle.weights, weights_only=True))
@@ -228,5 +229,7 @@ def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
     inferer = config.get_parsed_content("inferer")
     with torch.no_grad():
         expected = inferer(image[None], network.edges)[0]
-    written = LoadImage(image_only=True, ensure_channel_first=True)(tmp_path / f"{case_name(path)}_edges.nii.gz")
+    written = LoadImage(image_only=True, ensure_channel_first=True)(
+        tmp_path / f"{case_name(path)}_attention_edges.nii.gz"
+    )
     torch.testing.assert_close(written.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)

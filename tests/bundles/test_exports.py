@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from monai_attn.data import case_name, cases
-from monai_attn.errors import DataError, root_cause
+from monai_attn.errors import ConfigError, DataError, root_cause
 
 from ..conftest import TrainedBundle
 from .conftest import mostly_slow
@@ -96,6 +96,17 @@ def test_the_exported_network_segments_as_the_network_does(trained, torchscript,
     assert np.array_equal(own, found)
     manifest = json.loads((tmp_path / "exported" / "inference_exported_run.json").read_text())
     assert set(manifest["needs"]) == {str(torchscript)}
+
+
+def test_an_exported_network_has_no_attention_to_save(train_bundle, tmp_path):
+    bundle = train_bundle("hippocampus_mri_scse_segmentation")
+    ckpt_export(filepath=str(tmp_path / "model.ts"), **command(bundle))
+    options = {"checkpoint": str(tmp_path / "model.ts"), "output_dir": str(tmp_path), "save_attention": True}
+    with pytest.raises(RuntimeError) as caught:
+        bundle.run("inference", "inference_exported", **options)
+    error = root_cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert error.problem == "an exported network does not show its gates"
 
 
 def test_an_exported_network_that_is_not_there_is_reported_before_any_work(train_bundle, tmp_path):

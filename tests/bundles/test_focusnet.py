@@ -130,6 +130,7 @@ def segment_volume(bundle, image, output):
         checkpoint=str(bundle.weights),
         output_dir=str(output),
         image_size=[40, 48, -1],
+        save_attention=True,
     )
     return next(output.glob("*_seg.nii.gz"))
 
@@ -141,6 +142,9 @@ def test_a_volume_is_segmented_as_its_slices_are(train_bundle, volume, tmp_path)
     assert result.shape == image.shape
     assert np.allclose(result.affine, image.affine)
     assert result.get_data_dtype() == np.uint8
+    level = nibabel.load(tmp_path / "chest_attention_levels.0.nii.gz")
+    assert level.shape == image.shape
+    assert np.allclose(level.affine, image.affine)
 
     # the same slice as a picture: columns to the patient's left, rows to the back
     index = image.shape[2] // 2

@@ -24,6 +24,7 @@ from PIL import Image
 from monai_attn.data import case_name, cases
 from monai_attn.data.inspection import check_bundle
 from monai_attn.errors import CasesError, ConfigError, DataError, root_cause
+from monai_attn.visualize import GateMaps
 
 from .conftest import mostly_slow
 
@@ -197,6 +198,49 @@ def test_a_bad_case_is_passed_over_and_made_up_for_by_the_same_command(trained, 
     assert all(time > second[name] for name, time in written(out).items())
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def maps_of(folder, image):
+    start = f"{case_name(image)}_attention_"
+    return {path.name.removeprefix(start): path for path in folder.glob(f"{start}*")}
+
+
+@mostly_slow
+def test_attention_maps_lie_on_the_images_grid_and_are_made_up_for(trained, tmp_path, capsys):
+    image = one_file(trained, tmp_path)
+    call = {"input": str(image), "output_dir": str(tmp_path / "out"), "checkpoint": str(trained.weights)}
+    out, picture = tmp_path / "out", tmp_path / "out" / f"{case_name(image)}_attention.png"
+    trained.run("inference", **call)
+    without = written(out)
+    assert maps_of(out, image) == {}
+    assert not picture.exists()
+
+    trained.run("inference", **call, save_attention=True)
+    assert "are finished" not in capsys.readouterr().err  # a result without its maps is none
+    maps = maps_of(out, image)
+    network = trained.parsed("inference").get_parsed_content("network_def")
+    assert sorted(maps) == sorted(f"{name}{trained.suffix}" for name in GateMaps(network).names)
+    assert picture.stat().st_size < 300_000
+    for path in maps.values():
+        if trained.suffix == ".png":
+            assert Image.open(path).size == Image.open(image).size
+            assert Image.open(path).mode == "L"
+        else:
+            assert nibabel.load(path).shape == nibabel.load(image).shape[:3]
+            assert np.allclose(nibabel.load(path).affine, nibabel.load(image).affine, atol=1e-4)
+    first = written(out)
+    assert first != without
+
+    for left in (list(maps.values())[-1], picture):  # as where the run was killed
+        left.unlink()
+        trained.run("inference", **call, save_attention=True)
+        assert left.is_file()
+    assert "are finished" not in capsys.readouterr().err
+    last = written(out)
+    for switch in (True, False):
+        trained.run("inference", **call, save_attention=switch)
+        assert "1 of 1 cases are finished" in capsys.readouterr().err
+    assert written(out) == last
 
 
 @pytest.mark.parametrize(("workflow_type", "name"), [("train", "train"), ("infer", "inference")])

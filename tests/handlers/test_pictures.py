@@ -42,7 +42,7 @@ def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path
     elif label is None:
         case["label"] = None
     engine = evaluator(lambda batch: [case])
-    OverlaySaver(str(tmp_path / "out"), spatial_dim=0, class_names=["one"]).attach(engine)
+    OverlaySaver(str(tmp_path / "out"), class_names=["one"]).attach(engine)
     engine.run([1])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1_overlay.png"]
 

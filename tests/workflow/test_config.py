@@ -51,6 +51,11 @@ def egcnn(main_stream: dict[str, Any]) -> dict[str, Any]:
     return {"_target_": "monai_attn.nets.EGCNN", "main_stream": main_stream, "edge_classes": 1}
 
 
+@pytest.mark.parametrize("value", ["false", "True", 1, None])
+def test_a_switch_is_a_truth_value(value):
+    assert refused({"save_attention": value}).mend == "give True or False"
+
+
 def refused(config: dict[str, Any]) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         check_config(ConfigParser(config))

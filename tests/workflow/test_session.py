@@ -215,7 +215,7 @@ def test_other_processes_add_what_is_wrong_to_the_same_log(bundle, tmp_path, mon
 
 def test_a_run_has_one_name_for_one_process_and_for_many():
     assert BundleCall(["a/train.json", "a/multi_gpu_train.json"], {}).name == "train"
-    assert BundleCall(["a/inference.json", "a/edges.json"], {}).name == "edges"
+    assert BundleCall(["a/inference.json", "a/other.json"], {}).name == "other"
 
 
 def test_who_stops_a_training_is_told_how_it_goes_on(bundle, tmp_path, capsys):

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All spatial attention maps of a network as one tensor of the size of its input, for inferers to put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import nn
+
+from monai_attn.blocks.autofocus import AutofocusConv
+from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.squeeze_excite import ChannelSE
+from monai_attn.errors import ConfigError
+from monai_attn.nets.egcnn import EGCNN
+from monai_attn.visualize.capture import capture_attention
+
+__all__ = ["GateMaps", "voxel_sizes"]
+
+_MODES = ("linear", "bilinear", "trilinear")
+
+
+class GateMaps:
+    """The spatial attention maps of a network, to be called by an inferer in place of the network.
+
+    A call gives all maps as channels of one tensor of the size of the window, so that sliding windows, batches of
+    slices and the like put maps together as they do logits; :meth:`split` takes the result apart. The maps are
+
+    - of a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN) the mean over its channels,
+    - of an autofocus layer the scale with the largest weight, in mm: how far its kernel reaches from its centre, which
+      is the dilation times the voxel size (the geometric mean, where voxels have unequal sides) of the layer's grid,
+    - of an :class:`monai_attn.nets.EGCNN` also the probability of an edge.
+
+    Channel excitation has no place in the image, and no map here.
+
+    Args:
+        network: the network, not wrapped.
+
+    Attributes:
+        names: the maps: the paths of their gates without ``.gate``, and ``edges``.
+        layers: of those that are scales, the layer.
+
+    Raises:
+        ConfigError: if the network has no spatial gate, or is an exported one; when called, if a gate was not used.
+
+    Example:
+        >>> from monai_attn.blocks import ChannelSpatialSE
+        >>> maps, image = GateMaps(torch.nn.Sequential(ChannelSpatialSE(2, 3))), torch.rand(1, 3, 8, 8)
+        >>> {name: tuple(attention.shape) for name, attention in maps.split(maps(image), image).items()}
+        {'0.spatial': (1, 1, 8, 8)}
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.gates = _spatial_gates(network)
+        if not self.gates:
+            raise ConfigError(f"the attention of {type(network).__name__}", *_why_none(network))
+        layers = {id(module.gate): module for module in network.modules() if isinstance(module, AutofocusConv)}
+        self.layers = {name: layers[id(gate)] for name, gate in self.gates.items() if id(gate) in layers}
+        self.edges = []
+        if isinstance(network, EGCNN):
+            classes = network.head.out_channels
+            self.edges = ["edges"] if classes == 1 else [f"edges_{index}" for index in range(1, classes + 1)]
+        self.names = [*self.gates, *self.edges]
+        self.strides = dict.fromkeys(self.layers, 1.0)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image or a window (B, C, *spatial) to its maps (B, maps, *spatial), of every scale the weight."""
+        with capture_attention(self.network) as found:
+            edges = [self.network.edges(x)] if isinstance(self.network, EGCNN) else []
+            if not edges:
+                self.network(x)
+        passed = {_short(path): attention for path, attention in found.items()}
+        return torch.cat([*(self._resized(name, passed, x) for name in self.gates), *edges], dim=1)
+
+    def split(self, stitched: torch.Tensor, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Take apart what calls have given.
+
+        Args:
+            stitched: the maps (B, maps, *spatial) of an image.
+            image: the image (B, C, *spatial), whose metadata tell the size of the voxels; 1 mm without.
+
+        Returns:
+            the maps (B, 1, *spatial) by their names, float32, and a scale for the weights of scales.
+        """
+        widths = [len(self.layers[name].dilations) if name in self.layers else 1 for name in self.names]
+        parts = dict(zip(self.names, torch.as_tensor(stitched).split(widths, dim=1)))
+        chosen = {name: parts[name].argmax(dim=1, keepdim=True) for name in self.layers}
+        return {**parts, **{name: self.scale(name, index, image) for name, index in chosen.items()}}
+
+    def scale(self, name: str, chosen: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The scales in mm (B, 1, *spatial) of an autofocus layer, from the index of the chosen one at each voxel."""
+        dilations = torch.tensor(self.layers[name].dilations, dtype=torch.float32, device=chosen.device)
+        sizes = [self.strides[name] * size for size in voxel_sizes(image)]
+        return torch.stack([(dilations * size)[index.long()] for index, size in zip(chosen, sizes)])
+
+    def _resized(self, name: str, passed: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        if name not in passed:
+            raise ConfigError(
+                f"the attention of {type(self.network).__name__}",
+                f"its gate {name} was not used",
+                "give a network that uses all of its gates",
+            )
+        attention, size = passed[name].float(), x.shape[2:]
+        if name in self.layers:
+            self.strides[name] = _mean(round(whole / part) for whole, part in zip(size, attention.shape[2:]))
+        else:
+            attention = attention.mean(dim=1, keepdim=True)
+        return attention if attention.shape[2:] == size else F.interpolate(attention, size, mode=_MODES[len(size) - 1])
+
+
+def voxel_sizes(image: torch.Tensor) -> list[float]:
+    """Of every image of a batch the geometric mean of the sides of a voxel, in mm; 1 without metadata."""
+    if not isinstance(image, MetaTensor):
+        return [1.0] * len(image)
+    dims = image.ndim - 2
+    pixdims = image.pixdim if image.is_batch else [image.pixdim] * len(image)
+    return [_mean(float(side) for side in sides[:dims]) for sides in pixdims]
+
+
+def _mean(sides: Iterable[float]) -> float:
+    values = list(sides)
+    return math.prod(values) ** (1 / len(values))
+
+
+def _spatial_gates(network: nn.Module) -> dict[str, nn.Module]:
+    modules = list(network.modules())
+    of_channels = {id(module.gate) for module in modules if isinstance(module, ChannelSE)}
+    gates = {path: module for path, module in network.named_modules() if isinstance(module, Gate)}
+    return {_short(path): gate for path, gate in gates.items() if id(gate) not in of_channels}
+
+
+def _short(path: str) -> str:
+    return path.removesuffix(".gate")
+
+
+def _why_none(network: nn.Module) -> tuple[str, str]:
+    if isinstance(network, torch.jit.ScriptModule):
+        return "an exported network does not show its gates", "segment with the network itself, or do not ask for maps"
+    return "it has no gate with a place in the image", "give a network with spatial attention, or do not ask for maps"

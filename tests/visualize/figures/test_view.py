@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_attn.visualize.figures import best_slice, slice_view
+
+
+def volume(axes, sides=(1.0, 1.0, 1.0)):
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(axes) @ np.diag(sides)
+    return MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.as_tensor(affine))
+
+
+def test_the_best_slice_is_the_one_with_the_most_foreground():
+    label = torch.zeros(1, 12, 10, 8)
+    label[0, 7, 2:5, 3:6] = 1
+    label[0, 3, 2:3, 3:4] = 2
+    assert best_slice(label, spatial_dim=0) == 7
+
+
+@pytest.mark.parametrize(("axes", "flipped"), [(np.eye(3), False), (np.diag([-1, -1, 1]), True)], ids=["RAS", "LPS"])
+def test_slices_are_shown_in_radiological_convention_however_they_are_stored(axes, flipped):
+    letters = {2: ("R", "L", "P", "A"), 1: ("R", "L", "I", "S"), 0: ("A", "P", "I", "S")}
+    for spatial_dim, expected in letters.items():
+        view = slice_view(volume(axes), spatial_dim)
+        assert view.letters == expected
+        assert view.right is flipped
+        assert view.up is not (spatial_dim == 2 and flipped)
+
+
+def test_an_oblique_axis_has_the_letters_of_both_directions():
+    turn = np.radians(30)
+    axes = [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
+    assert slice_view(volume(axes), 2).letters == ("RA", "LP", "PR", "AL")
+    slightly = np.radians(5)
+    axes = [[np.cos(slightly), -np.sin(slightly), 0], [np.sin(slightly), np.cos(slightly), 0], [0, 0, 1]]
+    assert slice_view(volume(axes), 2).letters == ("R", "L", "P", "A")
+
+
+def test_the_spacing_makes_the_aspect():
+    image = volume(np.eye(3), (1.0, 2.0, 6.0))
+    assert [slice_view(image, axis).aspect for axis in (0, 1, 2)] == pytest.approx([3, 6, 2])
+    assert slice_view(image, 0, spacing=(1, 1, 5)).aspect == 5
+
+
+def test_nobody_knows_the_directions_of_pictures_and_plain_tensors():
+    picture = slice_view(torch.zeros(3, 8, 9))
+    assert (picture.letters, picture.right, picture.up) == (None, True, False)
+    plain = slice_view(torch.zeros(1, 8, 9, 7))
+    assert (plain.letters, plain.right, plain.up) == (None, True, True)
