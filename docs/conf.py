@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util import inspect
+from sphinx.util.inspect import stringify_signature
 
 import monai_attn
 
@@ -45,6 +47,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"  # notebooks are kept without outputs
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_output_stderr = "remove"
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
@@ -66,7 +69,7 @@ logging.getLogger("asyncio").setLevel(logging.ERROR)
 def escape_stars(_app: Sphinx, _what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
     """In docstrings, keep the star of a shape such as (B, C, *spatial) from being taken for emphasis."""
     lines[:] = [
-        line if line.lstrip().startswith(">>>") else re.sub(r"(?<=[ (])\*(?=[a-z])", r"\*", line) for line in lines
+        line if line.lstrip().startswith(">>>") else re.sub(r"(?<=[ (])\*(?=[a-z(])", r"\*", line) for line in lines
     ]
 
 
@@ -75,13 +78,28 @@ def hide_private_bases(_app: Sphinx, _name: str, _thing: object, _options: objec
     bases[:] = [base.__base__ if base.__name__.startswith("_") else base for base in bases]
 
 
-def skip_fields(_app: Sphinx, _what: str, _name: str, thing: object, skip: bool, _options: object) -> bool:
-    """Leave out what Python says of a named tuple's fields: the docstring of the class says more."""
-    return skip or (getattr(thing, "__doc__", None) or "").startswith("Alias for field number")
+def show_arguments(
+    _app: Sphinx, what: str, _name: str, thing: type, _options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Show the arguments of a dictionary transform, which MONAI's ``MapTransform.__new__`` would hide."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        signature = stringify_signature(
+            inspect.signature(thing.__init__, bound_method=True),
+            show_return_annotation=False,
+            unqualified_typehints=True,
+        )
+    return signature, returns
+
+
+def skip_repetitions(_app: Sphinx, _what: str, name: str, thing: object, skip: bool, _options: object) -> bool:
+    """Leave out other names of a transform, and the fields of a named tuple: its docstring says more than Python's."""
+    alias = name.endswith(("D", "Dict")) and getattr(thing, "__name__", name) != name
+    return skip or alias or (getattr(thing, "__doc__", None) or "").startswith("Alias for field number")
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("autodoc-process-bases", hide_private_bases)
-    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-signature", show_arguments)
+    app.connect("autodoc-skip-member", skip_repetitions)
