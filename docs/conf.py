@@ -27,8 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
-    "bundle_keys",
-    "command_help",
+    "directives",
     "links",
     "mathml",
 ]

@@ -14,15 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
 from links import relink
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["BUNDLES", "tables"]
+__all__ = ["BUNDLES", "CONFIGURATIONS", "documented", "tables"]
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-_CONFIGURATIONS = ("train", "evaluate", "inference")
+CONFIGURATIONS = ("train", "evaluate", "inference")
 _INTERNAL = ("imports", "initialize", "run")
 _ABSENT = object()
 # of entries of which a README says nothing
@@ -53,7 +50,7 @@ def tables(bundle: Path) -> str:
 
     The rows are those of the README, and then what is not in there.
     """
-    configs = {name: json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in _CONFIGURATIONS}
+    configs = {name: json.loads((bundle / "configs" / f"{name}.json").read_text()) for name in CONFIGURATIONS}
     rows = documented(bundle)
     known = {key for keys in rows for key in keys}
     plain, components = [], {}
@@ -118,24 +115,3 @@ def _shown(value: Any) -> str:
         return f"`{value.get('_target_', '…')}`"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"`{text}`".replace("|", "\\|") if text else "empty"
-
-
-class BundleKeys(SphinxDirective):
-    """A section for every bundle, with its tables."""
-
-    def run(self) -> list[nodes.Node]:
-        """Make the sections."""
-        found: list[nodes.Node] = []
-        for bundle in sorted(path.parent for path in BUNDLES.glob("*/configs")):
-            self.env.note_dependency(str(bundle / "docs" / "README.md"))
-            for name in _CONFIGURATIONS:
-                self.env.note_dependency(str(bundle / "configs" / f"{name}.json"))
-            heading = f"## {bundle.name}\n\n[Its card](/cards/{bundle.name}.md)\n\n"
-            found += self.parse_text_to_nodes(heading + tables(bundle), allow_section_headings=True)
-        return found
-
-
-def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive ``bundle-keys``."""
-    app.add_directive("bundle-keys", BundleKeys)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

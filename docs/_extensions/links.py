@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+__all__ = ["relink"]
 
 _REPLACEMENTS = (
     (re.compile(r"\]\((?:\.\./)+bundles/(\w+)/docs/README\.md"), r"](/cards/\1.md"),  # in a page
