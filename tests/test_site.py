@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_every_public_name_is_on_a_page_of_the_api_with_an_example():
         module = importlib.import_module(name)
         for public in module.__all__:
             thing = getattr(module, public)
+            thing = thing.func if isinstance(thing, partial) else thing  # afn1 to afn6
             if callable(thing) and not re.search(r"^\s*Example:", thing.__doc__ or "", flags=re.MULTILINE):
                 without.append(f"{name}.{public}")
     assert without == []

@@ -36,7 +36,12 @@ _DPI = 150
 
 
 def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
-    """The index along ``spatial_dim`` of the slice of a label map (1, *spatial) with the most foreground."""
+    """The index along ``spatial_dim`` of the slice of a label map (1, *spatial) with the most foreground.
+
+    Example:
+        >>> best_slice(torch.tensor([[[0, 0], [1, 2], [0, 1]]]), spatial_dim=0)
+        1
+    """
     others = [axis for axis in range(label.ndim) if axis != spatial_dim + 1]
     return int((label > 0).sum(dim=others).argmax())
 
@@ -166,6 +171,11 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
 
     Returns:
         a figure with a panel for the loss and its terms and, if there are metrics, one for them.
+
+    Example:
+        >>> figure = training_curves([(1, 0.9), (2, 0.5)], {"val_mean_dice": [(2, 0.6)]})
+        >>> len(figure.axes)
+        2
     """
     terms = {name: values for name, values in metrics.items() if name.startswith("loss_")}
     validation = {name: values for name, values in metrics.items() if name not in terms}
@@ -187,7 +197,11 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, with the same bytes each time, and return its path."""
+    """Write a figure as PNG, with the same bytes each time, and return its path.
+
+    Example:
+        ``save(overlay(image, {"prediction": prediction}), "case_001.png")``
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
