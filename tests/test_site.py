@@ -76,8 +76,12 @@ def test_links_to_files_and_their_sections_lead_somewhere(page):
     assert broken == []
 
 
+def documented_modules() -> set[str]:
+    return set(re.findall(r"automodule:: ([\w.]+)", "".join(page.read_text() for page in DOCS.glob("api/*.md"))))
+
+
 def test_every_public_name_is_on_a_page_of_the_api_with_an_example():
-    shown = set(re.findall(r"automodule:: ([\w.]+)", "".join(page.read_text() for page in DOCS.glob("api/*.md"))))
+    shown = documented_modules()
     own = {module.name for module in pkgutil.iter_modules(monai_attn.__path__)} - OF_PROGRAMS
     assert {f"monai_attn.{name}" for name in own} - shown == set()
     without = []
@@ -126,10 +130,18 @@ def test_a_notebook_runs_and_is_kept_without_outputs(notebook, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path):
+def test_the_site_is_built_without_a_warning_and_shows_every_public_name(tmp_path):
     pytest.importorskip("myst_nb")
+    inventory = importlib.import_module("sphinx.util.inventory").InventoryFile
+    site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(tmp_path / "cache")]
-    done = subprocess.run([*command, str(DOCS), str(tmp_path / "site")], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(DOCS), str(site)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "<math" in (tmp_path / "site" / "scse.html").read_text()
-    assert "https://cdn" not in (tmp_path / "site" / "scse.html").read_text()
+    page = (site / "scse.html").read_text()
+    assert "<math" in page
+    assert "https://cdn" not in page
+    with (site / "objects.inv").open("rb") as file:
+        shown = {name for names in inventory.load(file, "", lambda base, path: path).values() for name in names}
+    public = {f"{name}.{thing}" for name in documented_modules() for thing in importlib.import_module(name).__all__}
+    aliases = {name for name in public if re.fullmatch(r"monai_attn\.transforms\.\w+(D|Dict)", name)}  # shown as …d
+    assert public - aliases - shown == set()
