@@ -9,13 +9,14 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label coverage faults soak lint types clean help
+.PHONY: demo test test-slow test-label docs coverage faults soak lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
 	@echo "make test        lint, types and the default tests"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-label  every bundle in MONAI Label's server, in an environment of its own"
+	@echo "make docs        the documentation, in docs/_build/html; a warning is an error"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
@@ -34,7 +35,10 @@ coverage: $(VENV)/installed-dev
 faults: $(VENV)/installed-dev
 	$(BIN)/python tests/faults/table.py
 
-test-slow: $(VENV)/installed-dev
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+test-slow: $(VENV)/installed-dev $(VENV)/installed-docs
 	$(BIN)/python -m pytest -m slow
 
 soak: $(VENV)/installed-bundle
@@ -51,7 +55,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LABEL) demo build dist *.egg-info
+	rm -rf $(VENV) $(LABEL) demo build dist docs/_build *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -45,6 +45,9 @@ def find_data(root: Path) -> Path:
     Returns:
         ``hippocampus`` in ``root`` if its ``dataset.json`` is there; else ``Task04_Hippocampus`` in ``root``,
         downloaded if absent (27 MB); else, without a network, a phantom in ``root``.
+
+    Example:
+        ``find_data(Path("data"))``
     """
     prepared = root / "hippocampus"
     if (prepared / "dataset.json").is_file():
@@ -68,7 +71,11 @@ def find_data(root: Path) -> Path:
 
 
 def main() -> None:
-    """Run the demo."""
+    """Run the demo.
+
+    Example:
+        ``python -m monai_attn.demo --output_dir demo``
+    """
     parser = argparse.ArgumentParser(prog="python -m monai_attn.demo", description=__doc__)
     parser.add_argument("--bundle_root", default=f"bundles/{BUNDLE}", help="folder of the bundle (%(default)s)")
     parser.add_argument("--output_dir", default="demo", help="folder for weights, tables and pictures (%(default)s)")

@@ -19,6 +19,10 @@ class InputError(ValueError):
         what: the file or argument.
         problem: what was found there, and what was expected.
         mend: what the user can do.
+
+    Example:
+        >>> isinstance(DataError("a.nii", "it is empty", "copy it again"), InputError)
+        True
     """
 
     def __init__(self, what: str, problem: str = "", mend: str = "") -> None:
@@ -34,15 +38,38 @@ class InputError(ValueError):
 
 
 class DataError(InputError):
-    """A file or folder cannot be used."""
+    """A file or folder cannot be used.
+
+    Example:
+        >>> print(DataError("a.nii", "it is empty", "copy it again"))
+        cannot use a.nii
+          problem: it is empty
+          mend:    copy it again
+    """
 
 
 class ConfigError(InputError):
-    """An entry of the configuration, or an override on the command line, cannot be used."""
+    """An entry of the configuration, or an override on the command line, cannot be used.
+
+    Example:
+        >>> ConfigError("--epoch", "no entry named 'epoch'", "did you mean --epochs?").what
+        '--epoch'
+    """
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be mended, else the first that happened."""
+    """The error that the user should see: the first that can be mended, else the first that happened.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise DataError("a.nii", "it is empty", "copy it again")
+        ...     except DataError as error:
+        ...         raise RuntimeError("applying transform") from error
+        ... except RuntimeError as error:
+        ...     type(root_cause(error)).__name__
+        'DataError'
+    """
     while not isinstance(error, (InputError, CasesError)):
         earlier = _told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if earlier is None:
@@ -57,7 +84,12 @@ def _told_in(text: str) -> InputError | None:
 
 
 class Failure(NamedTuple):
-    """Why a case has no result, in the words of :class:`InputError`; not mendable where nobody foresaw it."""
+    """Why a case has no result, in the words of :class:`InputError`; not mendable where nobody foresaw it.
+
+    Example:
+        >>> Failure.of(ZeroDivisionError("division by zero"), "a.nii").mendable
+        False
+    """
 
     what: str
     problem: str
@@ -96,6 +128,13 @@ class CasesError(RuntimeError):
         failures: why, one for each case.
         finished: number of the others.
         noun: what cases are called.
+
+    Example:
+        >>> print(CasesError([Failure("a.nii", "it is empty", "copy it again")], finished=4))
+        1 of 5 cases have no result
+        cannot use a.nii
+          problem: it is empty
+          mend:    copy it again
     """
 
     shown = 20

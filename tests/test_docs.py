@@ -74,3 +74,10 @@ def test_the_first_command_of_the_readme_is_near_its_top():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert next(number for number, line in enumerate(lines, 1) if line.startswith("make demo")) <= 15
     assert next(number for number, line in enumerate(lines, 1) if line.startswith("![")) <= 12
+
+
+def test_the_first_screen_of_the_readme_has_the_papers_and_a_block_in_a_network():
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    papers = ("scSE", "FocusNet", "Autofocus", "EG-CNN")
+    assert all(re.search(rf"^\| \[{paper}\]", screen, flags=re.MULTILINE) for paper in papers)
+    assert "network = recalibrate(" in screen

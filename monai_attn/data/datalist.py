@@ -189,6 +189,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
 
     Raises:
         DataError: if there is nothing to segment, with what there is instead.
+
+    Example:
+        ``find_images("my_scans")``, ``find_images(["case_1_t1c.nii.gz", "case_1_flair.nii.gz"])``
     """
     if not isinstance(source, (str, Path)):
         return [{"image": [find_images(file)[0]["image"] for file in source]}]
@@ -218,6 +221,10 @@ def common_root(items: Sequence[Mapping[str, Any]]) -> str:
     """The deepest folder that holds all images of a data list.
 
     Results written relative to it keep the folders below it, so that files of one name in two folders stay apart.
+
+    Example:
+        >>> common_root([{"image": "/data/a/t1.nii.gz"}, {"image": "/data/b/t1.nii.gz"}])
+        '/data'
     """
     folders = [str(Path(ensure_tuple(item["image"])[0]).absolute().parent) for item in items]
     return os.path.commonpath(folders) if folders else ""
@@ -231,6 +238,9 @@ def locate(*names: str) -> str:
 
     Returns:
         the first that exists, else where the last one is expected.
+
+    Example:
+        ``locate("hippocampus", "Task04_Hippocampus")``
     """
     root = Path(os.environ.get("MONAI_DATA_DIRECTORY", "data"))
     found = (root / name for name in names if (root / name).is_dir())

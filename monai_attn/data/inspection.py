@@ -33,6 +33,10 @@ class CaseReport(NamedTuple):
         labels: the values of its labels; empty if it has none.
         warnings: what is odd about it.
         error: why it cannot be used.
+
+    Example:
+        >>> print(*CaseReport("a.nii", (35, 51, 35), (1, 1, 1), (0, 1, 2)).lines(width=5))
+        a.nii  35 x 51 x 35     1 x 1 x 1           0-2           ok
     """
 
     name: str
@@ -76,6 +80,9 @@ def check_bundle(
     Raises:
         ConfigError: if the bundle or an override cannot be used.
         DataError: at once, if there are no cases; at the end, if some cannot be used.
+
+    Example:
+        ``for line in check_bundle("hippocampus_mri_scse_segmentation", dataset_dir="my_data"): print(line)``
     """
     entries = dict(map(parse_override, overrides)) | ({"dataset_dir": dataset_dir} if dataset_dir else {})
     parser = read_bundle(find_bundle(bundle), configs or ["inference" if images else "train"], entries)
@@ -105,6 +112,9 @@ def inspect_cases(guard: CheckedLoadImaged, items: Sequence[Mapping[Any, Any]]) 
 
     Yields:
         a report for each.
+
+    Example:
+        ``[report.name for report in inspect_cases(CheckedLoadImaged("image"), find_images("scans")) if report.error]``
     """
     for name, item in tqdm(zip(_names(items), items), "check", len(items), leave=False, unit="case", disable=None):
         with _collected_warnings() as warnings:

@@ -31,7 +31,12 @@ _CONTRAST_JITTER = 0.25  # deviation of a structure's mean among images, in unit
 
 
 def intensity_statistics(image: torch.Tensor, label: torch.Tensor) -> dict[int, tuple[float, float]]:
-    """Mean and standard deviation of an image (1, *spatial) in every structure of its label (1, *spatial)."""
+    """Mean and standard deviation of an image (1, *spatial) in every structure of its label (1, *spatial).
+
+    Example:
+        >>> intensity_statistics(torch.tensor([[7.0, 1.0, 3.0]]), torch.tensor([[0, 2, 2]]))
+        {2: (2.0, 1.4142135381698608)}
+    """
     values = {int(value): image[label == value].float() for value in label.unique()}
     return {value: (float(inside.mean()), float(inside.std())) for value, inside in values.items() if value > 0}
 
@@ -100,6 +105,9 @@ def synthesize_dataset(
     Raises:
         DataError: if there are no label maps, a label map has a class that the real case lacks, or the folder holds a
             data set.
+
+    Example:
+        ``synthesize_dataset("label_maps", "synthetic", like=["image.nii.gz", "label.nii.gz"], copies=4)``
     """
     folder = Path(folder)
     listing = folder / "dataset.json"

@@ -132,7 +132,7 @@ class BestModelSaver(Checkpoint):
 
 
 class WeightsLoader:
-    """Load a network's weights when an engine starts, see :func:`monai_attn.weights.checkpoint.load_weights`.
+    """Load a network's weights when an engine starts, see ``monai_attn.weights.checkpoint.load_weights``.
 
     Args:
         path: ``model.pt``, a checkpoint, or another state dict of the network.

@@ -18,6 +18,9 @@ def training_loss(output: dict[str, Any]) -> float:
     """Take the loss out of the output of a trainer that does not decollate it (``decollate=False``).
 
     Not decollating saves time in every iteration; ``monai.handlers.from_engine`` expects the decollated form.
+
+    Example:
+        ``StatsHandler(output_transform=training_loss)``
     """
     return float(output[CommonKeys.LOSS].detach())
 

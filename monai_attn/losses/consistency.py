@@ -59,10 +59,10 @@ def target_masks(
 class EdgeConsistencyLoss(_Loss):
     r"""How far the edges of the segmentation are from those of the ground truth, on the latter (eqs. 7 and 8).
 
-    :math:`\frac{1}{|e_+|}\sum_{j \in e_+} \big|\,\|\nabla \hat y_j\| - \|\nabla y_j\|\,\big|` with the magnitude of the
-    Sobel gradient and the edge voxels :math:`e_+` of the ground truth :math:`y`. In place of the argmax, which has no
-    gradient, :math:`\hat y = \mathrm{softmax}((\log P + g) / \tau)` with Gumbel noise :math:`g`. It is computed in
-    float32. The noise is drawn from PyTorch's global generator.
+    :math:`\frac{1}{|e_+|}\sum_{j \in e_+} \left|\,\|\nabla \hat y_j\| - \|\nabla y_j\|\,\right|` with the magnitude of
+    the Sobel gradient and the edge voxels :math:`e_+` of the ground truth :math:`y`. In place of the argmax, which has
+    no gradient, :math:`\hat y = \mathrm{softmax}((\log P + g) / \tau)` with Gumbel noise :math:`g`. It is computed
+    in float32. The noise is drawn from PyTorch's global generator.
 
     Args:
         tau: temperature :math:`\tau`; the lower, the closer to an argmax, and the larger and rarer the gradients.

@@ -64,6 +64,12 @@ class SqueezeExciteFCN(nn.Module):
     Raises:
         ValueError: if an option is unknown, if ``depth`` is below 1, or if ``aggregation="concat"`` meets a position
             behind the classifier, where it would double the classes.
+
+    Example:
+        >>> from monai_attn.nets import SCSEUNet
+        >>> network = SCSEUNet(2, 1, 4, features=8, depth=2)
+        >>> isinstance(network, SqueezeExciteFCN), network(torch.rand(1, 1, 9, 11)).shape
+        (True, torch.Size([1, 4, 9, 11]))
     """
 
     def __init__(

@@ -145,6 +145,10 @@ class CheckVolumed(MapTransform):
         constant: see :class:`CheckVolume`.
         assume_orientation: see :class:`CheckVolume`.
         allow_missing_keys: whether a missing key is passed over.
+
+    Example:
+        >>> CheckVolumed("image", spatial_dims=2, channels=3)({"image": torch.rand(3, 8, 8)})["image"].shape
+        torch.Size([3, 8, 8])
     """
 
     backend = CheckVolume.backend
@@ -179,6 +183,11 @@ class CheckPaird(MapTransform):
     Args:
         keys: key of the image, then those of what has to lie on its grid.
         allow_missing_keys: whether missing keys are passed over.
+
+    Example:
+        >>> case = {"image": torch.rand(1, 8, 8), "label": torch.zeros(1, 8, 8)}
+        >>> list(CheckPaird(["image", "label"])(case))
+        ['image', 'label']
     """
 
     backend = CheckPair.backend

@@ -93,6 +93,10 @@ class CheckLabeld(MapTransform):
         values: the values that they may have; any whole numbers that are not negative if ``None``.
         assume_orientation: see :class:`monai_attn.transforms.CheckVolume`.
         allow_missing_keys: whether a missing key is passed over.
+
+    Example:
+        >>> CheckLabeld("label", 2, range(3))({"label": torch.tensor([[[0, 2]]])})["label"].max()
+        tensor(2)
     """
 
     backend = CheckLabel.backend

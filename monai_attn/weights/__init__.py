@@ -2,7 +2,7 @@
 """Weights that the papers' authors trained with their own code, put into the networks of this package.
 
 No code of a file runs: files of plain tensors are read with ``weights_only=True``, those of whole networks (ReLayNet)
-by :mod:`monai_attn.weights.records`. The exception is a network in TorchScript (:func:`load_exported`), which is code.
+by ``monai_attn.weights.records``. The exception is a network in TorchScript (:func:`load_exported`), which is code.
 """
 
 from __future__ import annotations

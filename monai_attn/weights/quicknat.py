@@ -24,7 +24,7 @@ def load_quicknat_weights(network: SCSEFCDenseNet, source: str | os.PathLike | M
     """Load a network of quickNAT_pytorch into an SCSEFCDenseNet with ``bottleneck="dense"`` and ``act="prelu"``.
 
     The file may hold a checkpoint of the authors' solver, a state dict, or the whole network as a pickle, of which no
-    code runs, see :mod:`monai_attn.weights.records`. The authors' code runs with ``se_block`` ``"NONE"`` (``se=None``
+    code runs, see ``monai_attn.weights.records``. The authors' code runs with ``se_block`` ``"NONE"`` (``se=None``
     here) and ``"SSE"`` (``se="sse"``). The excitation that it makes for the bottleneck and never calls is left out.
 
     Args:

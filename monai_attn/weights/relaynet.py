@@ -23,7 +23,7 @@ def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping
     """Load a network that relaynet_pytorch saved, or a state dict of it, into a ReLayNet without excitations.
 
     The authors' files hold the whole network as a pickle; no code of the file runs, see
-    :mod:`monai_attn.weights.records`. Their networks have kernels 3 high and 7 wide, PReLU, and 9 classes.
+    ``monai_attn.weights.records``. Their networks have kernels 3 high and 7 wide, PReLU, and 9 classes.
 
     Args:
         network: the network, with 2 spatial dimensions, ``se=None``, and the kernels, activation, number of filters

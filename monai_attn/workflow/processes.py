@@ -44,7 +44,11 @@ def join() -> None:
 
 
 def local_device() -> torch.device:
-    """The device of this process in a distributed run: its own GPU, or the CPU."""
+    """The device of this process in a distributed run: its own GPU, or the CPU.
+
+    Example:
+        ``"device": "$monai_attn.workflow.local_device()"`` in a configuration
+    """
     return idist.device()
 
 
@@ -68,7 +72,12 @@ def distribute(network: nn.Module) -> nn.Module:
 
 
 def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
-    """The handlers that this process of a distributed run needs: all for the first, none that only report elsewhere."""
+    """The handlers that this process of a distributed run needs: all for the first, none that only report elsewhere.
+
+    Example:
+        >>> [type(handler).__name__ for handler in handlers_of_rank([StatsHandler()])]
+        ['StatsHandler']
+    """
     reporters = (StatsHandler, TensorBoardHandler)
     return [handler for handler in handlers if idist.get_rank() == 0 or not isinstance(handler, reporters)]
 

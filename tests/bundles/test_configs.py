@@ -77,6 +77,11 @@ def test_metadata_has_what_the_newest_schema_requires(bundle):
     assert not [text for text in strings(metadata) if "#" in text or text.startswith("%")]
 
 
+def test_progress_of_loading_is_shown_on_a_terminal_only(bundle):
+    caches = [part for part in components(load(bundle, "train")) if part["_target_"] == "CacheDataset"]
+    assert [cache["progress"] for cache in caches] == ["$sys.stderr.isatty()"] * 2
+
+
 def test_train_and_inference_build_the_same_network(bundle):
     assert load(bundle, "train")["network_def"] == load(bundle, "inference")["network_def"]
 

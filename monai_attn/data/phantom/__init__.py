@@ -56,6 +56,10 @@ class Phantom(NamedTuple):
         values: values of the labels in the files; None for 0, 1, ….
         scans: number of scans of a subject.
         name: name of a case, with the fields ``subject`` and ``scan`` counted from 0, and ``number`` from 1.
+
+    Example:
+        >>> PHANTOMS["hippocampus_mri_scse_segmentation"].labels
+        ('background', 'anterior', 'posterior')
     """
 
     draw: Callable[[np.random.RandomState], Iterator[tuple[torch.Tensor, ...]]]
