@@ -35,6 +35,10 @@ class Settings(NamedTuple):
         section: section of the data set that is scored; by default that of the bundle.
         rows: names of the rows to run; by default all.
         processes: number of processes of each training, started by torchrun.
+
+    Example:
+        >>> Settings("data/malc", Path("out"), seeds=(0, 1, 2), overrides=("batch_size=8",)).small
+        False
     """
 
     dataset_dir: str | None
@@ -49,7 +53,13 @@ class Settings(NamedTuple):
 
 
 class CellError(RuntimeError):
-    """A training or an evaluation ended with an error."""
+    """A training or an evaluation ended with an error.
+
+    Example:
+        >>> raise CellError("U-Net, seed 0: `train` ended with exit code 2: cannot use data/malc")
+        Traceback (most recent call last):
+        monai_attn.reproduce.cells.CellError: U-Net, seed 0: `train` ended with exit code 2: cannot use data/malc
+    """
 
 
 class Cell:
@@ -66,6 +76,9 @@ class Cell:
         overrides: overrides of entries.
         evaluation: further ones for the evaluation.
         processes: number of processes.
+
+    Example:
+        ``for command in Grid(table, settings).cells[0].commands(): print(shlex.join(command))``
     """
 
     def __init__(

@@ -22,6 +22,10 @@ class Row:
         small: further ones that make it narrow, beside those of the table.
         paper: the paper's values by measure, such as ``{"Dice": "0.867"}``; empty where they are not known to us.
         baseline: the row that it is compared with, case by case; empty for a baseline.
+
+    Example:
+        >>> Row("SD-Net + scSE", {"se": "scse"}, paper={"Dice": "0.867"}, baseline="SD-Net").paper["Dice"]
+        '0.867'
     """
 
     name: str
@@ -46,6 +50,11 @@ class Table:
         structures: whether each structure is a measure of its own, beside the mean over them.
         small: entries that make all rows narrow and short, to be had in minutes on a CPU.
         note: what a reader of the table must know.
+
+    Example:
+        >>> rows = (Row("plain", {"se": None}), Row("scSE", {"se": "scse"}, baseline="plain"))
+        >>> Table("mine", "1", "On my data", "", "brain_mri_scse_segmentation", rows).measures
+        {}
     """
 
     paper: str
