@@ -10,7 +10,7 @@ from monai_attn.reproduce.table import Row, Table
 __all__ = ["TABLES"]
 
 _DICE = {"Dice": "val_mean_dice"}
-_SMALL = {"batch_size": 2, "lr": 0.001, "epochs": 3, "val_interval": 3}
+_SMALL = {"batch_size": 2, "lr": 0.001, "epochs": 8, "val_interval": 8}
 # MONAI's VNet has no argument for its width
 _STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "U-Net": ("@unet", {"unet#norm": ["group", {"num_groups": 4}], "unet#features": [8, 8, 16, 32, 64, 8]}),
