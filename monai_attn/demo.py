@@ -122,10 +122,10 @@ def _draw_attention(bundle: Path, weights: str, case: dict[str, Any], output: Pa
     name = case_name(case["image"])
     figures.save(figures.attention_grid(image, maps, title=f"{name}: scSE attention maps"), output / "attention.png")
     attention = F.interpolate(maps["encoder_se.1.spatial.gate"], size=image.shape[1:])[0]
-    masks = {"manual segmentation": truth, "prediction": prediction}
-    summary = figures.overlay(
-        image, masks, heatmaps={"attention, 2nd encoder": attention}, title=name, class_names=names
-    )
+    # as a volume of one slice, of which the second axis is drawn upwards, as in the grid
+    masks = {"manual segmentation": truth[..., None], "prediction": prediction[..., None]}
+    heatmaps = {"attention, 2nd encoder": attention[..., None]}
+    summary = figures.overlay(image[..., None], masks, heatmaps=heatmaps, title=name, class_names=names)
     figures.save(summary, output / "summary.png")
 
 
