@@ -115,6 +115,9 @@ def draw_summary(case: dict[str, Any], results: Path) -> Figure:
     Args:
         case: image and label.
         results: folder with its segmentation and attention maps, by the bundle of the demo.
+
+    Example:
+        ``figures.save(draw_summary(case, Path("demo/segmentation")), "summary.png")``
     """
     name = case_name(case["image"])
     load = LoadImage(image_only=True, ensure_channel_first=True)
