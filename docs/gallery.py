@@ -34,7 +34,7 @@ FOCUSNET = {
     "spatial_dims": 2,
     "in_channels": 1,
     "out_channels": 3,
-    "channels": [8, 16, 32, 64],
+    "channels": [8, 16, 24, 32, 40],
     "se_reduction": 4,
 }
 AFNET = {
@@ -42,7 +42,7 @@ AFNET = {
     "spatial_dims": 3,
     "in_channels": 1,
     "out_channels": 3,
-    "channels": [6, 6, 8, 8, 8, 8],
+    "channels": [4, 4, 6, 6, 6, 6],
     "n_autofocus": 2,
     "dilations": [1, 2, 4, 6],
 }
@@ -75,8 +75,8 @@ class Gallery:
         """Make all of them."""
         self.train(SCSE, "scse", epochs=7, slices_per_volume=1, val_interval=3)
         self.train(SCSE, "focusnet", epochs=6, slices_per_volume=2, val_interval=6, network_def=FOCUSNET)
-        small = {"crop_size": [24, 32, 24], "lr": 0.003, "val_interval": 3}
-        self.train(EGCNN, "afnet", epochs=3, network_def=AFNET, **small)
+        small = {"crop_size": [16, 32, 16], "lr": 0.005, "val_interval": 4}
+        self.train(EGCNN, "afnet", epochs=4, network_def=AFNET, **small)
         weights = {name: str(self.work / name / "model.pt") for name in ("focusnet", "afnet")}
         results = {
             "scse": self.segment(SCSE, "scse"),

@@ -23,13 +23,13 @@ from monai_attn.visualize.figures.panels import (
     panels,
     show_image,
     show_map,
+    show_mask,
 )
 from monai_attn.visualize.figures.view import View, check_grid, shown_slice, slice_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 BoundaryNorm, _ = optional_import("matplotlib.colors", name="BoundaryNorm")
-LinearSegmentedColormap, _ = optional_import("matplotlib.colors", name="LinearSegmentedColormap")
 colormaps, _ = optional_import("matplotlib", name="colormaps")
 
 __all__ = ["attention_grid", "edge_overlay", "excitation_by_epoch", "scale_maps"]
@@ -128,7 +128,7 @@ def scale_maps(
     colours = colormaps["cividis"].resampled(len(every))
     columns = 2 + max(map(len, weights.values()))
     height = PANEL_INCHES * image.shape[2] * view.aspect / image.shape[1] + 0.45
-    figure = new_figure(PANEL_INCHES * columns, height * len(weights) + 0.3, title)
+    figure = new_figure(PANEL_INCHES * columns, height * len(weights) + 0.5, title)
     for axes, (name, layer) in zip(figure.subplots(len(weights), columns, squeeze=False), weights.items()):
         layer = torch.as_tensor(layer).cpu()
         titles = [f"{scale:g} mm" for scale in scales[name]]
@@ -169,7 +169,7 @@ def edge_overlay(
         title: title of the figure.
 
     Returns:
-        a figure with the image, the maps, the predicted edges, the target, and both on the image.
+        a figure with the image, the maps, the predicted edges, the target, and where both are above 0.5 on the image.
 
     Raises:
         ValueError: if something lies on another grid than the image.
@@ -189,12 +189,12 @@ def edge_overlay(
     for axis, (name, layer) in zip(axes[1:], layers.items()):
         colour_bar(axis, show_map(axis, layer, view))
         axis.set_title(name, fontsize=8)
-    named = {"predicted edges": CLASS_COLOURS[0], "target (Sobel)": CLASS_COLOURS[1]}
-    for name, colour in named.items():
-        if name in layers:
-            fading = LinearSegmentedColormap.from_list(name, [(1, 1, 1, 0), colour])
-            show_map(axes[-1], layers[name], view, cmap=fading, vmin=0, vmax=1, alpha=0.8)
-    axes[-1].set_title("predicted (orange), target (blue)" if target is not None else "predicted (orange)", fontsize=8)
+    found = (layers["predicted edges"] > 0.5).int()
+    wanted = (layers["target (Sobel)"] > 0.5).int() if target is not None else torch.zeros_like(found)
+    show_mask(axes[-1], found + 2 * wanted, [CLASS_COLOURS[0], CLASS_COLOURS[4], CLASS_COLOURS[2]], view, alpha=0.7)
+    axes[-1].set_title(
+        "predicted (orange), target (blue), both (green)" if target is not None else "predicted", fontsize=6
+    )
     return figure
 
 
@@ -233,7 +233,7 @@ def excitation_by_epoch(
         raise ValueError(f"{folder} has of case '{case}' the gates {found}, not {rows}; give one of these.")
     image, view = torch.tensor(arrays[0][f"image/{case}"]).float(), _view(arrays[0][f"view/{case}"])
     height = PANEL_INCHES * 0.75 * image.shape[2] * view.aspect / image.shape[1] + 0.25
-    figure = new_figure(PANEL_INCHES * 0.75 * (1 + len(epochs)), height * len(rows) + 0.7, title or case)
+    figure = new_figure(PANEL_INCHES * 0.75 * (1 + len(epochs)) + 0.6, height * len(rows) + 0.4, title or case)
     axes = figure.subplots(len(rows), 1 + len(epochs), squeeze=False)
     for row, gate in zip(axes, rows):
         for axis in row:

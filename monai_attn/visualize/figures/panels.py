@@ -49,7 +49,7 @@ def panels(count: int, height_by_width: float, title: str, columns: int = 5) -> 
     """A figure with equal panels in rows of at most ``columns``."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    height = PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.3
+    height = PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.45
     figure = new_figure(columns * PANEL_INCHES, rows * height + 0.5, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
@@ -115,7 +115,7 @@ def letter(axis: Axes, view: View) -> None:
     """The directions in the patient at the borders of a panel."""
     places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
     places += [(0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top")]
-    outline = [patheffects.withStroke(linewidth=1.5, foreground="black")]
+    outline = [patheffects.withStroke(linewidth=2, foreground="black")]
     for text, (x, y, horizontal, vertical) in zip(view.letters or (), places):
         axis.text(x, y, text, ha=horizontal, va=vertical, transform=axis.transAxes, fontsize=7, color="white",
                   path_effects=outline)  # fmt: skip

@@ -65,9 +65,8 @@ def three_planes(
     image, *placed = (_in_ras(layer, affine) for layer in (image, *masks.values()))
     masks = dict(zip(masks, placed))
     colours = class_colours(max([len(class_names), 1, *(int(mask.max()) for mask in masks.values())]))
-    columns = dict.fromkeys(["image", *masks])
-    if len(masks) > 1 and "truth" in masks:
-        columns["difference"] = _difference(masks["truth"], placed[-1])
+    differs = len(masks) > 1 and "truth" in masks
+    columns = ["image", *masks, *(["difference"] if differs else [])]
 
     sides = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
     lengths = [size * side for size, side in zip(image.shape[1:], sides)]
@@ -80,15 +79,17 @@ def three_planes(
     for axes, (plane, axis_cut) in zip(rows, _PLANES.items()):
         index = shown_slice(masks.values(), image.shape[axis_cut + 1], axis_cut)
         view = slice_view(image, axis_cut)
+        shown, *cut = (layer.select(axis_cut + 1, index) for layer in (image, *masks.values()))
+        layers = dict(zip(masks, cut))
         for axis, name in zip(axes, columns):
-            layer = columns[name] if name == "difference" else masks.get(name)
-            show_image(axis, image.select(axis_cut + 1, index), view)
-            if layer is not None:
-                used, alpha = (list(_ERRORS.values()), 0.9) if name == "difference" else (colours, 0.55)
-                show_mask(axis, layer.select(axis_cut + 1, index), used, view, alpha)
+            show_image(axis, shown, view)
+            if name in layers:
+                show_mask(axis, layers[name], colours, view)
+            elif name == "difference":
+                show_mask(axis, _difference(layers["truth"], cut[-1]), list(_ERRORS.values()), view, alpha=0.9)
             axis.set_title(f"{name}, {plane}" if name == "image" else name, fontsize=7)
         letter(axes[0], view)
-    legend(figure, {**dict(zip(class_names, colours)), **(_ERRORS if "difference" in columns else {})})
+    legend(figure, {**dict(zip(class_names, colours)), **(_ERRORS if differs else {})})
     return figure
 
 

@@ -79,18 +79,20 @@ def edges():
 def test_edges_are_shown_alone_and_on_the_image_in_the_slice_with_most_of_the_target(edges):
     figure = figures.edge_overlay(torch.rand(1, 8, 9, 7), **edges)
     panels = [axis for axis in figure.axes if axis.get_title()]
-    titles = ["image", "alpha", "predicted edges", "target (Sobel)", "predicted (orange), target (blue)"]
+    titles = ["image", "alpha", "predicted edges", "target (Sobel)", "predicted (orange), target (blue), both (green)"]
     assert [axis.get_title() for axis in panels] == titles
     assert np.allclose(pixels(panels[1]), edges["maps"]["alpha"][0, :, :, 5].T)
     assert np.allclose(pixels(panels[3]), edges["target"][0, :, :, 5].T)
-    assert len(panels[4].images) == 3
+    found = np.ma.filled(panels[4].images[-1].get_array() + 1, 0)
+    expected = (edges["edges"][0, :, :, 5] > 0.5).int() + 2 * edges["target"][0, :, :, 5].int()
+    assert np.array_equal(found, expected.T)
 
 
 def test_without_a_target_edges_are_shown_in_the_middle(edges):
     figure = figures.edge_overlay(torch.rand(1, 8, 9, 7), edges["maps"], edges["edges"])
     panels = [axis for axis in figure.axes if axis.get_title()]
     assert np.allclose(pixels(panels[2]), edges["edges"][0, :, :, 3].T)
-    assert panels[-1].get_title() == "predicted (orange)"
+    assert panels[-1].get_title() == "predicted"
 
 
 def test_edges_on_another_grid_are_refused(edges):
