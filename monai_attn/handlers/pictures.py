@@ -45,6 +45,9 @@ class CasePictures:
 
     Attributes:
         ending: what follows the name of the case in that of the picture.
+
+    Example:
+        :class:`OverlaySaver` and :class:`AttentionMaps` are of this kind.
     """
 
     ending = ".png"

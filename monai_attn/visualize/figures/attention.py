@@ -173,6 +173,9 @@ def edge_overlay(
 
     Raises:
         ValueError: if something lies on another grid than the image.
+
+    Example:
+        ``edge_overlay(image[0], {"1st gate": alpha[0]}, network.edges(image)[0], SobelEdges(num_classes=3)(label))``
     """
     layers = {**maps, "predicted edges": edges, **({} if target is None else {"target (Sobel)": target})}
     check_grid(image, layers)

@@ -122,7 +122,11 @@ def letter(axis: Axes, view: View) -> None:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """A figure as an array (height, width, 3) of 8-bit colours."""
+    """A figure as an array (height, width, 3) of 8-bit colours, such as for TensorBoard.
+
+    Example:
+        ``writer.add_image("attention", pixels(figure), dataformats="HWC")``
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -132,6 +136,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG below 300 kB, with the same bytes each time, and return its path.
 
     Pictures of noise would be larger; their colours are rounded until they are not.
+
+    Example:
+        ``save(overlay(image, {"prediction": prediction}), "case_001.png")``
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ class Region(NamedTuple):
     Attributes:
         start: its first voxel along each spatial axis.
         size: its number of voxels along each.
+
+    Example:
+        >>> Region(start=(4, 8), size=(16, 16)).start
+        (4, 8)
     """
 
     start: tuple[int, ...]

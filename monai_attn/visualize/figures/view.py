@@ -23,6 +23,10 @@ class View(NamedTuple):
         right: whether the first axis points to the right, not to the left.
         up: whether the second axis points up, not down.
         letters: directions in the patient at the left, right, bottom and top border; none where nobody knows.
+
+    Example:
+        >>> View(aspect=2.0).letters is None
+        True
     """
 
     aspect: float = 1.0
@@ -32,7 +36,12 @@ class View(NamedTuple):
 
 
 def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
-    """The index along ``spatial_dim`` of the slice of a label map (1, *spatial) with the most foreground."""
+    """The index along ``spatial_dim`` of the slice of a label map (1, *spatial) with the most foreground.
+
+    Example:
+        >>> best_slice(torch.tensor([[[0, 0], [1, 2], [0, 1]]]), spatial_dim=0)
+        1
+    """
     others = [axis for axis in range(label.ndim) if axis != spatial_dim + 1]
     return int((label > 0).sum(dim=others).argmax())
 
