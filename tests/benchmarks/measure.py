@@ -46,17 +46,19 @@ class Case:
     """Ways to compute the same.
 
     Args:
-        ways: the ways by their names, ours first. Each returns what it computes, as tensors or tuples of them. One that
-            is named ``"floor"`` is the least that must be done, and may return something else.
+        ways: the ways by their names, ours first. Each returns what it computes, as tensors or tuples of them.
         tolerance: how far results may be apart, relative to their norm; 0 for bitwise equality.
+        unlike: the ways that compute something else: ``"floor"`` is the least that must be done.
     """
 
     ways: Mapping[str, Way]
     tolerance: float = 1e-5
+    unlike: tuple[str, ...] = (FLOOR,)
 
     def check(self) -> None:
         """Raise an ``AssertionError`` unless all ways compute the same."""
-        (_, first), *others = ((name, list(_tensors(way()))) for name, way in self.ways.items() if name != FLOOR)
+        compared = {name: list(_tensors(way())) for name, way in self.ways.items() if name not in self.unlike}
+        (_, first), *others = compared.items()
         for name, results in others:
             assert len(results) == len(first), f"{name} returns {len(results)} tensors, not {len(first)}"
             for result, expected in zip(results, first):
@@ -120,9 +122,9 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any, environment:
 
 def _time(make: Callable[..., Case], arguments: tuple, rounds: int) -> Times:
     case = make(*arguments)
-    case.check()  # warms up, too
-    if FLOOR in case.ways:
-        case.ways[FLOOR]()
+    case.check()
+    for name in set(case.unlike) & set(case.ways) if rounds > 1 else ():
+        case.ways[name]()  # warm up, as the others have
     return take_turns(case.ways, rounds)
 
 
@@ -187,6 +189,7 @@ class Row:
         least: where it is a ratio of times, the worst round's ratio.
         of_minima: and the ratio of the two shortest times.
         floor: how many times as much as the least possible ours takes.
+        units: the two numbers themselves, ours and the peer's.
     """
 
     what: str
@@ -196,6 +199,7 @@ class Row:
     least: float | None = None
     of_minima: float | None = None
     floor: float | None = None
+    units: str = ""
 
     @property
     def met(self) -> str:
@@ -206,27 +210,41 @@ class Row:
 
     def cells(self) -> list[str]:
         numbers = (self.ratio, self.of_minima, self.least, self.floor)
-        return [self.what, self.peer, *("" if n is None else f"{n:.2f}" for n in numbers), self.goal, self.met]
+        cells = ["" if number is None else f"{number:.2f}" for number in numbers]
+        return [self.what, self.peer, *cells, self.units, self.goal, self.met]
 
 
 def speed_row(what: str, peer: str, times: Times, goal: str = "", *, ours: str = "ours", way: str = "peer") -> Row:
     """How many times as fast as the peer we are."""
     median, least, of_minima = times.ratio(way, ours)
-    return Row(what, peer, median, goal, least, of_minima, _to_floor(times, ours))
+    return Row(what, peer, median, goal, least, of_minima, _to_floor(times, ours), _units(times, ours, way))
 
 
 def time_row(what: str, peer: str, times: Times, goal: str = "", *, ours: str = "ours", way: str = "peer") -> Row:
     """How much of the peer's time we take; the worst round is the one of the largest ratio."""
     inverse = times.ratio(way, ours)
     median, _, of_minima = times.ratio(ours, way)
-    return Row(what, peer, median, goal, 1 / inverse.least, of_minima, _to_floor(times, ours))
+    worst = 1 / inverse.least
+    return Row(what, peer, median, goal, worst, of_minima, _to_floor(times, ours), _units(times, ours, way))
+
+
+def peak_row(
+    what: str, peer: str, make: Callable[..., Case], *arguments: Any, warm_up: tuple, goal: str = "", way: str = "peer"
+) -> Row:
+    """How much of the peer's peak memory we take."""
+    ours, theirs = (peak(make, name, *arguments, warm_up=warm_up) for name in ("ours", way))
+    return Row(what, peer, ours / theirs, goal, units=f"{ours / 2**20:.0f} / {theirs / 2**20:.0f} MiB")
 
 
 def _to_floor(times: Times, ours: str) -> float | None:
     return times.ratio(ours, FLOOR).median if FLOOR in times else None
 
 
-HEADER = ["what", "peer", "median", "of minima", "worst round", "to floor", "goal", "met"]
+def _units(times: Times, ours: str, way: str) -> str:
+    return f"{min(times[ours]):.3g} / {min(times[way]):.3g} s"
+
+
+HEADER = ["what", "peer", "median", "of minima", "worst round", "to floor", "ours / peer", "goal", "met"]
 
 
 def print_table(rows: Iterable[Row]) -> None:
