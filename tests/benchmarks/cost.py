@@ -155,7 +155,7 @@ def draw(rows: list[tuple[Point, float, float]]) -> Figure:
         column[1].set_xticks(values, map(str, values), minor=False)
         column[1].set_xticks([], minor=True)
         for axis in column:
-            axis.tick_params(labelsize=6)
+            axis.tick_params(which="both", labelsize=5)
             axis.grid(linewidth=0.3)
     grid[0, 0].set_ylabel("seconds", fontsize=7)
     grid[1, 0].set_ylabel("peak memory, MiB", fontsize=7)
