@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, SaveImaged
 
 from monai_attn.inferers import SliceBatchInferer
 from monai_attn.transforms import AsLabelMapd, InvertArgmaxd, SafeSpacingd, SaveResultd
 
-INFERERS = {
-    "window": SlidingWindowInferer(roi_size=96, sw_batch_size=2, overlap=0.25, mode="gaussian"),
-    "slices": SliceBatchInferer(spatial_dim=2),
-}
+
+def make_inferer(name: str, side: int) -> Inferer:
+    """Windows of 96 voxels in a volume of 256, and of the same share of a smaller one; or slices."""
+    if name == "slices":
+        return SliceBatchInferer(spatial_dim=2)
+    return SlidingWindowInferer(roi_size=3 * side // 8, sw_batch_size=2, overlap=0.25, mode="gaussian")
 
 
 class Nearest(torch.nn.Module):
@@ -42,7 +44,9 @@ class Nearest(torch.nn.Module):
         return (x - self.values.reshape(-1, *[1] * (x.ndim - 2))).square_().neg_()
 
 
-def evaluator(path: Path, classes: int, output: str, variant: str, inferer: str, spacing: float) -> SupervisedEvaluator:
+def evaluator(
+    path: Path, classes: int, output: str, variant: str, inferer: Inferer, spacing: float
+) -> SupervisedEvaluator:
     steps = [LoadImaged("image", ensure_channel_first=True), Orientationd("image", "RAS", labels=None)]
     steps += [SafeSpacingd("image", [spacing] * 3)] if spacing else []
     pre = Compose([*steps, EnsureTyped("image", dtype=torch.float32)])
@@ -59,7 +63,7 @@ def evaluator(path: Path, classes: int, output: str, variant: str, inferer: str,
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset([{"image": str(path)}], pre), batch_size=1),
         network=Nearest(classes),
-        inferer=INFERERS[inferer],
+        inferer=inferer,
         postprocessing=Compose(post),
     )
 
@@ -72,7 +76,7 @@ def maps_and_content(side: int, classes: int, variant: str, inferer: str, spacin
             nibabel.save(nibabel.Nifti1Image(image, np.diag([-1.0, -1.0, 1.0, 1.0])), f"{folder}/{size}.nii.gz")
         del image
         small, large = (
-            evaluator(Path(f"{folder}/{size}.nii.gz"), classes, folder, variant, inferer, spacing)
+            evaluator(Path(f"{folder}/{size}.nii.gz"), classes, folder, variant, make_inferer(inferer, size), spacing)
             for size in (32, side)
         )
         small.run()
