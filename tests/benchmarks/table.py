@@ -25,7 +25,7 @@ BENCHMARKS: list[Callable[[], Iterable[measure.Row]]] = [
     slices.rows,
     training.rows,
     lambda: edges.rows(sides=(64,)),
-    argmax.rows,
+    lambda: argmax.rows(side=96),
     startup.rows,
 ]
 
