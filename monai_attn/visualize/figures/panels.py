@@ -163,4 +163,5 @@ def _show(axis: Axes, view: View, **shown: Any) -> Any:
     axis.set_xlim((left, right) if view.right else (right, left))
     axis.set(xticks=[], yticks=[])  # unseen ticks would take half of the time to draw
     axis.set_axis_off()
+    axis.set_anchor("N")  # panels with and without a scale of colours stand side by side
     return drawn
