@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["sobel_edges"]
 
-_EPSILON = 1e-6  # a magnitude below it counts as this one in the derivative of the root, which is infinite at 0
+_EPSILON = 1e-6  # magnitudes below it come out smaller still, and count as this one in the root's derivative at 0
 
 
 def sobel_edges(x: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
@@ -47,41 +47,65 @@ def sobel_edges(x: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
             "or channel axis by x[None]."
         )
     is_mask = x.dtype == torch.bool
-    smooth = x.to(torch.int8 if is_mask else torch.promote_types(x.dtype, torch.float32))
-    gradients: list[torch.Tensor] = []  # they share what they have in common: 8 filters in 3D in place of 9
-    for axis in range(2, x.ndim):
-        gradients = [_Filter.apply(gradient, axis, 1) for gradient in gradients]
-        gradients.append(_Filter.apply(smooth, axis, -1))
-        smooth = _Filter.apply(smooth, axis, 1) if axis < x.ndim - 1 else smooth
+    maps = _Gradients.apply(x.to(torch.int8 if is_mask else torch.promote_types(x.dtype, torch.float32)))
     if is_mask:
-        gradients = [gradient.short() for gradient in gradients]  # ±16 fit an int8, their squares do not
-    return _Magnitude.apply(2 * 4 ** (x.ndim - 3) if normalize else 1, *gradients)
+        maps = [gradient.short() for gradient in maps]  # ±16 fit an int8, their squares do not
+    return _Magnitude.apply(2 * 4 ** (x.ndim - 3) if normalize else 1, *maps)
 
 
-class _Filter(torch.autograd.Function):
-    """The filter [1, 2, 1] (``sign`` 1) or [-1, 0, 1] (``sign`` -1) along an axis.
+class _Gradients(torch.autograd.Function):
+    """The difference along each axis, smoothed along the others."""
 
-    Both add up two neighbouring pairs, x[i] + sign·x[i-1] and x[i+1] + sign·x[i]. Beyond the ends, the voxels are
-    repeated ``end`` times (1 or -1). As matrices, the first filter is symmetric, and the transposed second one is the
-    negative of that with the other ``end``; hence the derivative. Autograd by itself would write a map of zeros for
-    every slice.
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        maps: list[torch.Tensor] = []  # they share what they have in common: 8 filters in 3D in place of 9
+        for axis in range(x.ndim - 1, 1, -1):
+            maps = [*(_filter(gradient, axis, 1) for gradient in maps), _filter(x, axis, -1)]
+            x = _filter(x, axis, 1) if axis > 2 else x
+        return tuple(maps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return _Transposed.apply(*grads)
+
+
+class _Transposed(torch.autograd.Function):
+    """The transpose of :class:`_Gradients` as a matrix, which goes through the same filters the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, *maps: torch.Tensor) -> torch.Tensor:
+        *others, gradient = maps
+        x = _filter(gradient, 2, -1, transposed=True)
+        for axis in range(3, x.ndim):
+            *others, gradient = (_filter(other, axis - 1, 1) for other in others)
+            x = _filter(gradient, axis, -1, transposed=True).add_(_filter(x, axis, 1))
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _Gradients.apply(grad)
+
+
+def _filter(x: torch.Tensor, axis: int, sign: int, transposed: bool = False) -> torch.Tensor:
+    """The filter [1, 2, 1] (``sign`` 1) or [-1, 0, 1] (``sign`` -1) along an axis; or the transpose of the latter.
+
+    In memory, neighbours along an axis are equally far apart everywhere. So maps are added as wholes, which is faster
+    than slice by slice. Then the ends, where that neighbour is another row's, are replaced: beyond them, the voxels are
+    repeated.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, axis: int, sign: int, end: int = 1) -> torch.Tensor:
-        ctx.axis, ctx.sign, ctx.end = axis, sign, end
-        size = x.shape[axis]
-        pairs = x.new_empty([length + (index == axis) for index, length in enumerate(x.shape)])
-        inner = pairs.narrow(axis, 1, size - 1)
-        torch.add(x.narrow(axis, 1, size - 1), x.narrow(axis, 0, size - 1), alpha=sign, out=inner)
-        pairs.select(axis, 0).copy_(x.select(axis, 0)).mul_(1 + sign * end)
-        pairs.select(axis, -1).copy_(x.select(axis, -1)).mul_(end + sign)
-        return pairs.narrow(axis, 1, size) + pairs.narrow(axis, 0, size)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        transposed = _Filter.apply(grad, ctx.axis, ctx.sign, ctx.sign * ctx.end)
-        return -transposed if ctx.sign < 0 else transposed, None, None, None
+    if x.shape[axis] == 1:
+        return x * (2 + 2 * sign)
+    x = x.contiguous()
+    result, voxels, step = torch.empty_like(x), x.view(-1), x.stride(axis)
+    before, after = voxels[: -2 * step], voxels[2 * step :]
+    first, second = (before, after) if transposed else (after, before)
+    torch.add(first, second, alpha=sign, out=result.view(-1)[step:-step])
+    at_end = -sign if transposed else sign
+    torch.add(x.select(axis, 1), x.select(axis, 0), alpha=at_end, out=result.select(axis, 0))
+    torch.add(x.select(axis, -1), x.select(axis, -2), alpha=at_end, out=result.select(axis, -1))
+    if transposed:
+        result.select(axis, 0).neg_()
+    return result.add_(x, alpha=2) if sign > 0 else result
 
 
 class _Magnitude(torch.autograd.Function):
@@ -92,7 +116,10 @@ class _Magnitude(torch.autograd.Function):
         square = maps[0] * maps[0]
         for gradient in maps[1:]:
             square.addcmul_(gradient, gradient)
-        magnitude = (square / scale**2).sqrt_()
+        square = square.to(torch.promote_types(square.dtype, torch.float32))
+        # with zeros, as in most of a mask, a CPU takes several times as long for the root itself
+        inverse = torch.add(torch.tensor((_EPSILON * scale**2) ** 2), square, alpha=scale**2).rsqrt_()
+        magnitude = square.mul_(inverse)
         ctx.scale = scale
         ctx.save_for_backward(magnitude, *maps)
         return magnitude
@@ -100,5 +127,5 @@ class _Magnitude(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         magnitude, *maps = ctx.saved_tensors
-        weight = grad / (magnitude.clamp(min=_EPSILON) * ctx.scale**2)
+        weight = grad / magnitude.clamp(min=_EPSILON).mul_(ctx.scale**2)
         return None, *[weight * gradient for gradient in maps]

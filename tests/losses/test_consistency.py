@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.networks.utils import one_hot
 
-from monai_attn.losses import EdgeConsistencyLoss
+from monai_attn.losses import EdgeConsistencyLoss, consistency
 from monai_attn.losses.consistency import target_masks
 from monai_attn.transforms import sobel_edges
 
@@ -66,6 +66,43 @@ def test_as_tau_falls_it_becomes_the_difference_of_the_sobel_edges_of_the_argmax
     ]
     loss = EdgeConsistencyLoss(tau=1.0 if hard else 1e-6, noise=False, hard=hard)(logits, label)
     assert torch.allclose(loss, torch.stack(per_class).mean(), atol=1e-5)
+
+
+def plain_edges(x: torch.Tensor) -> torch.Tensor:
+    """One convolution with the dense kernels of the Sobel filter."""
+    dims = x.ndim - 2
+    difference, smooth = torch.tensor([-1.0, 0.0, 1.0]) / 2, torch.tensor([1.0, 2.0, 1.0]) / 4
+    taps = [[difference if axis == other else smooth for other in range(dims)] for axis in range(dims)]
+    kernels = torch.stack([torch.einsum(["i", "i,j->ij", "i,j,k->ijk"][dims - 1], *factors) for factors in taps])
+    padded = F.pad(x.flatten(0, 1)[:, None], [1] * 2 * dims, mode="replicate")
+    square = (F.conv1d, F.conv2d, F.conv3d)[dims - 1](padded, kernels[:, None]).square().sum(1)
+    return square.clamp(min=1e-20).sqrt().reshape(x.shape)
+
+
+@DIMS
+@pytest.mark.parametrize("mask", ["target", "union"])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("at_once", [1, 1000, 2**20])
+def test_value_and_gradient_are_those_of_the_definition_however_many_maps_are_taken_at_once(
+    monkeypatch, at_once, sigmoid, mask, spatial_dims
+):
+    monkeypatch.setattr(consistency, "_CACHED_VOXELS", at_once)
+    label = two_boxes(spatial_dims)
+    logits = torch.randn(2, 3, *[14] * spatial_dims, requires_grad=True)
+    target = one_hot(label, 3) if sigmoid else label
+    result = EdgeConsistencyLoss(noise=False, sigmoid=sigmoid, mask=mask, reduction="none")(logits, target)
+
+    choice = torch.sigmoid(logits) if sigmoid else torch.softmax(logits, dim=1)[:, 1:]
+    chosen = logits > 0 if sigmoid else one_hot(logits.argmax(1, keepdim=True), 3)[:, 1:]
+    truth = plain_edges(target if sigmoid else one_hot(label, 3)[:, 1:])
+    voxels = (truth > 1e-4) | (plain_edges(chosen.float()) > 1e-4) if mask == "union" else truth > 1e-4
+    distance = (plain_edges(choice) - truth).abs() * voxels
+    expected = distance.flatten(2).sum(2) / voxels.flatten(2).sum(2)
+
+    assert torch.allclose(result, expected, atol=1e-6)
+    weight = torch.rand(result.shape)
+    gradients = [torch.autograd.grad((weight * loss).sum(), logits)[0] for loss in (result, expected)]
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 def test_each_sample_and_class_has_a_mean_over_its_own_edges():

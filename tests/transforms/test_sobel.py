@@ -189,6 +189,16 @@ def test_the_gradient_is_zero_where_the_mask_is_flat_and_finite_everywhere(spati
     assert torch.equal(flat.grad, torch.zeros_like(flat))
 
 
+@pytest.mark.parametrize("slope", [1e-2, 1e-4])
+def test_a_faint_ramp_has_the_gradient_of_a_steep_one(slope):
+    ramp = torch.arange(8.0)[None, None, :, None].expand(1, 1, 8, 5).clone().requires_grad_()
+    faint = (slope * ramp).detach().requires_grad_()
+    magnitude = sobel_edges(faint)
+    assert torch.allclose(magnitude, slope * sobel_edges(ramp), rtol=1e-3, atol=0)
+    gradients = [torch.autograd.grad(edges.sum(), x)[0] for edges, x in ((magnitude, faint), (sobel_edges(ramp), ramp))]
+    assert torch.allclose(*gradients, atol=1e-3)
+
+
 def test_a_plain_root_has_no_gradient_where_a_mask_is_flat():
     # the trap that sobel_edges avoids
     flat = torch.ones(1, 1, 4, 4, requires_grad=True)
