@@ -65,7 +65,7 @@ def fast_max(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> t
         return handle_torch_function(fast_max, (u, channel, spatial), u, channel, spatial)
     if not _are_maps_of(u, channel, spatial) or u.numel() == 0:
         return larger_product(u, channel, spatial)
-    return _Max.apply(u, channel, spatial)
+    return _Max.apply(*_plain(u, channel, spatial))
 
 
 class _Max(torch.autograd.Function):
@@ -103,6 +103,11 @@ def _pieces(u: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tens
         yield from zip(*(x.split(rows, dim=2) if x.shape[2] == u.shape[2] else repeat(x) for x in group))
 
 
+def _plain(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors without the metadata of an image."""
+    return [x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor) for x in tensors]
+
+
 def _are_maps_of(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> bool:
     """Whether the maps are those of a channel and a spatial excitation of ``u``, not what a hook made of them."""
     ones = [1] * (u.ndim - 2)
@@ -112,7 +117,7 @@ def _are_maps_of(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) 
 
 def _differentiate(
     function: Callable[..., Any], inputs: Sequence[torch.Tensor | None], grads: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, ...]:
     """Gradients by autograd of the definition, which can be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -124,7 +129,7 @@ def _differentiate(
         wanted = [x for x in aliases if x is not None and x.requires_grad]
         outputs, grads = zip(*known)
         found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=again, allow_unused=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in aliases]
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)
 
 
 # --- by the compiled passes --------------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ def squeeze(
     if has_torch_function((u,)):
         return handle_torch_function(squeeze, (u,), u, weight, bias)
     maps: list[torch.Tensor] = []
-    means, logits, edge = _Squeeze.apply(maps, u, weight, bias)
+    means, logits, edge = _Squeeze.apply(maps, *_plain(u), weight, bias)
     return means, logits, Link(edge, maps)
 
 
@@ -192,6 +197,7 @@ def excite(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, link: 
         return handle_torch_function(excite, (u, channel, spatial), u, channel, spatial, link)
     if not _are_maps_of(u, channel, spatial):
         return larger_product(u, channel, spatial)
+    u, channel, spatial = _plain(u, channel, spatial)
     return _Excite.apply(link.maps, u, link.edge, channel.contiguous(), spatial.contiguous())
 
 
@@ -220,7 +226,8 @@ class _Squeeze(torch.autograd.Function):
         channel, spatial = ctx.maps
         grad_means = u.new_zeros(u.shape[:2]) if grad_means is None else grad_means.contiguous()
         grad_logits = torch.zeros_like(spatial) if grad_logits is None else grad_logits.contiguous()
-        return None, *scse_kernels.differentiate_input(u, grad, channel, spatial, weight, grad_means, grad_logits)
+        of_all = scse_kernels.differentiate_input(u, grad, channel, spatial, weight, grad_means, grad_logits)
+        return None, *of_all[:2], None if bias is None else of_all[2]
 
 
 class _Excite(torch.autograd.Function):
