@@ -10,8 +10,9 @@ twice; backward, too: by :func:`excite` for the gradients of the maps, and by :f
 gradients then, for that of the features. To this end ``excite`` hands the gradient of its output on to ``squeeze``,
 along a tensor without data that connects the two.
 
-Values are bitwise those of the definition but for the order of sums, gradients too: where both products are equal, each
-map gets half. Second derivatives are those of the definition.
+With equal maps the values are bitwise those of the definition. Sums, thus means, logits and gradients, may differ in
+their last bits, but do not depend on the number of threads in the compiled passes. Where both products are equal, as at
+0, each map gets half of the gradient, as by autograd. Second derivatives are computed by the definition.
 """
 
 from __future__ import annotations
@@ -43,11 +44,20 @@ def larger_product(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor
 
 
 def pays_off(u: torch.Tensor) -> bool:
-    """Whether there is something to gain for ``u``, and nobody watches the operations to make a program of them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(u) not in _PLAIN:
+    """Whether there is something to gain for ``u``, and the operations may be others than those of the definition."""
+    if _is_watched() or type(u) not in _PLAIN:
         return False
-    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
-    return u.numel() >= _LEAST[torch.is_grad_enabled()] and not watched and forward_ad._current_level < 0
+    return u.numel() >= _LEAST[torch.is_grad_enabled()] and forward_ad._current_level < 0
+
+
+def _is_watched() -> bool:
+    """Whether somebody looks at the single operations: to make a program of them, to count or to transform them."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
 # --- by PyTorch alone --------------------------------------------------------------------------------------------
@@ -80,7 +90,7 @@ class _Max(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         u, channel, spatial = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if not _is_first_and_plain(grad):
             return _differentiate(larger_product, (u, channel, spatial), (grad,))
         grad_u, grad_spatial = torch.empty_like(u), torch.empty_like(spatial)
         grad_channel = torch.zeros_like(channel, dtype=torch.promote_types(u.dtype, torch.float32))
@@ -101,6 +111,11 @@ def _pieces(u: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tens
     rows = max(1, values // u[0, :, 0].numel())
     for group in zip(*(tensor.split(items) for tensor in (u, *others))):
         yield from zip(*(x.split(rows, dim=2) if x.shape[2] == u.shape[2] else repeat(x) for x in group))
+
+
+def _is_first_and_plain(grad: torch.Tensor) -> bool:
+    """Whether nobody will derive the gradients again, and ``grad`` is one tensor in memory, not a batch of ``vmap``."""
+    return not torch.is_grad_enabled() and not _is_watched() and torch._C._has_storage(grad)
 
 
 def _plain(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -240,7 +255,7 @@ class _Excite(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         u, channel, spatial = ctx.saved_tensors
-        if torch.is_grad_enabled():  # nothing for `squeeze` to complete
+        if not _is_first_and_plain(grad):  # nothing for `squeeze` to complete
             grad_u, *gradients = _differentiate(larger_product, (u, channel, spatial), (grad,))
             return None, grad_u, None, *gradients
         grad = grad.contiguous()

@@ -155,6 +155,10 @@ class ChannelSpatialSE(_Recalibration):
     ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
     ============== ==================================== ============ ==================================================
 
+    For large inputs, ``"max"`` takes a shorter way (:mod:`monai_attn.blocks.fast_max`) with the values and gradients of
+    the definition up to the order of sums. For contiguous float32 on a CPU that way is compiled, if a C compiler was
+    there when the package was installed. Scripted, traced, exported and compiled networks have the definition.
+
     Args:
         spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
         in_channels: number of channels C of the input.

@@ -146,6 +146,13 @@ def test_second_derivatives_beside_first_ones_equal_those_of_the_definition(path
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
+@both_paths
+def test_a_jacobian_of_all_outputs_at_once_equals_that_of_the_definition(path):
+    block, u = ChannelSpatialSE(2, 4), torch.randn(1, 4, 2, 3)
+    found, expected = (torch.autograd.functional.jacobian(net, u, vectorize=True) for net in (block, Definition(block)))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_portable_derivatives_are_right_in_float64():
     u = torch.randn(2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
     maps = [torch.rand(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 1, 1), (2, 1, 4, 2))]
