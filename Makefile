@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label coverage faults soak lint types clean help
+.PHONY: demo test test-slow test-label coverage faults soak bench lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
+	@echo "make bench       the table of docs/performance.md and its figure (a quarter of an hour)"
 	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle
@@ -40,6 +41,10 @@ test-slow: $(VENV)/installed-dev
 soak: $(VENV)/installed-bundle
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --kills 50 --seed 0
 
+# measures in fresh processes, each with its own settings of the heap
+bench: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/table.py --out benchmarks
+
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest -m monailabel tests/bundles/test_label.py
 
@@ -51,7 +56,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LABEL) demo build dist *.egg-info
+	rm -rf $(VENV) $(LABEL) benchmarks demo build dist *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
 $(VENV)/installed-%: setup.cfg setup.py pyproject.toml constraints.txt monai_attn/blocks/scse_kernels.c | $(VENV)/bin/python

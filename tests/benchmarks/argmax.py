@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""How much memory an inference of many classes takes, in units of one probability map on the image's grid.
-
-Run it as a script; every variant is measured in a process of its own::
-
-    MALLOC_MMAP_THRESHOLD_=131072 OMP_NUM_THREADS=1 python tests/benchmarks/argmax.py [side of the volume] [classes]
+"""How much memory an inference of many classes takes, in units of one probability map on the image's grid.
 
 What is measured is the whole inference: loading, sliding window, post-processing and writing. The network is made up
-and takes no memory beside its output, so that the memory is that of everything else. The peak (VmHWM) is counted from
-the resident memory behind a warm-up on a small volume. ``turned`` is a volume stored in another orientation,
-``resampled`` one that is also brought to another voxel size, with nearly as many voxels.
+and takes no memory beside its output, so that the memory is that of everything else. ``turned`` is a volume stored in
+another orientation, ``resampled`` one that is also brought to another voxel size, with nearly as many voxels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import measure
 import nibabel
 import numpy as np
 import torch
@@ -72,44 +64,37 @@ def evaluator(path: Path, classes: int, output: str, variant: str, inferer: str,
     )
 
 
-def memory(name: str) -> int:
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def measure(side: int, classes: int, variant: str, inferer: str, spacing: float) -> None:
-    """One variant, in this process."""
+def maps_and_content(side: int, classes: int, variant: str, inferer: str, spacing: float) -> tuple[float, str]:
+    """The peak memory of one variant in probability maps, and a hash of the label map that it writes."""
     with tempfile.TemporaryDirectory() as folder:
         for size in (32, side):
             image = np.random.RandomState(0).randint(0, 100, [size] * 3).astype(np.int16)
             nibabel.save(nibabel.Nifti1Image(image, np.diag([-1.0, -1.0, 1.0, 1.0])), f"{folder}/{size}.nii.gz")
         del image
-        evaluator(Path(f"{folder}/32.nii.gz"), classes, folder, variant, inferer, spacing).run()
-        before, start = memory("VmRSS"), time.perf_counter()
-        evaluator(Path(f"{folder}/{side}.nii.gz"), classes, folder, variant, inferer, spacing).run()
-        seconds, peak = time.perf_counter() - start, memory("VmHWM") - before
+        small, large = (
+            evaluator(Path(f"{folder}/{size}.nii.gz"), classes, folder, variant, inferer, spacing)
+            for size in (32, side)
+        )
+        small.run()
+        peak = measure.peak_of(large.run)
         result = next(Path(folder).glob(f"{side}_*.nii.gz"))
         content = hashlib.sha256(np.asarray(nibabel.load(result).dataobj).tobytes()).hexdigest()
-    print(json.dumps({"peak": peak / (4 * classes * side**3), "seconds": seconds, "content": content}))
+    return peak / (4 * classes * side**3), content
 
 
-def main(side: int, classes: int) -> None:
-    print(f"{side}^3, {classes} classes; load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} thread(s)")
-    print(f"{'':20} {'ours, maps':>12} {'stock, maps':>12} {'ours, s':>9} {'stock, s':>9}")
+def rows(side: int = 128, classes: int = 27) -> Iterator[measure.Row]:
     for inferer, spacing in [("window", 0.0), ("window", 1.02), ("slices", 0.0)]:
-        rows = []
-        for variant in ("ours", "stock"):
-            command = [sys.executable, __file__, *map(str, (side, classes, variant, inferer, spacing))]
-            rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-        assert rows[0]["content"] == rows[1]["content"], "the label maps differ"
-        peaks, seconds = ([row[name] for row in rows] for name in ("peak", "seconds"))
-        name = f"{inferer}, {'resampled' if spacing else 'turned'}"
-        print(f"{name:20} {peaks[0]:12.2f} {peaks[1]:12.2f} {seconds[0]:9.0f} {seconds[1]:9.0f}", flush=True)
+        (ours, content), (stock, expected) = (
+            measure.in_fresh_process(
+                maps_and_content, side, classes, variant, inferer, spacing, environment=measure.GIVE_BACK
+            )
+            for variant in ("ours", "stock")
+        )
+        assert content == expected, "the label maps differ"
+        name = f"inference, {classes} classes, {side}^3, {inferer}, {'resampled' if spacing else 'turned'}"
+        units = f"{ours:.2f} / {stock:.2f} maps"
+        yield measure.Row(name, "one probability map", ours, "<= 1.5 x peak", units=units)
 
 
 if __name__ == "__main__":
-    numbers = [int(number) for number in sys.argv[1:3]]
-    if len(sys.argv) > 3:
-        measure(*numbers, sys.argv[3], sys.argv[4], float(sys.argv[5]))
-    else:
-        main(*(numbers + [256, 27][len(numbers) :]))
+    measure.main(rows)

@@ -84,9 +84,9 @@ class Times(dict[str, list[float]]):
         return Ratio(statistics.median(ratios), min(ratios), min(self[way]) / min(self[to]))
 
 
-def take_turns(ways: Mapping[str, Way], rounds: int, seconds: Callable[[Way], float] | None = None) -> Times:
-    """Time ways in turn, in this process; by ``seconds``, or by the clock that fits the device and the threads."""
-    clock = seconds or (_cuda_seconds if DEVICE.type == "cuda" else _cpu_seconds)
+def take_turns(ways: Mapping[str, Way], rounds: int, clock: Callable[[Way], float] | None = None) -> Times:
+    """Time ways in turn, in this process; by a clock of one's own, or by :func:`seconds_of`."""
+    clock = clock or seconds_of
     times = Times((name, []) for name in ways)
     for number in range(rounds):
         for name in list(ways)[:: -1 if number % 2 else 1]:
@@ -128,6 +128,11 @@ def _time(make: Callable[..., Case], arguments: tuple, rounds: int) -> Times:
     return take_turns(case.ways, rounds)
 
 
+def seconds_of(way: Way) -> float:
+    """Time one call by the clock that fits the device and the threads."""
+    return _cuda_seconds(way) if DEVICE.type == "cuda" else _cpu_seconds(way)
+
+
 def _cpu_seconds(way: Way) -> float:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
@@ -146,7 +151,11 @@ def _cuda_seconds(way: Way) -> float:
 
 def _measure_peak(make: Callable[..., Case], way: str, arguments: tuple, warm_up: tuple) -> float:
     make(*warm_up).ways[way]()
-    run = make(*arguments).ways[way]
+    return peak_of(make(*arguments).ways[way])
+
+
+def peak_of(run: Way) -> float:
+    """Bytes that a call takes at its peak in this process, which should give freed memory back."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -158,7 +167,7 @@ def _measure_peak(make: Callable[..., Case], way: str, arguments: tuple, warm_up
         result = run()
         found = resident("VmHWM") - before
     least = sum(tensor.nbytes for tensor in _tensors(result))
-    assert found >= 0.9 * least, f"{way} took {found} bytes, but returned {least}: it was not measured"
+    assert found >= 0.9 * least, f"a peak of {found} bytes for a result of {least} was not measured"
     return found
 
 

@@ -292,3 +292,17 @@ def test_weights_that_lie_in_a_bundle_are_those_of_its_network(bundle):
     network = parser.get_parsed_content("network_def")
     for file in files:
         network.load_state_dict(torch.load(file, weights_only=True), strict=True)
+
+
+def test_an_iteration_of_a_training_does_nothing_that_the_cache_or_the_validation_can_do(bundle):
+    train = load(bundle, "train")["train"]
+    assert {"postprocessing", "key_train_metric", "additional_metrics"}.isdisjoint(train["trainer"])
+    assert train["trainer"]["decollate"] is False
+    assert train["dataset"]["copy_cache"] is False
+    steps = [step for name, part in train.items() if name.endswith("transforms") for step in part]
+    names = [step["_target_"].split(".")[-1] for step in steps]
+    first_random = next(index for index, name in enumerate(names) if name.startswith("Rand"))
+    for step, name in zip(steps, names):
+        if name == "RandCropByPosNegLabeld":  # it would look for the foreground of the whole volume
+            assert {"fg_indices_key", "bg_indices_key"} <= set(step)
+            assert "FgBgToIndicesd" in names[:first_random]  # MONAI caches all that comes before the first random step
