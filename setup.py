@@ -6,8 +6,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "monai_attn.blocks._scse_kernels",
-            ["monai_attn/blocks/scse_kernels.c"],
+            "monai_attn.blocks.native._scse_kernels",
+            ["monai_attn/blocks/native/scse_kernels.c"],
             extra_compile_args=["-O3", "-fopenmp-simd", "-fno-trapping-math", "-pthread"],
             extra_link_args=["-pthread"],
             py_limited_api=True,  # it knows nothing of Python at all

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled passes of scSE, ``scse_kernels.c``, where installation found a C compiler.
+"""The compiled passes of scSE, ``native/scse_kernels.c``, where installation found a C compiler.
 
 They are a plain shared library, which knows neither Python nor PyTorch. Nothing needs them:
 :mod:`monai_attn.blocks.fast_max` computes the same without them. ``MONAI_ATTN_KERNELS=0`` in the environment leaves
@@ -25,7 +25,7 @@ _POINTERS = {"scse_squeeze": 4, "scse_excite": 4, "scse_differentiate_maps": 6, 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The library, or None where there is none, it is of another version or machine, or is not wanted."""
-    files = [Path(__file__).with_name(f"_scse_kernels{suffix}") for suffix in EXTENSION_SUFFIXES]
+    files = [Path(__file__).with_name("native") / f"_scse_kernels{suffix}" for suffix in EXTENSION_SUFFIXES]
     file = next((file for file in files if file.is_file()), None)
     if file is None or os.environ.get("MONAI_ATTN_KERNELS") == "0":
         return None

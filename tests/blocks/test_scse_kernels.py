@@ -149,5 +149,6 @@ def test_kernels_of_another_version_are_left_out(monkeypatch):
 def test_a_missing_or_damaged_library_is_left_out(content, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "scse_kernels.py"))
     if content is not None:
-        (tmp_path / "_scse_kernels.abi3.so").write_bytes(content)
+        (tmp_path / "native").mkdir()
+        (tmp_path / "native" / "_scse_kernels.abi3.so").write_bytes(content)
     assert not kernels.has_kernels()
