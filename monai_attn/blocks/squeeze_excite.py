@@ -16,6 +16,7 @@ from monai.networks.layers.factories import Conv
 from monai.utils import look_up_option
 from torch import nn
 
+from monai_attn.blocks.fast_max import can_fuse, excite, fast_max, larger_product, pays_off, squeeze
 from monai_attn.blocks.gate import Gate
 
 __all__ = ["ChannelSE", "ChannelSpatialSE", "SpatialSE"]
@@ -72,9 +73,12 @@ class ChannelSE(_Recalibration):
 
     def excitation(self, x: torch.Tensor) -> torch.Tensor:
         """The map of shape (B, C, 1, ...) that ``forward`` multiplies ``x`` by."""
-        squeezed = x.mean(dim=list(range(2, x.dim())))
+        return self.excite(x.mean(dim=list(range(2, x.dim()))), x.dim())
+
+    def excite(self, squeezed: torch.Tensor, dims: int) -> torch.Tensor:
+        """The map, of ``dims`` dimensions, that the channels' means (B, C) give."""
         logits = self.fc2(torch.relu(self.fc1(squeezed)))
-        return self.gate(logits.reshape(list(logits.shape) + [1] * (x.dim() - 2)))
+        return self.gate(logits.reshape(list(logits.shape) + [1] * (dims - 2)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
@@ -117,11 +121,6 @@ class SpatialSE(_Recalibration):
         return x * self.excitation(x)
 
 
-def _max(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
-    # max(u * channel, u * spatial) with one product: the larger map wins where u >= 0, the smaller one where u < 0
-    return u * torch.where((channel >= spatial) == (u >= 0), channel, spatial)
-
-
 def _add(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
     return u * channel + u * spatial
 
@@ -138,7 +137,7 @@ def _concat(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> to
     return torch.cat([u * channel, u * spatial], dim=1)
 
 
-_AGGREGATIONS = {"max": _max, "add": _add, "mul": _mul, "mul_gate": _mul_gate, "concat": _concat}
+_AGGREGATIONS = {"max": larger_product, "add": _add, "mul": _mul, "mul_gate": _mul_gate, "concat": _concat}
 
 
 class ChannelSpatialSE(_Recalibration):
@@ -155,6 +154,10 @@ class ChannelSpatialSE(_Recalibration):
     ``"mul_gate"`` :math:`U g_c g_s`                    C            the sentence below eq. 6, linear in U
     ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
     ============== ==================================== ============ ==================================================
+
+    For large inputs, ``"max"`` takes a shorter way (:mod:`monai_attn.blocks.fast_max`) with the values and gradients of
+    the definition up to the order of sums. For contiguous float32 on a CPU that way is compiled, if a C compiler was
+    there when the package was installed. Scripted, traced, exported and compiled networks have the definition.
 
     Args:
         spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
@@ -185,4 +188,17 @@ class ChannelSpatialSE(_Recalibration):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C or 2 C, *spatial)."""
+        if not torch.jit.is_scripting():
+            worth_it = pays_off(x)
+            if worth_it and self.aggregate is larger_product:
+                return self._fast_max(x)
         return self.aggregate(x, self.channel.excitation(x), self.spatial.excitation(x))
+
+    @torch.jit.unused
+    def _fast_max(self, x: torch.Tensor) -> torch.Tensor:
+        """``forward`` in less time and memory."""
+        conv = self.spatial.conv
+        if not can_fuse(x, conv):
+            return fast_max(x, self.channel.excitation(x), self.spatial.excitation(x))
+        means, logits, link = squeeze(x, conv.weight, conv.bias)
+        return excite(x, self.channel.excite(means, x.dim()), self.spatial.gate(logits), link)

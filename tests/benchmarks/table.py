@@ -15,12 +15,14 @@ import autofocus
 import cost
 import edges
 import measure
+import scse
 import slices
 import startup
 import training
 
 # the sizes that take a quarter of an hour in all on two cores
 BENCHMARKS: list[Callable[[], Iterable[measure.Row]]] = [
+    scse.rows,
     lambda: autofocus.rows(volume=(96, 96, 96)),
     slices.rows,
     training.rows,

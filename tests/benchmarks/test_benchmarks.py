@@ -9,6 +9,7 @@ import cost
 import edges
 import measure
 import pytest
+import scse
 import slices
 import startup
 import torch
@@ -29,11 +30,12 @@ def in_this_process(monkeypatch):
     ("rows", "sizes"),
     [
         (autofocus.rows, {"side": 8, "volume": (10, 9, 8), "window": 8}),
+        (scse.rows, {"side": 48}),
         (slices.rows, {"features": 4, "volume": (16, 24, 6)}),
         (edges.rows, {"sides": (32,)}),
         (training.rows, {"features": 2, "cases": 10}),
     ],
-    ids=["autofocus", "slices", "edges", "training"],
+    ids=["autofocus", "scse", "slices", "edges", "training"],
 )
 def test_what_a_benchmark_compares_is_equal(rows, sizes):
     found = list(rows(**sizes, rounds=1))
