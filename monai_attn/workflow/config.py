@@ -28,11 +28,12 @@ def check_config(parser: ConfigParser) -> None:
 
     Raises:
         ConfigError: if the device is not there, a switch is neither on nor off, a single output channel meets a
-            softmax, or the network cannot take the size of the crops.
+            softmax, a region gets a label that is not its own, or the network cannot take the size of the crops.
     """
     _check_device(parser)
     _check_switches(parser)
     _check_channels(parser)
+    _check_regions(parser)
     for name in _SIZES:
         if name in parser and "network_def" in parser:
             _check_size(parser, name)
@@ -75,6 +76,20 @@ def _has_softmax(config: Any) -> bool:
             (key in ("softmax", "argmax") and value is True) or _has_softmax(value) for key, value in config.items()
         )
     return isinstance(config, list) and any(map(_has_softmax, config))
+
+
+def _check_regions(parser: ConfigParser) -> None:
+    """A region that is written as a label of another one would be scored as absent."""
+    if "regions" not in parser or "region_values" not in parser:
+        return
+    regions, values = (list(parser.get_parsed_content(name)) for name in ("regions", "region_values"))
+    if len(values) == len(regions) and all(value in region for value, region in zip(values, regions)):
+        return
+    raise ConfigError(
+        f"--region_values {values}",
+        f"a voxel of a region must get one of its labels, and the regions are {regions}",
+        "give for each region one of its labels, which the regions after it go over",
+    )
 
 
 def _check_size(parser: ConfigParser, name: str) -> None:

@@ -142,3 +142,10 @@ def test_a_device_that_is_there_is_taken(device):
 
 def test_a_configuration_without_these_entries_is_none_of_its_business():
     check_config(ConfigParser())
+
+
+@pytest.mark.parametrize("values", [[2, 1, 4], [2, 1], [3, 1, 2]])
+def test_a_region_is_written_as_one_of_its_own_labels(values):
+    config = {"regions": [[1, 2], [1], [2]], "region_values": values}
+    assert refused(config).problem.endswith("the regions are [[1, 2], [1], [2]]")
+    check_config(ConfigParser(config | {"region_values": [2, 1, 2]}))
