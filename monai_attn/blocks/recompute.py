@@ -64,6 +64,8 @@ def recomputed_sum(
         parameters.append((kernel.new_ones(len(kernel)) if gamma is None else gamma).reshape(shape))
         parameters.append((kernel.new_zeros(len(kernel)) if beta is None else beta).reshape(shape))
         branches.append((norm, dilation, dilation - crop))
+    # a MetaTensor would make the output a view, which nothing may change in place, as activations do
+    x, scales = x.as_subclass(torch.Tensor), scales.as_subclass(torch.Tensor)
     return _RecomputedSum.apply(convolve, branches, x, scales, *parameters)
 
 

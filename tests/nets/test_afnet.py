@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_attn import nets
@@ -209,12 +210,13 @@ def test_without_gradients_the_logits_are_those_of_the_definition(n):
         torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_memory_efficient_training_gives_the_gradients_of_the_plain_form():
+@pytest.mark.parametrize("kind", [torch.as_tensor, MetaTensor], ids=["tensor", "MONAI's"])
+def test_memory_efficient_training_gives_the_gradients_of_the_plain_form(kind):
     gradients = []
     for memory_efficient in (False, True):
         torch.manual_seed(0)
         network = small(4, memory_efficient=memory_efficient, detach_attention=False).double().train()
-        network(torch.randn(2, 2, 15, 16, dtype=torch.float64)).square().mean().backward()
+        network(kind(torch.randn(2, 2, 15, 16, dtype=torch.float64))).square().mean().backward()
         gradients.append([p.grad for p in network.parameters()] + list(network.buffers()))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-6)
