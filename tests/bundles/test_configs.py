@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
+from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
@@ -214,6 +215,18 @@ def test_the_network_keeps_the_promise_of_the_metadata(bundle):
         config_file=str(bundle / "configs" / "inference.json"),
         device="cpu",
     )
+
+
+def test_the_network_as_it_stands_learns_from_monais_tensors(bundle):
+    parser = ConfigParser(load(bundle, "train"))
+    image = load(bundle, "metadata")["network_data_format"]["inputs"]["image"]
+    network = parser.get_parsed_content("train_network" if "train_network" in parser else "network_def").cpu().train()
+    shape = (2, image["num_channels"], *[16] * len(image["spatial_shape"]))
+    outputs = network(MetaTensor(torch.randn(shape)))
+    sum(
+        torch.as_tensor(part).square().mean() for part in (outputs if isinstance(outputs, tuple) else (outputs,))
+    ).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
