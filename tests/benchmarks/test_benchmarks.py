@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import argmax
 import autofocus
 import cost
@@ -23,7 +25,8 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(measure, "in_fresh_process", lambda function, *arguments, environment: function(*arguments))
     monkeypatch.setattr(measure, "peak_of", lambda run: (run(), 1.0)[1])
     yield
-    set_track_meta(True)
+    set_track_meta(True)  # a benchmark has its process to itself; tests share one
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(
