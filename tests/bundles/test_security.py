@@ -18,13 +18,15 @@ FILES = sorted(path for bundle in BUNDLES for path in (bundle / "configs").glob(
 
 # the reviewed list: to add to it is to vouch for it
 IMPORTS = {
+    "import sys",
     "import torch",
     "import monai_attn.workflow as workflow",
     "from monai_attn.data import datalist",
 }
-NAMES = {"case", "datalist", "index", "len", "min", "monai", "range", "size", "torch", "workflow"}
+NAMES = {"case", "datalist", "index", "len", "min", "monai", "range", "size", "sys", "torch", "workflow"}
 ATTRIBUTES = {
     "cuda", "device", "float32", "is_available", "uint8",  # torch
+    "isatty", "stderr",  # sys
     "cases", "locate", "training_cases",  # datalist
     "from_engine", "handlers",  # monai
     "distribute", "handlers_of_rank", "local_device", "share",  # workflow
@@ -32,7 +34,8 @@ ATTRIBUTES = {
 }  # fmt: skip
 SYNTAX = (
     ast.Expression, ast.Constant, ast.Load, ast.Store, ast.List, ast.ListComp, ast.comprehension, ast.Call, ast.keyword,
-    ast.Starred, ast.Subscript, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator, ast.boolop, ast.cmpop,
+    ast.Starred, ast.Subscript, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.UnaryOp,
+    ast.operator, ast.boolop, ast.cmpop, ast.unaryop,
 )  # fmt: skip
 
 
