@@ -155,7 +155,7 @@ class ChannelSpatialSE(_Recalibration):
     ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
     ============== ==================================== ============ ==================================================
 
-    For large inputs, ``"max"`` takes a shorter way (:mod:`monai_attn.blocks.fast_max`) with the values and gradients of
+    For large inputs, ``"max"`` takes a shorter way (``monai_attn/blocks/fast_max.py``) with the values and gradients of
     the definition up to the order of sums. For contiguous float32 on a CPU that way is compiled, if a C compiler was
     there when the package was installed. Scripted, traced, exported and compiled networks have the definition.
 
