@@ -85,7 +85,8 @@ def differentiate_input(
 
 def _run(name: str, u: torch.Tensor, *tensors: torch.Tensor) -> None:
     library = _library()
-    assert library is not None
+    if library is None:
+        raise RuntimeError(f"{name} is not there: no compiled passes were found; ask has_kernels() first.")
     batch, channels, size = u.shape[0], u.shape[1], u[0, 0].numel()
     pointers = [tensor.data_ptr() for tensor in (u, *tensors)]
     if getattr(library, name)(*pointers, batch, channels, size, torch.get_num_threads()):

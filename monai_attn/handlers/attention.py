@@ -16,9 +16,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.networks.utils import eval_mode
-from monai.utils import CommonKeys, ImageMetaKey
+from monai.utils import CommonKeys, ImageMetaKey, optional_import
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from monai_attn.data.datalist import case_name
 from monai_attn.errors import ConfigError
@@ -27,6 +26,8 @@ from monai_attn.inferers import SliceBatchInferer
 from monai_attn.visualize import GateMaps, figures
 
 __all__ = ["AttentionMapHandler"]
+
+SummaryWriter, _ = optional_import("torch.utils.tensorboard", name="SummaryWriter")
 
 _EPOCH = re.compile(r"epoch_(\d+)\.npz")
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.handlers import TensorBoardStatsHandler
-from torch.utils.tensorboard import SummaryWriter
+from monai.utils import optional_import
 
 __all__ = ["TensorBoardStats"]
+
+SummaryWriter, _ = optional_import("torch.utils.tensorboard", name="SummaryWriter")
 
 
 class TensorBoardStats(TensorBoardStatsHandler):

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,9 +160,10 @@ class Cell:
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"{shlex.join(command)}\n")
                 file.flush()
+                start = log.stat().st_size  # what earlier attempts ended with is not asked for
                 code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
             if code:
-                raise CellError(f"{self.name}: `{run}` ended with exit code {code}: {_last_words(log)}")
+                raise CellError(f"{self.name}: `{run}` ended with exit code {code}: {_last_words(log, start)}")
 
     @property
     def minutes(self) -> float:
@@ -249,10 +251,12 @@ class Grid:
         """The cells of a method."""
         return [cell for cell in self.cells if cell.row is row]
 
-    def parameters(self, row: Row) -> int:
-        """Number of parameters of a method's network."""
-        network = read_bundle(self.bundle, _TRAIN, self._overrides(row)).get_parsed_content("network_def")
-        return sum(parameter.numel() for parameter in network.parameters())
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Name of a method to the number of parameters of its network."""
+        configs = {row.name: read_bundle(self.bundle, _TRAIN, self._overrides(row)) for row in self.table.rows}
+        networks = ((name, config.get_parsed_content("network_def")) for name, config in configs.items())
+        return {name: sum(parameter.numel() for parameter in network.parameters()) for name, network in networks}
 
     def next_fits(self, hours: float, done: Sequence[Cell]) -> bool:
         """Whether another cell, as long as the longest one so far, ends within a number of hours in all."""
@@ -260,10 +264,11 @@ class Grid:
         return hours > 0 and sum(spent) + max(spent, default=0.0) <= 60 * hours
 
 
-def _last_words(log: Path) -> str:
-    """The error that a bundle's run has ended with, or where to look."""
-    _, start, words = log.read_text(encoding="utf-8", errors="replace").rpartition("monai_attn: ")
-    return words.strip() if start else f"see {log}"
+def _last_words(log: Path, start: int) -> str:
+    """The error that a bundle's run has ended with, behind so many bytes of its log, or where to look."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    _, said, words = text.rpartition("monai_attn: ")
+    return words.strip() if said else f"see {log}"
 
 
 def _as_text(overrides: Mapping[str, Any]) -> dict[str, str]:

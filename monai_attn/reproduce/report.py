@@ -62,11 +62,10 @@ def lines(grid: Grid) -> list[Line]:
         ``print(to_markdown(lines(Grid(find_table("scse", "I"), Settings(None, Path("out"))))))``
     """
     table = grid.table
-    parameters = {row.name: grid.parameters(row) for row in table.rows}
     finished = {row.name: [cell for cell in grid.of(row) if cell.is_finished()] for row in table.rows}
     found = []
     for row in table.rows:
-        own, base = parameters[row.name], parameters.get(row.baseline, 0)
+        own, base = grid.parameters[row.name], grid.parameters.get(row.baseline, 0)
         increase = f" (+{own - base:,}, {100 * (own / base - 1):.2f} %)" if base and own > base else ""
         counted = f"{own:,}{increase}"
         if not table.measures:
