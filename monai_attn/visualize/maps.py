@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from statistics import geometric_mean
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class GateMaps:
             )
         attention, size = passed[name].float(), x.shape[2:]
         if name in self.layers:
-            self.strides[name] = _mean(round(whole / part) for whole, part in zip(size, attention.shape[2:]))
+            self.strides[name] = geometric_mean(round(whole / part) for whole, part in zip(size, attention.shape[2:]))
         else:
             attention = attention.mean(dim=1, keepdim=True)
         return attention if attention.shape[2:] == size else F.interpolate(attention, size, mode=_MODES[len(size) - 1])
@@ -118,12 +118,7 @@ def voxel_sizes(image: torch.Tensor) -> list[float]:
         return [1.0] * len(image)
     dims = image.ndim - 2
     pixdims = image.pixdim if image.is_batch else [image.pixdim] * len(image)
-    return [_mean(float(side) for side in sides[:dims]) for sides in pixdims]
-
-
-def _mean(sides: Iterable[float]) -> float:
-    values = list(sides)
-    return math.prod(values) ** (1 / len(values))
+    return [geometric_mean(float(side) for side in sides[:dims]) for sides in pixdims]
 
 
 def _spatial_gates(network: nn.Module) -> dict[str, nn.Module]:
