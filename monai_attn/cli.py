@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _COMMANDS[arguments.command].run(arguments)
     except (InputError, CasesError, KeyboardInterrupt) as error:
-        from monai_attn.workflow.screen import last_words
+        from monai_attn.workflow.screen import summarize
 
-        message, code = last_words(error)
+        message, code = summarize(error)
         print(f"monai-attn: {message}", file=sys.stderr)
         return code
     return 0
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _EXIT_CODES = """exit codes:
   0  everything was done
   1  an error that nobody foresaw, with its trace
-  2  what was given cannot be used; three lines say what, why, and the mend
+  2  what was given cannot be used; three lines say what, why, and the fix
   3  the rest was done, but some cells of a table have no result
   130  stopped by the user"""
 

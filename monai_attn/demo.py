@@ -21,7 +21,7 @@ from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.data.phantom import make_phantom
-from monai_attn.handlers.pictures import upright
+from monai_attn.handlers.pictures import to_ras
 from monai_attn.visualize import figures
 
 if TYPE_CHECKING:
@@ -127,11 +127,11 @@ def draw_summary(case: dict[str, Any], results: Path) -> Figure:
         "attention, 2nd encoder": results / f"{name}_attention_encoder_se.1.spatial.nii.gz",
     }
     # the hippocampus is long in sagittal slices, which the network works on
-    layers = {title: upright(layer, layer) for title, layer in zip(files, map(load, files.values()))}
+    layers = {title: to_ras(layer, layer) for title, layer in zip(files, map(load, files.values()))}
     image = load(case["image"])
     heatmaps = {"attention, 2nd encoder": layers.pop("attention, 2nd encoder")}
     return figures.overlay(
-        upright(image, image), layers, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
+        to_ras(image, image), layers, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
     )
 
 

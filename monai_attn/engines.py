@@ -13,10 +13,10 @@ from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple, look_up_option
 from monai_attn.data.dataset import failure_in
 from monai_attn.errors import ConfigError, Failure, root_cause
 
-__all__ = ["CaseIteration"]
+__all__ = ["SkipFailedCases"]
 
 
-class CaseIteration:
+class SkipFailedCases:
     """What a ``SupervisedEvaluator`` does with one case, where the others are to go on if it fails.
 
     Whatever goes wrong while a case is prepared (see :class:`monai_attn.data.CaseDataset`), in the network, or while
@@ -27,7 +27,7 @@ class CaseIteration:
         on_error: ``"stop"`` to end the run with the first case that fails, ``"skip"`` to go on.
 
     Example:
-        ``SupervisedEvaluator(..., iteration_update=CaseIteration("skip"))``
+        ``SupervisedEvaluator(..., iteration_update=SkipFailedCases("skip"))``
     """
 
     def __init__(self, on_error: str = "stop") -> None:

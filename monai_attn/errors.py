@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can mend: what cannot be used, what was found, and what to do about it."""
+"""Errors that a user can fix: what cannot be used, what was found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["CasesError", "ConfigError", "DataError", "Failure", "InputError", "root_cause"]
 
-_MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  mend:    (.*)")
+_MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  fix:     (.*)")
 
 
 class InputError(ValueError):
@@ -18,23 +18,23 @@ class InputError(ValueError):
     Args:
         what: the file or argument.
         problem: what was found there, and what was expected.
-        mend: what the user can do.
+        fix: what the user can do.
 
     Example:
         >>> isinstance(DataError("a.nii", "it is empty", "copy it again"), InputError)
         True
     """
 
-    def __init__(self, what: str, problem: str = "", mend: str = "") -> None:
+    def __init__(self, what: str, problem: str = "", fix: str = "") -> None:
         # torch raises the error of a data loader's worker again with its whole trace as the only argument
         from_worker = _MESSAGE.search(what)
         if from_worker:
-            what, problem, mend = from_worker.groups()
-        super().__init__(f"cannot use {what}\n  problem: {problem}\n  mend:    {mend}")
-        self.what, self.problem, self.mend = what, problem, mend
+            what, problem, fix = from_worker.groups()
+        super().__init__(f"cannot use {what}\n  problem: {problem}\n  fix:     {fix}")
+        self.what, self.problem, self.fix = what, problem, fix
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        return type(self), (self.what, self.problem, self.mend)
+        return type(self), (self.what, self.problem, self.fix)
 
 
 class DataError(InputError):
@@ -44,7 +44,7 @@ class DataError(InputError):
         >>> print(DataError("a.nii", "it is empty", "copy it again"))
         cannot use a.nii
           problem: it is empty
-          mend:    copy it again
+          fix:     copy it again
     """
 
 
@@ -58,7 +58,7 @@ class ConfigError(InputError):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be mended, else the first that happened.
+    """The error that the user should see: the first that can be fixed, else the first that happened.
 
     Example:
         >>> try:
@@ -84,17 +84,17 @@ def _told_in(text: str) -> InputError | None:
 
 
 class Failure(NamedTuple):
-    """Why a case has no result, in the words of :class:`InputError`; not mendable where nobody foresaw it.
+    """Why a case has no result, in the words of :class:`InputError`; not expected where nobody foresaw it.
 
     Example:
-        >>> Failure.of(ZeroDivisionError("division by zero"), "a.nii").mendable
+        >>> Failure.of(ZeroDivisionError("division by zero"), "a.nii").expected
         False
     """
 
     what: str
     problem: str
-    mend: str
-    mendable: bool = True
+    fix: str
+    expected: bool = True
 
     @classmethod
     def of(cls, error: BaseException, case: str) -> Failure:
@@ -110,15 +110,15 @@ class Failure(NamedTuple):
         """
         cause = root_cause(error)
         if isinstance(cause, InputError):
-            return cls(cause.what, cause.problem, cause.mend)
+            return cls(cause.what, cause.problem, cause.fix)
         line = (str(cause).strip().splitlines() or [""])[0]
         # torch's own class for a GPU, and its plain RuntimeError for a CPU
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or "allocate memory" in line:
             return cls(case, f"memory ran out: {line}", "give --device cpu, or use a machine with more memory")
-        return cls(case, f"{type(cause).__name__}: {line}", "see the trace in the log", mendable=False)
+        return cls(case, f"{type(cause).__name__}: {line}", "see the trace in the log", expected=False)
 
     def __str__(self) -> str:
-        return f"cannot use {self.what}\n  problem: {self.problem}\n  mend:    {self.mend}"
+        return f"cannot use {self.what}\n  problem: {self.problem}\n  fix:     {self.fix}"
 
 
 class CasesError(RuntimeError):
@@ -134,7 +134,7 @@ class CasesError(RuntimeError):
         1 of 5 cases have no result
         cannot use a.nii
           problem: it is empty
-          mend:    copy it again
+          fix:     copy it again
     """
 
     shown = 20

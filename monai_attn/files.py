@@ -11,13 +11,13 @@ from pathlib import Path
 
 from monai_attn.errors import DataError
 
-__all__ = ["csv_cell", "replacing"]
+__all__ = ["atomic_write", "csv_cell"]
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
-def replacing(path: str | Path, mend: str = "make room, or give another output_dir") -> Iterator[Path]:
+def atomic_write(path: str | Path, fix: str = "make room, or give another output_dir") -> Iterator[Path]:
     """A file to write to that takes the place of ``path`` once it is whole.
 
     It lies in the same folder and has the same ending, so that writers choose the same format. When the block ends, it
@@ -26,13 +26,13 @@ def replacing(path: str | Path, mend: str = "make room, or give another output_d
 
     Args:
         path: the file to make or to replace.
-        mend: what the user can do where it cannot be written.
+        fix: what the user can do where it cannot be written.
 
     Raises:
         DataError: if the file cannot be written, such as on a full disk.
 
     Example:
-        ``with replacing("table.csv") as draft: draft.write_text("case,dice")``
+        ``with atomic_write("table.csv") as draft: draft.write_text("case,dice")``
     """
     path = Path(path)
     draft = path.with_name(f".partial-{os.getpid()}-{path.name}")  # hidden: no search for images finds it
@@ -44,7 +44,7 @@ def replacing(path: str | Path, mend: str = "make room, or give another output_d
         draft.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(str(path), f"it cannot be written: {error.strerror or error}", mend) from error
+        raise DataError(str(path), f"it cannot be written: {error.strerror or error}", fix) from error
     finally:
         with suppress(OSError):  # which would hide the error that matters
             draft.unlink(missing_ok=True)

@@ -17,12 +17,12 @@ from monai.networks.nets import SegResNet
 from monai.transforms import AsDiscreted, Compose, LoadImaged
 
 from monai_attn.data import CaseDataset
-from monai_attn.engines import CaseIteration
+from monai_attn.engines import SkipFailedCases
 from monai_attn.errors import ConfigError, DataError, Failure, root_cause
 from monai_attn.handlers import AttentionMaps, OverlaySaver
 from monai_attn.inferers import LayerwiseInferer
 from monai_attn.nets import EGCNN, AFNet
-from monai_attn.transforms import SaveResultd
+from monai_attn.transforms import SafeSaveImaged
 
 NAMES = ("a", "b", "c")
 
@@ -57,9 +57,9 @@ def evaluator(images, output, on_error="skip", network=None, handlers=(), infere
         device=torch.device("cpu"),
         val_data_loader=DataLoader(dataset, batch_size=1),
         network=network or Threshold(),
-        iteration_update=CaseIteration(on_error),
+        iteration_update=SkipFailedCases(on_error),
         inferer=inferer,
-        postprocessing=Compose([AsDiscreted("pred", argmax=True), SaveResultd("pred", output)]),
+        postprocessing=Compose([AsDiscreted("pred", argmax=True), SafeSaveImaged("pred", output)]),
         val_handlers=[*handlers, OverlaySaver(str(output))],
     )
 
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_is_passed_over_and_the_others_are_finished(i
 
 
 @pytest.mark.parametrize(
-    ("error", "problem", "mendable"),
+    ("error", "problem", "expected"),
     [
         (MemoryError("out of it"), "memory ran out", True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "memory ran out", True),
@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_read_is_passed_over_and_the_others_are_finished(i
         (DataError("b.nii.gz", "it is too small", "pad it"), "it is too small", True),
     ],
 )
-def test_a_case_at_which_the_network_fails_is_passed_over(images, tmp_path, error, problem, mendable):
+def test_a_case_at_which_the_network_fails_is_passed_over(images, tmp_path, error, problem, expected):
     network = Threshold()
     network.error = error
     engine = evaluator(images, tmp_path / "out", network=network)
@@ -108,7 +108,7 @@ def test_a_case_at_which_the_network_fails_is_passed_over(images, tmp_path, erro
     assert failure.what.endswith("b.nii.gz")
     assert failure.problem.startswith(problem)
     assert "\n" not in failure.problem
-    assert failure.mendable == mendable
+    assert failure.expected == expected
 
 
 def test_a_result_or_picture_that_cannot_be_written_is_a_failure_of_its_case(images, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_an_error_of_the_configuration_ends_the_run_anyway(images, tmp_path):
 
 def test_another_word_than_stop_and_skip_is_refused():
     with pytest.raises(ValueError, match="ignore"):
-        CaseIteration("ignore")
+        SkipFailedCases("ignore")
 
 
 def test_nothing_of_a_failed_case_stays_in_memory(images, tmp_path, monkeypatch):

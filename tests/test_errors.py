@@ -23,8 +23,8 @@ class Broken(Dataset):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_message_tells_what_cannot_be_used_the_problem_and_the_cure(kind):
     error = kind("scan.nii", "it is empty", "export it again")
-    assert str(error) == "cannot use scan.nii\n  problem: it is empty\n  mend:    export it again"
-    assert (error.what, error.problem, error.mend) == ("scan.nii", "it is empty", "export it again")
+    assert str(error) == "cannot use scan.nii\n  problem: it is empty\n  fix:     export it again"
+    assert (error.what, error.problem, error.fix) == ("scan.nii", "it is empty", "export it again")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,7 +40,7 @@ def test_an_error_survives_pickle_and_copy(kind, duplicate):
     again = duplicate(error)
     assert type(again) is kind
     assert str(again) == str(error)
-    assert (again.what, again.problem, again.mend) == (error.what, error.problem, error.mend)
+    assert (again.what, again.problem, again.fix) == (error.what, error.problem, error.fix)
 
 
 def test_an_error_in_a_worker_of_a_data_loader_reaches_the_user_as_it_was():
@@ -48,4 +48,4 @@ def test_an_error_in_a_worker_of_a_data_loader_reaches_the_user_as_it_was():
         list(DataLoader(Broken(), num_workers=1))
     error = caught.value
     assert str(error).splitlines()[0].endswith("case.nii")
-    assert (error.problem, error.mend) == ("it is empty", "restore it")
+    assert (error.problem, error.fix) == ("it is empty", "restore it")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_attn.errors import DataError
-from monai_attn.files import csv_cell, replacing
+from monai_attn.files import atomic_write, csv_cell
 
 
 def test_a_file_takes_its_name_when_it_is_whole_and_on_the_disk(tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_a_file_takes_its_name_when_it_is_whole_and_on_the_disk(tmp_path, monkey
     path.write_text("old")
     synced, sync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path.read_text()) or sync(descriptor))
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         assert draft.parent == path.parent
         assert draft.name.endswith("-scan.nii.gz")
         assert draft.name.startswith(".")
@@ -38,7 +38,7 @@ def test_what_was_there_stays_and_nothing_else_where_writing_fails(tmp_path, err
     path.write_text("old")
 
     def write():
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("half")
             raise error
 
@@ -58,7 +58,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     others = {f".partial-{os.getppid()}-a.txt", f".partial-{ended.pid}-b.txt", ".partial-x-a.txt"}
     for name in {*others, f".partial-{ended.pid}-a.txt", f".partial-{10**30}-a.txt"}:
         (tmp_path / name).write_text("half")
-    with replacing(tmp_path / "a.txt") as draft:
+    with atomic_write(tmp_path / "a.txt") as draft:
         draft.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *others}
 
@@ -67,7 +67,7 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, kind):
     if kind == "a file":
         (tmp_path / "none").write_text("")
-    with pytest.raises(DataError, match="none"), replacing(tmp_path / "none" / "a.txt") as draft:
+    with pytest.raises(DataError, match="none"), atomic_write(tmp_path / "none" / "a.txt") as draft:
         draft.write_text("x")
 
 

@@ -18,10 +18,10 @@ from monai_attn.adapt.streams.named import NamedStream
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
 
-__all__ = ["EasedGate", "FocusedConv", "autofocus"]
+__all__ = ["FocusedConv", "ZeroInitGate", "autofocus"]
 
 
-class EasedGate(Gate):
+class ZeroInitGate(Gate):
     r"""A gate that starts with all weight on one scale: :math:`e + s\,(\mathrm{softmax}(a) - e)`.
 
     Here :math:`e` is one at the scale and zero elsewhere, and the strength :math:`s` is one learnt number. It starts at
@@ -34,7 +34,7 @@ class EasedGate(Gate):
         first: index of the scale that starts with all weight.
 
     Example:
-        >>> EasedGate(2, 4, 1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
+        >>> ZeroInitGate(2, 4, 1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
         tensor([0., 1., 0., 0.], grad_fn=<SelectBackward0>)
     """
 
@@ -74,7 +74,7 @@ class FocusedConv(nn.Module):
         plain: Any = conv
         dims = plain.weight.ndim - 2
         self.focus = AutofocusConv(dims, plain.in_channels, plain.out_channels, dilations=dilations, norm=None)
-        self.focus.gate = EasedGate(dims, len(dilations), list(dilations).index(plain.dilation[0]))
+        self.focus.gate = ZeroInitGate(dims, len(dilations), list(dilations).index(plain.dilation[0]))
         self.to(plain.weight.device, plain.weight.dtype).train(plain.training)
         self.focus.conv.weight = plain.weight
         self.bias = plain.bias

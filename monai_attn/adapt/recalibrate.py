@@ -23,7 +23,7 @@ from monai_attn.adapt.places import Places, places_of
 from monai_attn.adapt.streams.named import NamedStream
 from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
 
-__all__ = ["Blend", "recalibrate"]
+__all__ = ["ZeroInitResidual", "recalibrate"]
 
 _POSITIONS = {
     "P1": ("encoders",),
@@ -36,7 +36,7 @@ _POSITIONS = {
 _CHILD = "recalibration"
 
 
-class Blend(nn.Module):
+class ZeroInitResidual(nn.Module):
     r"""A block that starts as the identity: :math:`x + s\,(\mathrm{block}(x) - x)`.
 
     The strength :math:`s` is one learnt number. It starts at zero, where the output is ``x`` exactly; at one the output
@@ -47,7 +47,7 @@ class Blend(nn.Module):
 
     Example:
         >>> x = torch.rand(1, 4, 8, 8)
-        >>> torch.equal(Blend(SpatialSE(2, 4))(x), x)
+        >>> torch.equal(ZeroInitResidual(SpatialSE(2, 4))(x), x)
         True
     """
 
@@ -75,7 +75,7 @@ def recalibrate(
 
     Every old parameter keeps its key, so that weights load before or after (``strict=False``). Numbers of channels are
     measured once, by an image of zeros. With ``zero_effect`` a trained network keeps its output exactly: each block is
-    wrapped in a :class:`Blend`, which adds one parameter, and ``aggregation`` may be any.
+    wrapped in a :class:`ZeroInitResidual`, which adds one parameter, and ``aggregation`` may be any.
 
     Args:
         network: a network of one of MONAI's classes in the table of :func:`monai_attn.adapt.places_of`, or any with
@@ -118,7 +118,7 @@ def recalibrate(
     like = next(network.parameters())
     for path, block in blocks.items():
         module = network.get_submodule(path)
-        child = Blend(block) if zero_effect else block
+        child = ZeroInitResidual(block) if zero_effect else block
         module.add_module(_CHILD, child.to(like.device, like.dtype).train(module.training))
         if not isinstance(module, nn.Sequential):
             inputs = len(inspect.signature(module.forward).parameters)

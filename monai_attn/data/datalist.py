@@ -274,13 +274,13 @@ def _pair_folders(folder: Path) -> list[dict[str, str]]:
 
 
 def _read_listing(listing: Path) -> dict[str, list[dict[str, Any]]]:
-    mend = "correct or download the file again"
+    fix = "correct or download the file again"
     try:
         content = json.loads(listing.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(str(listing), f"it is not valid JSON: {error}", mend) from error
+        raise DataError(str(listing), f"it is not valid JSON: {error}", fix) from error
     if not isinstance(content, dict):
-        raise DataError(str(listing), f"it holds a {type(content).__name__}, not the object of a data set", mend)
+        raise DataError(str(listing), f"it holds a {type(content).__name__}, not the object of a data set", fix)
     sections = {}
     for name in ("training", "validation", "test"):
         if content.get(name):

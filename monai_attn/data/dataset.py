@@ -20,7 +20,7 @@ _KEY = "failure"
 class CaseDataset(Dataset):
     """MONAI's ``Dataset``, with an item that says what is wrong in the place of a case that cannot be prepared.
 
-    :class:`monai_attn.engines.CaseIteration` passes such an item over and keeps account of it. The loader must make
+    :class:`monai_attn.engines.SkipFailedCases` passes such an item over and keeps account of it. The loader must make
     batches of one case.
 
     Args:
@@ -57,7 +57,7 @@ def failure_in(item: Mapping[str, Any]) -> Failure | None:
     """Why a case could not be prepared, from its item or its batch of one; None if it could."""
     if _KEY not in item:
         return None
-    what, problem, mend, mendable = (item[_KEY][name] for name in Failure._fields)
+    what, problem, fix, expected = (item[_KEY][name] for name in Failure._fields)
     if not isinstance(what, str):  # a batch of one
-        what, problem, mend, mendable = what[0], problem[0], mend[0], mendable[0]
-    return Failure(what, problem, mend, bool(mendable))
+        what, problem, fix, expected = what[0], problem[0], fix[0], expected[0]
+    return Failure(what, problem, fix, bool(expected))

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from monai_attn.data.datalist import cases, common_root, find_images
 from monai_attn.errors import DataError
-from monai_attn.transforms import CheckedLoadImaged, label_values
+from monai_attn.transforms import SafeLoadImaged, label_values
 from monai_attn.workflow.bundle import component, find_bundle, parse_override, read_bundle
 
 __all__ = ["CaseReport", "check_bundle", "inspect_cases"]
 
-_GUARD = "monai_attn.transforms.CheckedLoadImaged"
+_GUARD = "monai_attn.transforms.SafeLoadImaged"
 
 
 class CaseReport(NamedTuple):
@@ -103,7 +103,7 @@ def check_bundle(
     _require(source, reports, len(parts.get("training", ())))
 
 
-def inspect_cases(guard: CheckedLoadImaged, items: Sequence[Mapping[Any, Any]]) -> Iterator[CaseReport]:
+def inspect_cases(guard: SafeLoadImaged, items: Sequence[Mapping[Any, Any]]) -> Iterator[CaseReport]:
     """Load and check cases, one after the other, with a progress bar on a terminal.
 
     Args:
@@ -114,7 +114,7 @@ def inspect_cases(guard: CheckedLoadImaged, items: Sequence[Mapping[Any, Any]]) 
         a report for each.
 
     Example:
-        ``[report.name for report in inspect_cases(CheckedLoadImaged("image"), find_images("scans")) if report.error]``
+        ``[report.name for report in inspect_cases(SafeLoadImaged("image"), find_images("scans")) if report.error]``
     """
     for name, item in tqdm(zip(_names(items), items), "check", len(items), leave=False, unit="case", disable=None):
         with _collected_warnings() as warnings:

@@ -2,7 +2,7 @@
 """What the header of a NIfTI file says, and whether it can be true.
 
 Format: https://nifti.nimh.nih.gov/nifti-1. Two headers are told apart here: the one in the file (``read_header``), and
-the one that nibabel and MONAI make of it, who mend contradictions without a word.
+the one that nibabel and MONAI make of it, who fix contradictions without a word.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check_nifti(path: str) -> None:
 
 
 def read_header(path: str) -> nibabel.Nifti1Header:
-    """The header (of NIfTI-1 or NIfTI-2) as it stands in the file, nothing mended.
+    """The header (of NIfTI-1 or NIfTI-2) as it stands in the file, nothing fixed.
 
     Raises:
         DataError: if it is no such header.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from monai_attn.handlers.attention import AttentionMapHandler
 from monai_attn.handlers.attention_maps import AttentionMaps
-from monai_attn.handlers.checkpoint import BestModelSaver, WeightsLoader
+from monai_attn.handlers.checkpoint import BestModelSaver, SafeCheckpointLoader
 from monai_attn.handlers.finite import StopOnNonFinite
 from monai_attn.handlers.loss_terms import LossTerms
 from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
@@ -33,13 +33,13 @@ __all__ = [
     "LossTerms",
     "MeanDiceOrNaN",
     "OverlaySaver",
+    "SafeCheckpointLoader",
     "SpacedHausdorffDistance",
     "SpacedSurfaceDistance",
     "StopOnNonFinite",
     "TensorBoardStats",
     "TrainingCheckpoint",
     "ValidationLoss",
-    "WeightsLoader",
     "training_loss",
     "validation_loss",
 ]

@@ -21,7 +21,7 @@ from torch import nn
 
 from monai_attn.data.datalist import case_name
 from monai_attn.errors import ConfigError
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.inferers import SliceBatchInferer
 from monai_attn.visualize import GateMaps, figures
 
@@ -104,7 +104,7 @@ class AttentionMapHandler:
             arrays[f"image/{chosen.name}"] = chosen.shown.half().numpy()
             arrays[f"view/{chosen.name}"] = np.array(json.dumps(chosen.view))
             arrays |= {f"map/{chosen.name}/{gate}": layer.half().numpy() for gate, layer in of_gates.items()}
-        with replacing(self.save_dir / f"epoch_{epoch:04}.npz") as draft, draft.open("wb") as file:
+        with atomic_write(self.save_dir / f"epoch_{epoch:04}.npz") as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         for path in self.save_dir.glob("epoch_*.npz"):
             if (number := _EPOCH.fullmatch(path.name)) and int(number[1]) > epoch:

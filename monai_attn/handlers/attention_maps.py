@@ -16,7 +16,7 @@ from monai.networks.utils import eval_mode
 from monai.utils import CommonKeys
 from torch import nn
 
-from monai_attn.handlers.pictures import CasePictures, upright
+from monai_attn.handlers.pictures import CasePictures, to_ras
 from monai_attn.inferers import LayerwiseInferer
 from monai_attn.visualize import GateMaps, figures
 from monai_attn.visualize.save import attention_key
@@ -90,7 +90,7 @@ class AttentionMaps(CasePictures):
         self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, MetaTensor], title: str
     ) -> Figure:
         """Image, prediction, and every map in the slice with the most of the prediction."""
-        placed = {name: upright(case[attention_key(name)], image) for name in self.maps.names}
+        placed = {name: to_ras(case[attention_key(name)], image) for name in self.maps.names}
         return figures.overlay(
             image,
             masks,

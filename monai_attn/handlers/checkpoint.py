@@ -18,16 +18,16 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import nn
 
 from monai_attn.errors import DataError
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.weights.checkpoint import load_weights
 
-__all__ = ["AtomicSaver", "BestModelSaver", "WeightsLoader", "keep_state"]
+__all__ = ["AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
 
 
 class AtomicSaver(BaseSaveHandler):
     """Write files of which a whole one, the old or the new, is there even if the disk is full or the power fails.
 
-    Of several processes the first one writes, by :func:`monai_attn.files.replacing`.
+    Of several processes the first one writes, by :func:`monai_attn.files.atomic_write`.
 
     Args:
         save_dir: folder to write to.
@@ -47,8 +47,8 @@ class AtomicSaver(BaseSaveHandler):
         """
         if idist.get_rank() > 0:
             return
-        mend = "make room there or give another ckpt_dir; an older file is as it was, and --resume auto continues"
-        with replacing(self.save_dir / filename, mend) as draft, draft.open("wb") as file:
+        fix = "make room there or give another ckpt_dir; an older file is as it was, and --resume auto continues"
+        with atomic_write(self.save_dir / filename, fix) as draft, draft.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # torch has one of its own on top of that of the file
@@ -131,7 +131,7 @@ class BestModelSaver(Checkpoint):
         return -value if self.lower_is_better else value
 
 
-class WeightsLoader:
+class SafeCheckpointLoader:
     """Load a network's weights when an engine starts, see ``monai_attn.weights.checkpoint.load_weights``.
 
     Args:
@@ -139,7 +139,7 @@ class WeightsLoader:
         network: the network.
 
     Example:
-        ``SupervisedEvaluator(..., val_handlers=[WeightsLoader("models/model.pt", network)])``
+        ``SupervisedEvaluator(..., val_handlers=[SafeCheckpointLoader("models/model.pt", network)])``
     """
 
     def __init__(self, path: str, network: nn.Module) -> None:

@@ -18,7 +18,7 @@ from monai.handlers.utils import write_metrics_reports
 from monai.utils import CommonKeys, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
-from monai_attn.files import csv_cell, replacing
+from monai_attn.files import atomic_write, csv_cell
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN"]
@@ -72,7 +72,7 @@ class CaseMetricsSaver(MetricsSaver):
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         column = header.index("notnans")
-        with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*header, "nans"])
             table.writerows([*row, f"{cases - float(row[column]):.4f}"] for row in rows)

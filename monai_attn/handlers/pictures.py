@@ -19,7 +19,7 @@ from monai.transforms import LoadImage, Orientation
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 
 from monai_attn.data.datalist import case_name, case_names
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.progress import training_loss
 from monai_attn.visualize import figures
@@ -27,7 +27,7 @@ from monai_attn.visualize import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CasePictures", "CurveSaver", "OverlaySaver", "upright"]
+__all__ = ["CasePictures", "CurveSaver", "OverlaySaver", "to_ras"]
 
 
 class CasePictures:
@@ -35,7 +35,7 @@ class CasePictures:
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
     it, as ``Invertd`` does. It is written beside the prediction where the metadata say where that is, as those of
-    ``SaveResultd`` do. Elsewhere the picture of a case that shares its name is named after its folder too.
+    ``SafeSaveImaged`` do. Elsewhere the picture of a case that shares its name is named after its folder too.
 
     Args:
         save_dir: folder to write to where predictions are not saved.
@@ -100,9 +100,9 @@ class CasePictures:
             picture = self.save_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
         image = LoadImage(image_only=True, ensure_channel_first=True)(path)
         masks = {"truth": case.get("label"), "prediction": case["pred"]}
-        placed = {name: upright(mask, image) for name, mask in masks.items() if mask is not None}
+        placed = {name: to_ras(mask, image) for name, mask in masks.items() if mask is not None}
         title = picture.name.removesuffix(self.ending)
-        figures.save(self.figure(upright(image, image), placed, case, title), picture)
+        figures.save(self.figure(to_ras(image, image), placed, case, title), picture)
 
     def path_beside(self, result: str | Path, image: str) -> Path:
         """The picture of an image file whose result is saved."""
@@ -129,7 +129,7 @@ class OverlaySaver(CasePictures):
         return draw(image, masks, title=title, class_names=self.class_names)
 
 
-def upright(layer: torch.Tensor, image: torch.Tensor) -> MetaTensor:
+def to_ras(layer: torch.Tensor, image: torch.Tensor) -> MetaTensor:
     """An image, or a layer on its grid with or without a channel dimension, on the CPU; a volume in RAS orientation."""
     layer = layer.cpu() if layer.ndim == image.ndim else layer.cpu()[None]
     return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(layer) if layer.ndim == 4 else layer)
@@ -174,7 +174,7 @@ class CurveSaver(MetricLogger):
         if idist.get_rank() > 0 or not self.loss:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(self.save_dir / "curves.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(self.save_dir / "curves.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["iteration", "name", "value"])
             for name, values in {"loss": self.loss, **self.metrics}.items():

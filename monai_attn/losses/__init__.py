@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from monai_attn.losses.central import CentralLoss
+from monai_attn.losses.central import CropBorderLoss
 from monai_attn.losses.class_balance import ClassBalancedLoss, median_frequency_weights
 from monai_attn.losses.consistency import EdgeConsistencyLoss
 from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss
@@ -11,8 +11,8 @@ from monai_attn.losses.egcnn import EGCNNLoss
 
 __all__ = [
     "BalancedBCELoss",
-    "CentralLoss",
     "ClassBalancedLoss",
+    "CropBorderLoss",
     "EGCNNLoss",
     "EdgeConsistencyLoss",
     "EdgeLoss",

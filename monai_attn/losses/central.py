@@ -10,10 +10,10 @@ from torch.nn.modules.loss import _Loss
 
 from monai_attn.blocks.autofocus import crop_border
 
-__all__ = ["CentralLoss"]
+__all__ = ["CropBorderLoss"]
 
 
-class CentralLoss(_Loss):
+class CropBorderLoss(_Loss):
     """Take a loss on the centre of a crop, as the Autofocus paper does (Qin 2018, https://arxiv.org/abs/1805.08403).
 
     Near the border of a crop a network with padding sees zeros where the image goes on. The authors' network loses 14
@@ -28,7 +28,7 @@ class CentralLoss(_Loss):
         ValueError: if ``margin`` is negative, or when called if no voxel is left.
 
     Example:
-        >>> loss = CentralLoss(torch.nn.MSELoss(), margin=2)
+        >>> loss = CropBorderLoss(torch.nn.MSELoss(), margin=2)
         >>> loss(torch.ones(1, 1, 7, 7), torch.zeros(1, 1, 7, 7))
         tensor(1.)
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 from monai_attn.nets.afnet import AFNet, afn1, afn2, afn3, afn4, afn5, afn6
 from monai_attn.nets.asppnet import ASPPNet
 from monai_attn.nets.deepmedic import DeepMedic
-from monai_attn.nets.egcnn import EGCNN, TrainOutputs
+from monai_attn.nets.egcnn import EGCNN, AllOutputs
 from monai_attn.nets.fcdensenet import SCSEFCDenseNet
 from monai_attn.nets.fcn import SqueezeExciteFCN
 from monai_attn.nets.focusnet import FocusNet
@@ -18,6 +18,7 @@ __all__ = [
     "EGCNN",
     "AFNet",
     "ASPPNet",
+    "AllOutputs",
     "DeepMedic",
     "FocusNet",
     "ReLayNet",
@@ -25,7 +26,6 @@ __all__ = [
     "SCSESDNet",
     "SCSEUNet",
     "SqueezeExciteFCN",
-    "TrainOutputs",
     "afn1",
     "afn2",
     "afn3",

@@ -29,7 +29,7 @@ from monai_attn.adapt.streams import Stream, stream_of
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.residual import PreActResidual
 
-__all__ = ["EGCNN", "TrainOutputs"]
+__all__ = ["EGCNN", "AllOutputs"]
 
 
 class EGCNN(nn.Module):
@@ -119,7 +119,7 @@ class EGCNN(nn.Module):
         return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=self.mode)
 
 
-class TrainOutputs(nn.Module):
+class AllOutputs(nn.Module):
     """The network that a trainer calls: its output is both streams'. It shares the weights of the plain network.
 
     A network without an edge stream gives its own output, so that one override of a configuration compares the two.
@@ -130,7 +130,7 @@ class TrainOutputs(nn.Module):
     Example:
         >>> from monai.networks.nets import SegResNet
         >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8))
-        >>> len(TrainOutputs(net)(torch.rand(1, 1, 16, 16)))
+        >>> len(AllOutputs(net)(torch.rand(1, 1, 16, 16)))
         2
     """
 
@@ -148,13 +148,13 @@ def _widths(stream: Stream, start: str) -> tuple[int, ...]:
     encoder, decoder = stream.encoder_channels, stream.decoder_channels
     begin, finer = (decoder[:1], encoder[:-2]) if start == "decoder" else (encoder[-1:], encoder[:-1])
     if not (begin and finer):
-        needs, mend = {
+        needs, fix = {
             "decoder": ("3 encoder levels and a decoder feature", "a deeper network or start='bottleneck'"),
             "bottleneck": ("2 encoder levels", "a deeper network"),
         }[start]
         raise ValueError(
             f"start='{start}' needs at least {needs}, {type(stream.net).__name__} has {len(encoder)} levels and "
-            f"{len(decoder)} decoder features; use {mend}."
+            f"{len(decoder)} decoder features; use {fix}."
         )
     return begin + finer[::-1]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from monai_attn.errors import CasesError, ConfigError, Failure
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.reproduce.cells import Cell, CellError, Grid
 from monai_attn.reproduce.report import Line, lines, structure_scores, to_csv, to_latex, to_markdown
 from monai_attn.visualize import figures
@@ -51,7 +51,7 @@ def reproduce(grid: Grid, *, budget: float = math.inf) -> list[Line]:
             try:
                 cell.run()
             except CellError as error:
-                failures.append(Failure(str(cell.folder), str(error), "mend that and give the same command again"))
+                failures.append(Failure(str(cell.folder), str(error), "fix that and give the same command again"))
                 tqdm.write(f"  {error}", file=sys.stderr)
             else:
                 done.append(cell)
@@ -111,7 +111,7 @@ def write(grid: Grid) -> list[Line]:
         "table.tex": to_latex(found, facts[0]),
     }
     for name, text in texts.items():
-        with replacing(folder / name) as draft:
+        with atomic_write(folder / name) as draft:
             draft.write_text(text, encoding="utf-8")
     measure, scores = next(iter(grid.table.measures), ""), structure_scores(grid)
     if scores:

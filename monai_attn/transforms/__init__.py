@@ -24,7 +24,7 @@ from monai_attn.transforms.edges import (
 )
 from monai_attn.transforms.label_checks import CheckLabel, CheckLabelD, CheckLabeld, CheckLabelDict, label_values
 from monai_attn.transforms.label_map import AsLabelMapD, AsLabelMapd, AsLabelMapDict
-from monai_attn.transforms.load import CheckedLoadImageD, CheckedLoadImaged, CheckedLoadImageDict
+from monai_attn.transforms.load import SafeLoadImageD, SafeLoadImaged, SafeLoadImageDict
 from monai_attn.transforms.masks import BrainMaskD, BrainMaskd, BrainMaskDict
 from monai_attn.transforms.regions import (
     LabelsToRegions,
@@ -37,7 +37,7 @@ from monai_attn.transforms.regions import (
     RegionsToLabelsDict,
 )
 from monai_attn.transforms.reload import ReloadImageD, ReloadImaged, ReloadImageDict
-from monai_attn.transforms.save import SaveResult, SaveResultD, SaveResultd, SaveResultDict, origin_of
+from monai_attn.transforms.save import SafeSaveImage, SafeSaveImageD, SafeSaveImaged, SafeSaveImageDict, origin_of
 from monai_attn.transforms.slices import RandSlicesD, RandSlicesd, RandSlicesDict
 from monai_attn.transforms.sobel import sobel_edges
 from monai_attn.transforms.spatial import SafeSpacingD, SafeSpacingd, SafeSpacingDict
@@ -61,9 +61,6 @@ __all__ = [
     "CheckVolumeD",
     "CheckVolumeDict",
     "CheckVolumed",
-    "CheckedLoadImageD",
-    "CheckedLoadImageDict",
-    "CheckedLoadImaged",
     "InvertArgmaxD",
     "InvertArgmaxDict",
     "InvertArgmaxd",
@@ -81,13 +78,16 @@ __all__ = [
     "ReloadImageD",
     "ReloadImageDict",
     "ReloadImaged",
+    "SafeLoadImageD",
+    "SafeLoadImageDict",
+    "SafeLoadImaged",
+    "SafeSaveImage",
+    "SafeSaveImageD",
+    "SafeSaveImageDict",
+    "SafeSaveImaged",
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",
-    "SaveResult",
-    "SaveResultD",
-    "SaveResultDict",
-    "SaveResultd",
     "SobelEdges",
     "SobelEdgesD",
     "SobelEdgesDict",

@@ -100,8 +100,8 @@ class CheckVolume(Transform):
             if count == good.numel():
                 raise DataError(name, problem, "export the image again")
             if count and self.nonfinite == "error":
-                mend = 'repair the image; inference takes such voxels as 0 if nonfinite is "zero"'
-                raise DataError(name, problem, mend)
+                fix = 'repair the image; inference takes such voxels as 0 if nonfinite is "zero"'
+                raise DataError(name, problem, fix)
             if count:
                 _LOGGER.warning("%s: %s; taken as 0", name, problem)
         return convert_to_dst_type(voxels.where(finite, 0), img)[0]

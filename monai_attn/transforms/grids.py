@@ -47,13 +47,13 @@ def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: 
     expected = f"expected {spatial_dims}D" + ("" if channels is None else f", {_count(channels, 'channel')}")
     size = " x ".join(str(length) for length in image.shape[1:])
     if dims != spatial_dims:
-        mend = {2: "give a picture or single slices", 3: "give a volume"}.get(spatial_dims, "give another image")
-        raise DataError(name, f"it is {dims}D, {_count(found, 'channel')} (size {size}), {expected}", mend)
+        fix = {2: "give a picture or single slices", 3: "give a volume"}.get(spatial_dims, "give another image")
+        raise DataError(name, f"it is {dims}D, {_count(found, 'channel')} (size {size}), {expected}", fix)
     if channels is not None and found != channels:
         is_series = spatial_dims == 3 and channels == 1
         described = f"4D ({found} volumes)" if is_series else f"{dims}D, {_count(found, 'channel')}"
-        mend = "give one of them" if channels == 1 else f"give all {channels} channels of the case"
-        raise DataError(name, f"it is {described}, {expected}", mend)
+        fix = "give one of them" if channels == 1 else f"give all {channels} channels of the case"
+        raise DataError(name, f"it is {described}, {expected}", fix)
     if math.prod(image.shape[1:]) <= 1:
         raise DataError(name, f"its size is {size}: no more than one voxel", "give the whole image")
     if image.dtype.is_complex if isinstance(image, torch.Tensor) else np.iscomplexobj(image):

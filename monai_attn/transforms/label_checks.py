@@ -67,7 +67,7 @@ class CheckLabel(Transform):
         return value in self.values if self.values is not None else value >= 0 and float(value).is_integer()
 
     def _explain(self, wrong: list[float], number: int) -> tuple[str, str]:
-        """The problem and the mend of the values in ``wrong``, of ``number`` different ones."""
+        """The problem and the fix of the values in ``wrong``, of ``number`` different ones."""
         allowed = "whole numbers" if self.values is None else ", ".join(map(str, self.values))
         problem = f"it has the values {', '.join(f'{value:g}' for value in wrong[:5])}"
         problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"

@@ -16,10 +16,10 @@ from monai_attn.errors import DataError
 from monai_attn.transforms.checks import CheckPair, CheckVolume
 from monai_attn.transforms.label_checks import CheckLabel
 
-__all__ = ["CheckedLoadImageD", "CheckedLoadImageDict", "CheckedLoadImaged"]
+__all__ = ["SafeLoadImageD", "SafeLoadImageDict", "SafeLoadImaged"]
 
 
-class CheckedLoadImaged(LoadImaged):
+class SafeLoadImaged(LoadImaged):
     """MONAI's ``LoadImaged`` with a guard: a case that cannot be meant is an error that names its file.
 
     Each file is examined before it is loaded (:class:`monai_attn.data.CheckingReader`), images are checked by
@@ -41,7 +41,7 @@ class CheckedLoadImaged(LoadImaged):
         DataError: when applied, with the file, what was found, what was expected and what to do.
 
     Example:
-        ``CheckedLoadImaged(["image", "label"], 3, 1, label_values=range(3))({"image": "a.nii", "label": "b.nii"})``
+        ``SafeLoadImaged(["image", "label"], 3, 1, label_values=range(3))({"image": "a.nii", "label": "b.nii"})``
     """
 
     def __init__(
@@ -94,4 +94,4 @@ class CheckedLoadImaged(LoadImaged):
             raise DataError(known, f"its case has no {missing[0]}", "list that with it, or take the case out")
 
 
-CheckedLoadImageD = CheckedLoadImageDict = CheckedLoadImaged
+SafeLoadImageD = SafeLoadImageDict = SafeLoadImaged

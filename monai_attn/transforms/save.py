@@ -19,15 +19,15 @@ from monai.utils import MetaKeys, convert_to_numpy, get_equivalent_dtype, option
 
 from monai_attn.data.datalist import common_root, find_images
 from monai_attn.errors import DataError
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 
-__all__ = ["SaveResult", "SaveResultD", "SaveResultDict", "SaveResultd", "origin_of"]
+__all__ = ["SafeSaveImage", "SafeSaveImageD", "SafeSaveImageDict", "SafeSaveImaged", "origin_of"]
 
 PILImage, _ = optional_import("PIL.Image")
 PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
 
 
-class SaveResult(SaveImage):
+class SafeSaveImage(SaveImage):
     """MONAI's ``SaveImage`` for results that must not get lost, or wrong, without a word.
 
     What is written is read again and compared with what was meant, and only then gets its name: there is never half a
@@ -45,14 +45,14 @@ class SaveResult(SaveImage):
         source: what is segmented, as :func:`monai_attn.data.find_images` takes it; without it, all results lie in
             ``output_dir`` itself.
         origin: tells of an image file what makes its result, in at most 79 characters to be written into the file,
-            such as :class:`monai_attn.workflow.Origin`.
+            such as :class:`monai_attn.workflow.Provenance`.
 
     Raises:
         ValueError: if there is no writer for ``output_ext``.
         DataError: when called, if a result cannot be written, or is not what was meant once it is read again.
 
     Example:
-        ``SaveResult("out", source="scans")(label_map)``
+        ``SafeSaveImage("out", source="scans")(label_map)``
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class SaveResult(SaveImage):
 
         kind, writer = _FORMATS[self.output_ext], self._writer(img, meta)
         meant = _as_written(np.asarray(writer.data_obj), self.init_kwargs["scale"])
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             writer.write(draft, verbose=False, **kind.note(line, self.init_kwargs["output_dtype"]))
             if not _equal(kind.read(draft), meant, getattr(writer, "affine", None)):
                 raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
@@ -133,12 +133,12 @@ class SaveResult(SaveImage):
         return writer
 
 
-class SaveResultd(SaveImaged):
-    """Dictionary form of :class:`SaveResult`.
+class SafeSaveImaged(SaveImaged):
+    """Dictionary form of :class:`SafeSaveImage`.
 
     Args:
         keys: keys of the images to write.
-        output_dir: see :class:`SaveResult`, as for the other arguments.
+        output_dir: see :class:`SafeSaveImage`, as for the other arguments.
         output_postfix: what follows the name of the image.
         output_ext: ending of the files.
         output_dtype: type of the values.
@@ -148,7 +148,7 @@ class SaveResultd(SaveImaged):
         allow_missing_keys: whether a missing key is passed over.
 
     Example:
-        ``SaveResultd("pred", "out", source="scans", output_ext=".png", scale=255)``
+        ``SafeSaveImaged("pred", "out", source="scans", output_ext=".png", scale=255)``
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class SaveResultd(SaveImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self.saver: SaveResult = SaveResult(
+        self.saver: SafeSaveImage = SafeSaveImage(
             output_dir,
             output_postfix=output_postfix,
             output_ext=output_ext,
@@ -177,7 +177,7 @@ class SaveResultd(SaveImaged):
 
 
 def origin_of(path: str | Path) -> str:
-    """The line about its origin that :class:`SaveResult` wrote into a file; empty if there is none.
+    """The line about its origin that :class:`SafeSaveImage` wrote into a file; empty if there is none.
 
     Example:
         ``origin_of("out/case_1_seg.nii.gz")``
@@ -250,4 +250,4 @@ _FORMATS = {
     ".png": _Format(PILWriter, _note_in_png, _read_png, _origin_in_png),
 }
 
-SaveResultD = SaveResultDict = SaveResultd
+SafeSaveImageD = SafeSaveImageDict = SafeSaveImaged

@@ -13,7 +13,7 @@ from monai.transforms import Compose, Invertd, InvertibleTransform, Transform
 from torch import nn
 
 from monai_attn.transforms.label_map import AsLabelMapd
-from monai_attn.transforms.save import SaveResultd
+from monai_attn.transforms.save import SafeSaveImaged
 from monai_attn.transforms.slabs import ResampleBySlabs
 from monai_attn.visualize.maps import GateMaps
 
@@ -53,11 +53,11 @@ def save_attention(
         transform: the preprocessing, to be inverted.
         output_dir: folder for the files.
         output_ext: their ending.
-        source: what is segmented, see :class:`monai_attn.transforms.SaveResult`.
+        source: what is segmented, see :class:`monai_attn.transforms.SafeSaveImage`.
         origin: tells of an image file what makes its maps.
 
     Returns:
-        the transforms, with one :class:`monai_attn.transforms.SaveResultd` for each map.
+        the transforms, with one :class:`monai_attn.transforms.SafeSaveImaged` for each map.
 
     Raises:
         ConfigError: if the network has no spatial gate.
@@ -72,7 +72,7 @@ def save_attention(
         steps += [
             _InvertBySlabs(key, transform, "image", nearest_interp=is_scale, to_tensor=True),
             AsLabelMapd(key, dtype=torch.uint8 if in_grey and is_scale else torch.float32),
-            SaveResultd(
+            SafeSaveImaged(
                 key,
                 output_dir,
                 output_postfix=key,

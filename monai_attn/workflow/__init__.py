@@ -8,7 +8,7 @@ A bundle's configuration has ``"session": {"_target_": "monai_attn.workflow.Sess
 from __future__ import annotations
 
 from monai_attn.workflow.processes import distribute, handlers_of_rank, local_device, share
-from monai_attn.workflow.results import Origin, Results
+from monai_attn.workflow.results import FinishedCases, Provenance
 from monai_attn.workflow.screen import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INCOMPLETE, EXIT_INTERRUPTED
 from monai_attn.workflow.session import Session
 
@@ -17,8 +17,8 @@ __all__ = [
     "EXIT_FAILURE",
     "EXIT_INCOMPLETE",
     "EXIT_INTERRUPTED",
-    "Origin",
-    "Results",
+    "FinishedCases",
+    "Provenance",
     "Session",
     "distribute",
     "handlers_of_rank",

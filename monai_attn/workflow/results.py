@@ -16,17 +16,17 @@ from monai.utils import ensure_tuple
 from monai_attn.data.datalist import find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
-from monai_attn.transforms.save import SaveResult, SaveResultd, origin_of
+from monai_attn.transforms.save import SafeSaveImage, SafeSaveImaged, origin_of
 from monai_attn.workflow.call import bundle_call
 from monai_attn.workflow.manifest import file_hash, image_hash
 from monai_attn.workflow.processes import gather, share
 
-__all__ = ["Origin", "Results"]
+__all__ = ["FinishedCases", "Provenance"]
 
 _NAMES = {"weights": "another checkpoint", "config": "another configuration", "image": "another image of that name"}
 
 
-class Origin:
+class Provenance:
     """What makes the result of an image, in a line that fits into the result itself.
 
     It holds hashes of the weights, of the configuration with its overrides, and of the image, so that a result tells
@@ -36,7 +36,7 @@ class Origin:
         checkpoint: file of the weights.
 
     Example:
-        ``Origin("models/model.pt")("scan.nii.gz")`` is ``"monai_attn weights=… config=… image=…"``.
+        ``Provenance("models/model.pt")("scan.nii.gz")`` is ``"monai_attn weights=… config=… image=…"``.
     """
 
     start = "monai_attn weights="
@@ -65,7 +65,7 @@ class Origin:
         return f"it was made with {' and '.join(names)}"
 
 
-class Results:
+class FinishedCases:
     """The results of an inference: which of them are there, and whether they may stay.
 
     A case is finished if all files that the post-processing writes for it are there and come from the same weights,
@@ -75,7 +75,7 @@ class Results:
 
     Args:
         source: what to segment, see :func:`monai_attn.data.find_images`.
-        postprocessing: transforms, with the :class:`monai_attn.transforms.SaveResultd` that write.
+        postprocessing: transforms, with the :class:`monai_attn.transforms.SafeSaveImaged` that write.
         overwrite: whether to segment everything, whatever is there.
         handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.CasePictures` that draw, if any.
 
@@ -83,7 +83,7 @@ class Results:
         ConfigError: if ``overwrite`` is not True or False.
 
     Example:
-        ``Results("scans", postprocessing).unfinished()``
+        ``FinishedCases("scans", postprocessing).unfinished()``
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Results:
         if not isinstance(overwrite, bool):  # the string "false" would be true
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
         self.source = source
-        self.savers = [step.saver for step in postprocessing.flatten().transforms if isinstance(step, SaveResultd)]
+        self.savers = [step.saver for step in postprocessing.flatten().transforms if isinstance(step, SafeSaveImaged)]
         self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         self.overwrite = overwrite
         self.finished = 0
@@ -130,7 +130,7 @@ class Results:
             )
         return [case for case, done in zip(cases, present) if not done]
 
-    def _check_images(self, images: list[str], saver: SaveResult) -> None:
+    def _check_images(self, images: list[str], saver: SafeSaveImage) -> None:
         owners: dict[Path, str] = {}
         for image in images:
             path = saver.path_of(image)
@@ -138,10 +138,10 @@ class Results:
                 raise DataError(image, f"its result would replace that of {owners[path]}", "rename one of them")
             owners[path] = image
             inside = Path(image).is_relative_to(Path(saver.output_dir).absolute())
-            if inside and origin_of(image).startswith(Origin.start):
+            if inside and origin_of(image).startswith(Provenance.start):
                 raise DataError(image, "it is a result of an earlier run", "give an output_dir outside of the input")
 
-    def _is_there(self, image: str, saver: SaveResult) -> bool:
+    def _is_there(self, image: str, saver: SafeSaveImage) -> bool:
         path = saver.path_of(image)
         if self.overwrite or not path.exists():
             return False
@@ -150,7 +150,7 @@ class Results:
         if found != expected or not found:
             raise ConfigError(
                 str(path),
-                f"it is there already, and {Origin.difference(found, expected)}",
+                f"it is there already, and {Provenance.difference(found, expected)}",
                 "give another output_dir, or --overwrite True to replace it",
             )
         return True

@@ -14,8 +14,8 @@ __all__ = [
     "EXIT_FAILURE",
     "EXIT_INCOMPLETE",
     "EXIT_INTERRUPTED",
-    "last_words",
     "silence_notices",
+    "summarize",
     "without_traces",
 ]
 
@@ -53,7 +53,7 @@ def without_traces(record: logging.LogRecord) -> bool:
     return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)
 
 
-def last_words(error: BaseException) -> tuple[str, int]:
+def summarize(error: BaseException) -> tuple[str, int]:
     """What to tell the user about the error that ends a run, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user", EXIT_INTERRUPTED
@@ -61,8 +61,8 @@ def last_words(error: BaseException) -> tuple[str, int]:
     if isinstance(cause, InputError):
         return str(cause), EXIT_BAD_INPUT
     if isinstance(cause, CasesError):
-        mendable = all(failure.mendable for failure in cause.failures)
-        return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if mendable else EXIT_FAILURE
+        expected = all(failure.expected for failure in cause.failures)
+        return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if expected else EXIT_FAILURE
     lines, entry = str(cause).strip().splitlines() or [""], _entry_of(error)
     return f"{type(cause).__name__}: {lines[0]}" + (f"\n  in the configuration: {entry}" if entry else ""), EXIT_FAILURE
 

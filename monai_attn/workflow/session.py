@@ -23,15 +23,15 @@ from monai.apps import get_logger
 from monai.utils import ensure_tuple, set_determinism
 
 from monai_attn.errors import CasesError, DataError, InputError
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.weights.checkpoint import read_state_dict
 from monai_attn.weights.exported import load_exported
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions
 from monai_attn.workflow.processes import gather, join
-from monai_attn.workflow.results import Results
-from monai_attn.workflow.screen import EXIT_INTERRUPTED, last_words, silence_notices, without_traces
+from monai_attn.workflow.results import FinishedCases
+from monai_attn.workflow.screen import EXIT_INTERRUPTED, silence_notices, summarize, without_traces
 
 __all__ = ["Session"]
 
@@ -45,9 +45,9 @@ class Session:
     device, time, state and results. ``<name>`` is that of the last configuration file, such as ``train``.
 
     An uncaught error ends the process with at most four lines on the screen, the full trace in the log, and exit code
-    2 if the user can mend it (:class:`monai_attn.errors.InputError`), else 1. With ``MONAI_ATTN_DEBUG=1`` the trace
-    comes on the screen. Cases that an engine passed over (:class:`monai_attn.engines.CaseIteration`) are listed at the
-    end, in the manifest too, and the exit code is 3 if others have their results.
+    2 if the user can fix it (:class:`monai_attn.errors.InputError`), else 1. With ``MONAI_ATTN_DEBUG=1`` the trace
+    comes on the screen. Cases that an engine passed over (:class:`monai_attn.engines.SkipFailedCases`) are listed at
+    the end, in the manifest too, and the exit code is 3 if others have their results.
 
     Args:
         output_dir: folder for the log and the manifest.
@@ -92,7 +92,7 @@ class Session:
             check_config(self._call.parser)
             self._document()
 
-    def run(self, engine: Engine, evaluator: Engine | None = None, results: Results | None = None) -> None:
+    def run(self, engine: Engine, evaluator: Engine | None = None, results: FinishedCases | None = None) -> None:
         """Run an engine and record how it ended.
 
         Args:
@@ -124,7 +124,7 @@ class Session:
         if failed is not None and rank == 0:  # one list is enough
             raise failed
 
-    def _account(self, engine: Engine, results: Results | None) -> CasesError | None:
+    def _account(self, engine: Engine, results: FinishedCases | None) -> CasesError | None:
         """Record what became of the cases of an inference; the error to end with if some of them failed."""
         if results is None and not hasattr(engine.state, "failures"):
             return None
@@ -199,14 +199,14 @@ class Session:
     def _write_manifest(self) -> None:
         if idist.get_rank() > 0 or not self.manifest:
             return
-        with replacing(self.output_dir / f"{self.name}_run.json") as draft:
+        with atomic_write(self.output_dir / f"{self.name}_run.json") as draft:
             draft.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
 
     def _report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Stand in for ``sys.excepthook``."""
         if os.environ.get("MONAI_ATTN_DEBUG") == "1":
             sys.__excepthook__(kind, error, trace)
-        message, code = last_words(error)
+        message, code = summarize(error)
         if code == EXIT_INTERRUPTED and self._trains:
             message += "; --resume auto goes on after the last whole epoch"
         print(f"monai_attn: {message}", file=sys.stderr)

@@ -12,7 +12,7 @@ from monai.networks.nets import AttentionUnet, DynUNet, HighResNet, SegResNet, U
 from torch import nn
 
 from monai_attn.adapt import Places, autofocus, recalibrate
-from monai_attn.adapt.autofocus import EasedGate, FocusedConv
+from monai_attn.adapt.autofocus import FocusedConv, ZeroInitGate
 from monai_attn.blocks import AutofocusConv
 from monai_attn.nets import AFNet
 from monai_attn.visualize import capture_attention
@@ -36,7 +36,7 @@ def focused(network: nn.Module) -> dict[str, FocusedConv]:
 
 def strengthen(network: nn.Module, strength: float = 1.0) -> nn.Module:
     for module in network.modules():
-        if isinstance(module, EasedGate):
+        if isinstance(module, ZeroInitGate):
             nn.init.constant_(module.strength, strength)
     return network
 
@@ -83,7 +83,7 @@ def test_kernel_and_bias_are_the_plain_ones_and_their_old_keys_load(bias):
 
 
 def test_a_gate_goes_from_one_scale_to_the_softmax_and_its_weights_sum_to_one():
-    gate, logits = EasedGate(3, 4, 2), torch.randn(2, 4, 3, 4, 5)
+    gate, logits = ZeroInitGate(3, 4, 2), torch.randn(2, 4, 3, 4, 5)
     assert torch.equal(gate(logits), torch.eye(4)[2].reshape(1, 4, 1, 1, 1).expand(2, 4, 3, 4, 5))
     for strength in (0.5, 1.0):
         strengthen(gate, strength)

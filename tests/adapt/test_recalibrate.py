@@ -25,7 +25,7 @@ from torch import nn
 
 from monai_attn.adapt import Places, places_of, recalibrate, stream_of
 from monai_attn.adapt.places import _PLACES
-from monai_attn.adapt.recalibrate import Blend
+from monai_attn.adapt.recalibrate import ZeroInitResidual
 from monai_attn.blocks import ChannelSE, ChannelSpatialSE, SpatialSE
 from monai_attn.nets import EGCNN
 from monai_attn.visualize import capture_attention
@@ -316,7 +316,7 @@ def test_with_zero_effect_a_training_step_starts_with_the_same_output_and_the_sa
 
 def test_a_blend_goes_from_the_identity_to_its_block():
     block, x = SpatialSE(2, 4), torch.randn(2, 4, 5, 6)
-    blend = Blend(block)
+    blend = ZeroInitResidual(block)
     assert torch.equal(blend(x), x)
     nn.init.constant_(blend.strength, 0.25)
     torch.testing.assert_close(blend(x), 0.75 * x + 0.25 * block(x))
@@ -325,7 +325,7 @@ def test_a_blend_goes_from_the_identity_to_its_block():
 
 
 def test_a_blend_learns_its_strength_first_and_its_block_after_one_step():
-    blend, x = Blend(ChannelSpatialSE(2, 4)), torch.rand(2, 4, 5, 6)
+    blend, x = ZeroInitResidual(ChannelSpatialSE(2, 4)), torch.rand(2, 4, 5, 6)
     nn.init.ones_(blend.block.channel.fc1.bias)
     optimizer = torch.optim.SGD(blend.parameters(), lr=0.1)
     blend(x).square().sum().backward()
@@ -439,7 +439,7 @@ def test_a_configuration_recalibrates_a_network():
     parser = ConfigParser(config)
     network = parser.get_parsed_content("network_def")
     assert isinstance(network, SegResNet)
-    assert [type(block) for block in blocks(network).values()] == [Blend] * 3
+    assert [type(block) for block in blocks(network).values()] == [ZeroInitResidual] * 3
     assert list(blocks(parser.get_parsed_content("own"))) == ["fine.recalibration", "up.recalibration"]
 
 

@@ -31,8 +31,8 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from monai_attn.adapt import autofocus, places_of, recalibrate, stream_of
-from monai_attn.adapt.autofocus import EasedGate
-from monai_attn.adapt.recalibrate import Blend
+from monai_attn.adapt.autofocus import ZeroInitGate
+from monai_attn.adapt.recalibrate import ZeroInitResidual
 from monai_attn.blocks import ChannelSE
 from monai_attn.nets import EGCNN, SCSEFCDenseNet
 from monai_attn.visualize import capture_attention
@@ -224,7 +224,7 @@ def adapted(method: str, name: str, dims: int, stirred: bool = False) -> nn.Modu
     """A network with attention, without effect yet or with some."""
     network = METHODS[method][0](NETS[name].build(dims), name).eval()
     for module in network.modules():
-        if stirred and isinstance(module, (Blend, EasedGate)):
+        if stirred and isinstance(module, (ZeroInitResidual, ZeroInitGate)):
             nn.init.constant_(module.strength, 0.7)
     if stirred and isinstance(network, EGCNN):
         nn.init.normal_(network.fusion.weight)

@@ -23,7 +23,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Invertd, LoadImaged, Orientationd, SaveImaged
 
 from monai_attn.inferers import SliceBatchInferer
-from monai_attn.transforms import AsLabelMapd, InvertArgmaxd, SafeSpacingd, SaveResultd
+from monai_attn.transforms import AsLabelMapd, InvertArgmaxd, SafeSaveImaged, SafeSpacingd
 
 
 def make_inferer(name: str, side: int) -> Inferer:
@@ -51,7 +51,7 @@ def evaluator(
     steps += [SafeSpacingd("image", [spacing] * 3)] if spacing else []
     pre = Compose([*steps, EnsureTyped("image", dtype=torch.float32)])
     if variant == "ours":
-        post = [InvertArgmaxd("pred", pre), AsLabelMapd("pred"), SaveResultd("pred", output)]
+        post = [InvertArgmaxd("pred", pre), AsLabelMapd("pred"), SafeSaveImaged("pred", output)]
     else:
         post = [
             Invertd("pred", pre, "image", nearest_interp=False),

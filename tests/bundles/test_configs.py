@@ -119,7 +119,7 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
     config = load(bundle, "inference")
     *_, saver, attention = config["postprocessing"]["transforms"]
     last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-4:-1]
-    assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SaveResultd"]
+    assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SafeSaveImaged"]
     assert attention["_target_"] == "monai_attn.visualize.save_attention"
     assert attention["output_ext"] == saver["output_ext"]
     if saver["output_ext"] == ".png":
@@ -138,7 +138,7 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
     for path in (bundle / "configs").glob("*.json"):
         for component in components(load(bundle, path.stem)):
             assert component["_target_"] not in ("SaveImaged", "SaveImage")
-            if component["_target_"] in ("monai_attn.transforms.SaveResultd", "monai_attn.visualize.save_attention"):
+            if component["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.visualize.save_attention"):
                 assert (component["source"], component["origin"]) == ("@input", "@origin")
 
 
@@ -177,7 +177,7 @@ def test_what_the_overlays_take_for_granted_is_so(bundle):
     # without a number it is the GPU of the process
     assert inference["device"] == "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
     assert inference["network"] == "$@network_def.to(@device)"
-    assert inference["handlers"][0]["_target_"] == "monai_attn.handlers.WeightsLoader"
+    assert inference["handlers"][0]["_target_"] == "monai_attn.handlers.SafeCheckpointLoader"
 
 
 def test_attention_is_saved_by_one_switch_which_is_off(bundle):
@@ -191,7 +191,7 @@ def test_attention_is_saved_by_one_switch_which_is_off(bundle):
 def test_every_case_goes_through_the_guard_first(bundle):
     train, inference = load(bundle, "train"), load(bundle, "inference")
     guards = [train["train"]["deterministic_transforms"][0], inference["preprocessing"]["transforms"][0]]
-    assert [guard["_target_"] for guard in guards] == ["monai_attn.transforms.CheckedLoadImaged"] * 2
+    assert [guard["_target_"] for guard in guards] == ["monai_attn.transforms.SafeLoadImaged"] * 2
     assert [guard["keys"] for guard in guards] == [["image", "label"], "image"]
     for key in ("spatial_dims", "channels", "assume_orientation"):
         assert guards[0].get(key) == guards[1].get(key)
@@ -262,8 +262,8 @@ def test_weights_and_metrics_go_through_our_own_handlers(bundle, name):
     """MONAI's write into the file itself, load damaged files, call the mean of nothing 0, and leave empty files."""
     targets = {component["_target_"] for component in components(load(bundle, name))}
     assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice", "TensorBoardStatsHandler"}
-    loaders = [c for c in components(load(bundle, name)) if c["_target_"] == "monai_attn.handlers.WeightsLoader"]
-    expected = {"_target_": "monai_attn.handlers.WeightsLoader", "path": "@checkpoint", "network": "@network"}
+    loaders = [c for c in components(load(bundle, name)) if c["_target_"] == "monai_attn.handlers.SafeCheckpointLoader"]
+    expected = {"_target_": "monai_attn.handlers.SafeCheckpointLoader", "path": "@checkpoint", "network": "@network"}
     assert loaders == ([expected] if name in ("evaluate", "inference") else [])
     if loaders:
         needs = load(bundle, name).get("session#needs") or load(bundle, name)["session"]["needs"]

@@ -163,7 +163,7 @@ def test_a_job_with_fewer_cases_than_processes_ends_with_the_mend_on_the_screen(
     listing["validation"] = listing["validation"][:1]
     (bundle.data / "dataset.json").write_text(json.dumps(listing))
     screen = finish(bundle.launch(TRAIN, 2, output_dir=tmp_path, ckpt_dir=tmp_path), 1)
-    assert "problem: there are only 1 cases for them\n  mend:    start fewer processes" in screen
+    assert "problem: there are only 1 cases for them\n  fix:     start fewer processes" in screen
     assert json.loads((tmp_path / "train_run.json").read_text())["state"] == "failed"
     assert "ConfigError" in (tmp_path / "train.log").read_text()
 

@@ -186,7 +186,7 @@ def test_the_written_label_maps_give_the_scores_of_the_evaluation(bundle, tmp_pa
 def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):
     bundle = train_bundle(BRATS)
     post = parsed(bundle, "inference").get_parsed_content("postprocessing#transforms")
-    steps = [step for step in post if type(step).__name__ not in ("Invertd", "AsLabelMapd", "SaveResultd")]
+    steps = [step for step in post if type(step).__name__ not in ("Invertd", "AsLabelMapd", "SafeSaveImaged")]
     logits = torch.tensor([[-1.0, 1, 1, 1, -1, 1], [-1, -1, 1, 1, -1, 1], [-1, -1, -1, 1, 1, 1]])
     data = {"pred": logits.reshape(3, 6, 1, 1), "mask": torch.tensor([1, 1, 1, 1, 1, 0]).reshape(1, 6, 1, 1)}
     for step in steps:

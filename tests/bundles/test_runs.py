@@ -281,7 +281,7 @@ def test_a_misspelt_override_is_refused_with_the_nearest_name(trained, tmp_path)
     while error.__cause__ is not None:
         error = error.__cause__
     assert isinstance(error, ConfigError)
-    assert "--epochs" in error.mend
+    assert "--epochs" in error.fix
 
 
 def test_missing_weights_are_reported_before_any_work(trained, tmp_path):

@@ -36,7 +36,7 @@ def test_a_bad_case_becomes_an_item_that_says_what_is_wrong(workers):
     assert failure_in(good) is None
     assert failure_in(empty) == Failure("empty.nii", "it is empty", "copy it again")
     assert failure_in(odd) == Failure(
-        "odd.nii", "ZeroDivisionError: division by zero", "see the trace in the log", mendable=False
+        "odd.nii", "ZeroDivisionError: division by zero", "see the trace in the log", expected=False
     )
     assert failure_in(large).problem == "memory ran out: 30 TiB"
 

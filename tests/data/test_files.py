@@ -38,7 +38,7 @@ def problem(path: Path) -> DataError:
     with pytest.raises(DataError) as caught:
         check_file(path)
     assert str(path) in caught.value.what
-    assert caught.value.mend
+    assert caught.value.fix
     assert len(str(caught.value).splitlines()) == 3
     return caught.value
 
@@ -77,7 +77,7 @@ def test_an_empty_file_is_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.png"])
 def test_a_git_lfs_pointer_is_recognised(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    assert "git lfs pull" in problem(tmp_path / name).mend
+    assert "git lfs pull" in problem(tmp_path / name).fix
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.95])
@@ -121,9 +121,9 @@ def test_compressed_text_by_the_name_of_an_image_is_refused(tmp_path):
 
 def test_a_name_that_is_wrong_about_the_compression_is_to_be_changed(tmp_path):
     save(tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
-    assert problem(tmp_path / "a.nii.gz").mend == f"rename it to {tmp_path / 'a.nii'}"
+    assert problem(tmp_path / "a.nii.gz").fix == f"rename it to {tmp_path / 'a.nii'}"
     save(tmp_path / "b.nii.gz").rename(tmp_path / "b.nii")
-    assert problem(tmp_path / "b.nii").mend == f"rename it to {tmp_path / 'b.nii.gz'}"
+    assert problem(tmp_path / "b.nii").fix == f"rename it to {tmp_path / 'b.nii.gz'}"
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

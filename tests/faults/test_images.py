@@ -248,7 +248,7 @@ def test_dicom_slices_that_are_missing_cut_off_or_of_two_series(lab, write_serie
 
 
 def rewrite(path, header):
-    """Put a header in the place of that of a file, as it is: nibabel's writer would mend it."""
+    """Put a header in the place of that of a file, as it is: nibabel's writer would fix it."""
     voxels = np.asarray(nibabel.load(path).dataobj)
     with nibabel.openers.Opener(path, "wb") as file:
         header["vox_offset"] = 352

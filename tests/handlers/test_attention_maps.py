@@ -17,7 +17,7 @@ from monai_attn.errors import ConfigError
 from monai_attn.handlers import AttentionMaps
 from monai_attn.inferers import LayerwiseInferer, SliceBatchInferer
 from monai_attn.nets import EGCNN, AFNet, SCSEUNet
-from monai_attn.transforms import SaveResultd
+from monai_attn.transforms import SafeSaveImaged
 from monai_attn.visualize import GateMaps, save_attention
 
 CPU = torch.device("cpu")
@@ -196,7 +196,7 @@ def test_a_picture_shows_every_map_by_its_name(tmp_path):
         val_data_loader=DataLoader(Dataset([{"image": str(path)}], preprocessing)),
         network=network,
         inferer=inferer,
-        postprocessing=Compose([AsDiscreted("pred", argmax=True), SaveResultd("pred", tmp_path / "out")]),
+        postprocessing=Compose([AsDiscreted("pred", argmax=True), SafeSaveImaged("pred", tmp_path / "out")]),
         val_handlers=[handler],
     )
     evaluator.run()

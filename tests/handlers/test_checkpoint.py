@@ -19,7 +19,7 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import MAEMetric
 
 from monai_attn.errors import DataError
-from monai_attn.handlers import BestModelSaver, WeightsLoader
+from monai_attn.handlers import BestModelSaver, SafeCheckpointLoader
 from monai_attn.handlers.checkpoint import AtomicSaver
 
 OLD, NEW = {"weight": torch.zeros(3)}, {"weight": torch.ones(50_000)}
@@ -198,6 +198,6 @@ def test_weights_are_loaded_when_the_engine_starts(tmp_path):
     torch.save({"weight": torch.ones(1, 1), "bias": torch.ones(1)}, tmp_path / "model.pt")
     network = torch.nn.Linear(1, 1)
     engine = Engine(lambda engine, batch: network.bias.item())
-    WeightsLoader(str(tmp_path / "model.pt"), network).attach(engine)
+    SafeCheckpointLoader(str(tmp_path / "model.pt"), network).attach(engine)
     engine.run([0])
     assert engine.state.output == 1

@@ -9,7 +9,14 @@ import pytest
 import torch
 from monai.losses import DiceCELoss, DiceLoss
 
-from monai_attn.losses import BalancedBCELoss, CentralLoss, ClassBalancedLoss, EdgeConsistencyLoss, EdgeLoss, EGCNNLoss
+from monai_attn.losses import (
+    BalancedBCELoss,
+    ClassBalancedLoss,
+    CropBorderLoss,
+    EdgeConsistencyLoss,
+    EdgeLoss,
+    EGCNNLoss,
+)
 
 CLASSES = 3
 # the loss, and whether its target is masks rather than class indices
@@ -18,8 +25,8 @@ LOSSES = {
         partial(ClassBalancedLoss, torch.tensor([0.5, 0.0, 2.0]), boundary_weight=2, lambda_dice=1),
         False,
     ),
-    "central Dice": (lambda: CentralLoss(DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True), 1), False),
-    "central entropy": (lambda: CentralLoss(DiceCELoss(softmax=True, to_onehot_y=True, lambda_dice=0.0), 1), False),
+    "central Dice": (lambda: CropBorderLoss(DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True), 1), False),
+    "central entropy": (lambda: CropBorderLoss(DiceCELoss(softmax=True, to_onehot_y=True, lambda_dice=0.0), 1), False),
     "Dice and entropy": (
         lambda: DiceCELoss(include_background=False, softmax=True, to_onehot_y=True, batch=True),
         False,

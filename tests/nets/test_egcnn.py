@@ -30,7 +30,7 @@ from torch import nn
 from monai_attn.adapt import NamedStream, Stream
 from monai_attn.blocks import Gate
 from monai_attn.losses import EGCNNLoss
-from monai_attn.nets import EGCNN, TrainOutputs
+from monai_attn.nets import EGCNN, AllOutputs
 from monai_attn.visualize import capture_attention
 
 STARTS = ["decoder", "bottleneck"]
@@ -281,7 +281,7 @@ def without_gradient(network: nn.Module) -> list[str]:
 @pytest.mark.parametrize("name", ["UNet", "SegResNet"])
 def test_the_total_loss_reaches_the_fusion_and_every_parameter_of_the_edge_stream(name, options, start):
     network = small(name, start=start, **options).train()
-    sum(losses(TrainOutputs(network))).backward()
+    sum(losses(AllOutputs(network))).backward()
     assert [key for key in without_gradient(network) if not key.startswith("main_stream.")] == []
     assert all(value.grad.isfinite().all() for value in network.parameters())
 
@@ -295,23 +295,23 @@ def test_the_fusion_learns_from_the_fused_logits_only():
     sum(losses(both)).backward()
     assert network.fusion.weight.grad is None
     network.zero_grad()
-    losses(TrainOutputs(network))[0].backward()
+    losses(AllOutputs(network))[0].backward()
     assert network.fusion.weight.grad[:, -1].any()
 
 
 def test_at_construction_the_semantic_loss_does_not_train_the_edges_and_after_a_step_it_does():
     network = small().train()
-    losses(TrainOutputs(network))[0].backward()
+    losses(AllOutputs(network))[0].backward()
     assert {"head.weight", "blocks.0.conv1.weight"} <= set(without_gradient(network))
     torch.optim.SGD(network.parameters(), lr=1.0).step()
     network.zero_grad()
-    losses(TrainOutputs(network))[0].backward()
+    losses(AllOutputs(network))[0].backward()
     assert without_gradient(network) == []
 
 
 def test_the_wrapper_for_training_shares_the_weights_and_the_mode_of_the_plain_network():
     network = small().train()
-    wrapper = TrainOutputs(network)
+    wrapper = AllOutputs(network)
     assert wrapper.net is network
     before = network(image()).detach()
     optimizer = torch.optim.Adam(wrapper.parameters(), lr=0.01)
@@ -328,14 +328,14 @@ def test_the_wrapper_for_training_shares_the_weights_and_the_mode_of_the_plain_n
 def test_the_wrapper_for_training_gives_the_output_of_a_network_without_edges():
     net = SegResNet(2, 8, 1, 3).eval()
     x = image()
-    assert torch.equal(TrainOutputs(net)(x), net(x))
+    assert torch.equal(AllOutputs(net)(x), net(x))
 
 
 def test_several_processes_find_every_parameter_used(tmp_path):
     network = small("UNet").train()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        wrapper = nn.parallel.DistributedDataParallel(TrainOutputs(network))
+        wrapper = nn.parallel.DistributedDataParallel(AllOutputs(network))
         for _ in range(2):  # the second pass fails if the first left a parameter without gradient
             sum(losses(wrapper)).backward()
     finally:
@@ -378,7 +378,7 @@ def test_options_of_the_gate_reach_every_gate():
 def test_one_line_of_configuration_sets_the_main_stream():
     config = {
         "network": {"_target_": "monai_attn.nets.EGCNN", "main_stream": "@main", "start": "bottleneck"},
-        "train_network": {"_target_": "monai_attn.nets.TrainOutputs", "net": "@network"},
+        "train_network": {"_target_": "monai_attn.nets.AllOutputs", "net": "@network"},
         "main": {
             "_target_": "monai_attn.adapt.with_group_norm",
             "network": {"_target_": "VNet", "spatial_dims": 2, "out_channels": 3},
@@ -518,7 +518,7 @@ def test_a_network_for_pictures_learns_to_see_real_kidneys_and_their_edges(real_
     cases = [load(item) for item in items]
     image, label = (torch.stack([case[key].as_tensor() for case in cases]) for key in ("image", "label"))
     network = EGCNN(SegResNet(2, init_filters=8, in_channels=1, out_channels=3))
-    train_network, loss = TrainOutputs(network), EGCNNLoss()
+    train_network, loss = AllOutputs(network), EGCNNLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     history = []
     for _ in range(30):

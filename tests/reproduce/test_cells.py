@@ -67,7 +67,7 @@ def test_only_what_is_not_done_is_run_and_an_error_names_the_log(make_grid, monk
 
     def run(command, stdout, **_):
         ran.append(command)
-        stdout.write("monai_attn: cannot use x\n  problem: y\n  mend:    z\n" * (len(ran) == 1))
+        stdout.write("monai_attn: cannot use x\n  problem: y\n  fix:     z\n" * (len(ran) == 1))
         return subprocess.CompletedProcess(command, returncode=2)
 
     monkeypatch.setattr(subprocess, "run", run)

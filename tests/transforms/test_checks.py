@@ -32,7 +32,7 @@ def problem(check, *arguments: object, name: str = "a.nii.gz") -> str:
     with pytest.raises(DataError) as caught:
         check(*arguments)
     assert caught.value.what == name
-    assert caught.value.mend
+    assert caught.value.fix
     assert len(str(caught.value).splitlines()) == 3
     return caught.value.problem
 

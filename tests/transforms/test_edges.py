@@ -76,7 +76,7 @@ def test_labels_of_any_type_have_edges_where_monais_filter_sees_none(dtype):
     expected = [[0, 0, 1, 1, 0, 0, 1, 1, 0]]
     assert SobelEdges()(label).tolist() == expected
     assert SobelEdges(num_classes=2)(label).tolist() == expected
-    if dtype == torch.uint8:  # the day this fails, MONAI is mended
+    if dtype == torch.uint8:  # the day this fails, MONAI is fixed
         assert SobelGradients(padding_mode="replicate")(label[:, :, None].expand(-1, -1, 3)).max() == 0
 
 

@@ -38,8 +38,8 @@ def test_class_indices_pass_as_they_are(values, caplog):
 def test_another_value_is_refused_with_those_allowed_and_a_way_to_map_it(value):
     found = error(CheckLabel(2, [0, 1]), label([1, value]))
     assert found.problem == f"it has the values {value}, expected 0, 1"
-    assert f"{{{value}: 1}}" in found.mend
-    assert "MapLabelValue" in found.mend
+    assert f"{{{value}: 1}}" in found.fix
+    assert "MapLabelValue" in found.fix
 
 
 def test_many_other_values_are_shortened():
@@ -52,7 +52,7 @@ def test_many_other_values_are_shortened():
 def test_broken_numbers_are_refused_though_they_may_be_close_to_a_class(values):
     found = error(CheckLabel(2, [0, 1]), label(values))
     assert f"{values[-1]:g}, expected 0, 1" in found.problem
-    assert "integers" in found.mend
+    assert "integers" in found.fix
     assert "0.3" in error(CheckLabel(2), label([0.3])).problem
 
 
@@ -66,7 +66,7 @@ def test_an_image_in_place_of_a_label_is_recognised():
     img = MetaTensor(torch.arange(400.0).reshape(1, 20, 20) - 100, meta={"filename_or_obj": "seg.nii.gz"})
     found = error(CheckLabel(2, [0, 1]), img)
     assert "it looks like an image" in found.problem
-    assert "swapped" in found.mend
+    assert "swapped" in found.fix
 
 
 @pytest.mark.parametrize(

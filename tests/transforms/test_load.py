@@ -13,7 +13,7 @@ from PIL import Image
 
 from monai_attn.data.nifti import read_header
 from monai_attn.errors import DataError, InputError, root_cause
-from monai_attn.transforms import CheckedLoadImageD, CheckedLoadImaged, CheckedLoadImageDict
+from monai_attn.transforms import SafeLoadImageD, SafeLoadImaged, SafeLoadImageDict
 
 AFFINE = np.array([[-1.0, 0, 0, 30], [0, -1, 0, 20], [0, 0, 2, -9], [0, 0, 0, 1]])
 KEYS = ["image", "label"]
@@ -34,8 +34,8 @@ def case(tmp_path: Path) -> dict[str, str]:
     return {"image": save(tmp_path / "image.nii.gz", voxels(6, 5, 4)), "label": save(tmp_path / "label.nii.gz", label)}
 
 
-def guard(**options: object) -> CheckedLoadImaged:
-    return CheckedLoadImaged(KEYS, **{"spatial_dims": 3, "channels": 1, "label_values": [0, 1], **options})
+def guard(**options: object) -> SafeLoadImaged:
+    return SafeLoadImaged(KEYS, **{"spatial_dims": 3, "channels": 1, "label_values": [0, 1], **options})
 
 
 def error(case: dict[str, object], **options: object) -> DataError:
@@ -58,14 +58,14 @@ def test_a_case_comes_out_as_from_monais_loader(case):
 
 
 def test_it_is_a_load_imaged_whose_metadata_can_be_had_apart_as_monai_label_wants_it(case):
-    load = CheckedLoadImaged("image", 3, 1)
+    load = SafeLoadImaged("image", 3, 1)
     assert isinstance(load, LoadImaged)
     load._loader.image_only = False
     assert load(case)["image_meta_dict"]["filename_or_obj"] == case["image"]
 
 
 def test_for_inference_there_need_be_no_label(case):
-    assert CheckedLoadImaged("image", 3, 1)({"image": case["image"]})["image"].shape == (1, 6, 5, 4)
+    assert SafeLoadImaged("image", 3, 1)({"image": case["image"]})["image"].shape == (1, 6, 5, 4)
     assert guard(allow_missing_keys=True)({"image": case["image"]}).keys() == {"image"}
 
 
@@ -119,7 +119,7 @@ def test_a_label_shifted_or_flipped_is_refused_with_both_files(case, affine, wor
 def test_swapped_files_are_recognised(tmp_path):
     image, label = voxels(12, 12, 12), (voxels(12, 12, 12) > 0.5).astype(np.uint8)
     swapped = {"image": save(tmp_path / "l.nii.gz", label), "label": save(tmp_path / "i.nii.gz", image)}
-    assert "swapped" in error(swapped).mend
+    assert "swapped" in error(swapped).fix
 
 
 def test_a_file_that_does_not_tell_its_orientation_can_be_given_one(case):
@@ -158,7 +158,7 @@ def test_an_affine_that_was_mended_is_told_with_what_is_used(tmp_path, caplog, f
     for name, value in fields.items():
         header[name] = value
     (tmp_path / "a.nii").write_bytes(header.binaryblock + content[348:])
-    loaded = CheckedLoadImaged("image", 3, 1)({"image": tmp_path / "a.nii"})["image"]
+    loaded = SafeLoadImaged("image", 3, 1)({"image": tmp_path / "a.nii"})["image"]
     assert loaded.affine.isfinite().all()
     (message,) = [message for message in caplog.messages if "contradicts itself" in message]
     spacing = " x ".join(f"{size:g}" for size in loaded.pixdim)
@@ -173,7 +173,7 @@ def test_storage_in_other_axes_is_the_same_image(case, tmp_path, axcodes):
     target = nibabel.orientations.axcodes2ornt(axcodes)
     turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(stored.affine), target)
     stored.as_reoriented(turn).to_filename(tmp_path / "turned.nii.gz")
-    turned = CheckedLoadImaged("image", 3, 1)({"image": tmp_path / "turned.nii.gz"})["image"]
+    turned = SafeLoadImaged("image", 3, 1)({"image": tmp_path / "turned.nii.gz"})["image"]
     to_ras = Orientation("RAS", labels=None)
     assert torch.equal(to_ras(turned), to_ras(original))
 
@@ -181,14 +181,14 @@ def test_storage_in_other_axes_is_the_same_image(case, tmp_path, axcodes):
 @pytest.mark.parametrize(("shape", "spacing"), [((6, 5, 1), 8), ((8, 8, 8), 1), ((6, 5, 4), 8)])
 def test_a_single_slice_a_small_and_a_thick_volume_are_legal(tmp_path, caplog, shape, spacing):
     path = save(tmp_path / "a.nii.gz", voxels(*shape), np.diag([1.0, 1, spacing, 1]))
-    assert CheckedLoadImaged("image", 3, 1)({"image": path})["image"].shape == (1, *shape)
+    assert SafeLoadImaged("image", 3, 1)({"image": path})["image"].shape == (1, *shape)
     assert caplog.records == []
 
 
 def test_pictures_of_2d_bundles_are_legal(tmp_path, caplog):
     Image.fromarray((voxels(6, 5, 3) * 255).astype(np.uint8)).save(tmp_path / "a.jpg")
     Image.fromarray((voxels(6, 5) > 0.5).astype(np.uint8) * 255).save(tmp_path / "b.png")
-    item = CheckedLoadImaged(KEYS, 2, 3, label_values=[0, 1, 255])(
+    item = SafeLoadImaged(KEYS, 2, 3, label_values=[0, 1, 255])(
         {"image": tmp_path / "a.jpg", "label": tmp_path / "b.png"}
     )
     assert (item["image"].shape, item["label"].shape) == ((3, 5, 6), (1, 5, 6))
@@ -221,4 +221,4 @@ def test_the_error_comes_through_data_sets_and_their_processes(case, workers):
 
 
 def test_dictionary_transforms_have_the_names_that_monai_gives():
-    assert CheckedLoadImageD is CheckedLoadImageDict is CheckedLoadImaged
+    assert SafeLoadImageD is SafeLoadImageDict is SafeLoadImaged

@@ -15,7 +15,7 @@ from monai.transforms import SaveImaged
 from PIL import Image
 
 from monai_attn.errors import DataError
-from monai_attn.transforms import SaveResult, SaveResultd, origin_of
+from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, origin_of
 
 AFFINE = torch.tensor([[-1.1, 0, 0, 3], [0, 0, 1.2, -4], [0, 2.5, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -32,7 +32,7 @@ def files(folder):
 @pytest.mark.parametrize("shape", [(35, 51, 1), (1, 5, 6), (1, 1, 4), (5, 6, 7)])
 def test_a_volume_keeps_its_shape_and_place_also_with_a_single_slice(tmp_path, shape):
     image = label_map("scan.nii.gz", (1, *shape))
-    assert SaveResult(tmp_path)(image) is image
+    assert SafeSaveImage(tmp_path)(image) is image
     result = nibabel.load(tmp_path / "scan_seg.nii.gz")
     assert result.shape == shape
     assert result.get_data_dtype() == np.uint8
@@ -45,13 +45,13 @@ def test_channels_come_last_and_values_may_be_fractions(tmp_path):
     image = MetaTensor(
         torch.rand(3, 5, 6, 1), affine=AFFINE, meta={"filename_or_obj": "a.nii", "spatial_shape": (5, 6, 1)}
     )
-    SaveResult(tmp_path, output_postfix="edges", output_ext=".nii", output_dtype=torch.float32)(image)
+    SafeSaveImage(tmp_path, output_postfix="edges", output_ext=".nii", output_dtype=torch.float32)(image)
     assert np.array_equal(nibabel.load(tmp_path / "a_edges.nii").dataobj, image.movedim(0, -1))
 
 
 def test_a_picture_is_written_as_rows_and_columns(tmp_path):
     mask = label_map("skin.jpg", (12, 8), channels=False).clamp(max=1)
-    SaveResult(tmp_path, output_ext=".png", scale=255)(mask)
+    SafeSaveImage(tmp_path, output_ext=".png", scale=255)(mask)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "skin_seg.png")), mask.T * 255)
 
 
@@ -59,7 +59,7 @@ def test_a_picture_is_written_as_rows_and_columns(tmp_path):
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
 def test_any_name_of_a_file_is_kept_and_its_origin_can_be_read(tmp_path, name, ending):
     shape = (1, 6, 7, 8) if ending == ".nii.gz" else (6, 7)
-    saver = SaveResult(tmp_path, output_ext=ending, origin=lambda image: f"from {len(image)}")
+    saver = SafeSaveImage(tmp_path, output_ext=ending, origin=lambda image: f"from {len(image)}")
     image = label_map(f"/data/{name}{ending}", shape, channels=len(shape) > 2)
     saver(image)
     assert files(tmp_path) == [f"{name}_seg{ending}"]
@@ -77,7 +77,7 @@ def test_images_of_one_name_in_two_folders_give_two_results(tmp_path):
     for name in ("a", "b/deep"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "t1.nii.gz").write_text("")
-    saver = SaveResult(tmp_path / "out", source=str(tmp_path / "in"))
+    saver = SafeSaveImage(tmp_path / "out", source=str(tmp_path / "in"))
     for name in ("a", "b/deep"):
         saver(label_map(tmp_path / "in" / name / "t1.nii.gz"))
     assert files(tmp_path / "out") == ["a/t1_seg.nii.gz", "b/deep/t1_seg.nii.gz"]
@@ -86,7 +86,7 @@ def test_images_of_one_name_in_two_folders_give_two_results(tmp_path):
 def test_no_result_lies_outside_of_the_output_folder(tmp_path):
     (tmp_path / "in" / "below").mkdir(parents=True)
     (tmp_path / "in" / "below" / "a.nii.gz").write_text("")
-    saver = SaveResult(tmp_path / "out", source=str(tmp_path / "in"))
+    saver = SafeSaveImage(tmp_path / "out", source=str(tmp_path / "in"))
     with pytest.raises(DataError, match="is not below"):
         saver(label_map(tmp_path / "in" / "b.nii.gz"))
     assert files(tmp_path) == ["in/below/a.nii.gz"]
@@ -106,7 +106,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing_behind(t
     monkeypatch.setattr(writer, "write", fill_up)
     monkeypatch.setattr(ITKWriter, "write", never)
     with pytest.raises(DataError) as caught:
-        SaveResult(tmp_path, output_ext=ending)(image)
+        SafeSaveImage(tmp_path, output_ext=ending)(image)
     assert caught.value.what == str(tmp_path / f"scan_seg{ending}")
     assert "No space left on device" in caught.value.problem
     assert files(tmp_path) == [f"scan_seg{ending}"]
@@ -127,24 +127,24 @@ def test_a_file_that_reads_otherwise_than_it_was_meant_never_gets_the_name(tmp_p
 
     monkeypatch.setattr(NibabelWriter, "write", write_wrongly)
     with pytest.raises(DataError, match="is not what is read from it"):
-        SaveResult(tmp_path)(label_map("scan.nii.gz"))
+        SafeSaveImage(tmp_path)(label_map("scan.nii.gz"))
     assert files(tmp_path) == []
 
 
 def test_values_that_the_type_cannot_hold_are_not_written_as_others(tmp_path):
     image = MetaTensor(torch.full((1, 2, 2, 2), 300.0), meta={"filename_or_obj": "a.nii", "spatial_shape": (2, 2, 2)})
     with pytest.raises(DataError):
-        SaveResult(tmp_path)(image)
+        SafeSaveImage(tmp_path)(image)
     assert files(tmp_path) == []
 
 
 def test_a_format_without_a_writer_is_refused():
     with pytest.raises(ValueError, match=r"\.nrrd"):
-        SaveResult(output_ext=".nrrd")
+        SafeSaveImage(output_ext=".nrrd")
 
 
 def test_the_dictionary_form_writes_its_keys_and_is_one_that_monai_label_leaves_out(tmp_path):
-    saver = SaveResultd(["pred", "absent"], tmp_path, output_postfix="x", allow_missing_keys=True)
+    saver = SafeSaveImaged(["pred", "absent"], tmp_path, output_postfix="x", allow_missing_keys=True)
     assert isinstance(saver, SaveImaged)
     data = {"pred": label_map("scan.nii.gz"), "image": 1}
     assert saver(data) == data
@@ -156,10 +156,10 @@ def test_a_limit_of_the_system_is_met_like_a_full_disk(tmp_path):
     code = (
         "import resource, sys, torch\n"
         "from monai.data import MetaTensor\n"
-        "from monai_attn.transforms import SaveResult\n"
+        "from monai_attn.transforms import SafeSaveImage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "image = MetaTensor(torch.randint(0, 9, (1, 32, 32, 32)), meta={'filename_or_obj': 'scan.nii.gz'})\n"
-        "SaveResult(sys.argv[1])(image)\n"
+        "SafeSaveImage(sys.argv[1])(image)\n"
     )
     assert hasattr(resource, "RLIMIT_FSIZE")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

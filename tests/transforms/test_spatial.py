@@ -32,7 +32,7 @@ def loaded(tmp_path: Path) -> dict[str, MetaTensor]:
 
 
 def test_stock_spacing_fails_where_a_path_stands_beside_the_image(loaded):
-    # the day this fails, MONAI is mended and SafeSpacingd can go
+    # the day this fails, MONAI is fixed and SafeSpacingd can go
     with pytest.raises(AttributeError, match="'str' object has no attribute 'update'"):
         Spacingd(**OPTIONS)({**loaded, "image_path": "scan.nii.gz"})
 

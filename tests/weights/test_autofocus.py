@@ -212,7 +212,7 @@ class Harm:
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path):
     path, mark = tmp_path / "harm.pth", tmp_path / "mark"
     torch.save({"state_dict": checkpoint(1), "harm": Harm(str(mark))}, path)
-    error = refused(network(1), path, "harm.pth", "weights_only=True", "mend")
+    error = refused(network(1), path, "harm.pth", "weights_only=True", "fix")
     assert error.what == str(path)
     path.write_bytes(pickle.dumps(Harm(str(mark)), protocol=2))
     refused(network(1), path, "harm.pth", "weights_only=True")

@@ -167,7 +167,7 @@ def test_a_mismatch_is_one_clear_error_and_changes_nothing(pair, fault):
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     with pytest.raises(DataError, match="layer") as caught:
         load_keras_weights(ours, broken(layers_of(theirs), fault))
-    assert caught.value.mend
+    assert caught.value.fix
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
@@ -176,13 +176,13 @@ def test_the_other_variant_is_named_as_a_likely_reason(pair):
     other = FocusNet(2, 3, 1, channels=CHANNELS, variant="isbi2019" if ours.fusion else "series", padding="tf")
     with pytest.raises(DataError, match="convolution layers") as caught:
         load_keras_weights(other, layers_of(theirs))
-    assert "variant" in caught.value.mend
+    assert "variant" in caught.value.fix
 
 
 def test_a_network_that_pads_symmetrically_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_keras_weights(FocusNet(2, 3, 1, channels=(8, 16, 16)), {})
-    assert 'padding="tf"' in caught.value.mend
+    assert 'padding="tf"' in caught.value.fix
 
 
 def test_a_file_that_is_not_of_keras_is_refused(tmp_path):

@@ -277,7 +277,7 @@ class Harm:
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path):
     path, mark = tmp_path / "harm.pth.tar", tmp_path / "mark"
     torch.save({"state_dict": trained(False).state_dict(), "harm": Harm(mark)}, path)
-    refused(ours(False), path, "harm.pth.tar", "no part of such a network", "mend")
+    refused(ours(False), path, "harm.pth.tar", "no part of such a network", "fix")
     assert not mark.exists()
 
 

@@ -320,7 +320,7 @@ def test_a_network_with_code_in_its_file_is_refused_and_the_code_does_not_run(tm
     theirs, mark = trained(), tmp_path / "mark"
     theirs.encode1.notes = Harm(mark)
     path = save(theirs, tmp_path / "harm.model", zipped)
-    refused(ours(), path, "harm.model", "open", "mend")
+    refused(ours(), path, "harm.model", "open", "fix")
     assert not mark.exists()
     with importable():  # the file is harmful: unpickled, it would have run
         torch.load(path, weights_only=False)
@@ -333,7 +333,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, zipped):
     path = tmp_path / "cut.model"
     for length in (0, 3, 60, len(content) // 10, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        refused(ours(), path, "cut.model", "it cannot be read as a network", "mend")
+        refused(ours(), path, "cut.model", "it cannot be read as a network", "fix")
 
 
 def test_a_file_that_is_missing_or_something_else_is_refused(tmp_path):

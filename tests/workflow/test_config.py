@@ -53,7 +53,7 @@ def egcnn(main_stream: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("value", ["false", "True", 1, None])
 def test_a_switch_is_a_truth_value(value):
-    assert refused({"save_attention": value}).mend == "give True or False"
+    assert refused({"save_attention": value}).fix == "give True or False"
 
 
 def refused(config: dict[str, Any]) -> ConfigError:
@@ -75,7 +75,7 @@ def test_a_size_that_the_network_cannot_take_is_refused_with_one_that_it_can(net
     error = refused({"in_channels": 1, "network_def": network, name: size})
     assert error.what == f"--{name} {size}"
     assert f"needs multiples of {multiple}" in error.problem
-    assert error.mend == f'--{name} "{better}"'
+    assert error.fix == f'--{name} "{better}"'
     check_config(ConfigParser({"in_channels": 1, "network_def": network, name: better}))
 
 
@@ -119,7 +119,7 @@ def test_channels_are_those_of_the_metadata_where_the_configuration_has_none():
 def test_one_channel_is_refused_where_a_softmax_or_argmax_is(part):
     error = refused({"out_channels": "$len(['lesion'])", **part})
     assert error.what == "--out_channels 1"
-    assert "sigmoid" in error.mend
+    assert "sigmoid" in error.fix
     check_config(ConfigParser({"out_channels": 2, **part}))
 
 
@@ -132,7 +132,7 @@ def test_one_channel_is_fine_with_sigmoid_and_threshold():
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
     error = refused({"device": device})
     assert error.what == f"--device {device}"
-    assert error.mend.startswith("this machine has cpu")
+    assert error.fix.startswith("this machine has cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "$torch.device('cpu')"])

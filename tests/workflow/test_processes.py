@@ -9,7 +9,7 @@ import torch
 from monai.handlers import StatsHandler
 
 from monai_attn.errors import ConfigError
-from monai_attn.handlers import TensorBoardStats, WeightsLoader
+from monai_attn.handlers import SafeCheckpointLoader, TensorBoardStats
 from monai_attn.workflow import processes
 
 
@@ -21,7 +21,7 @@ def two(monkeypatch):
 
 
 def test_processes_other_than_the_first_do_not_report(tmp_path, two):
-    loader = WeightsLoader("x.pt", torch.nn.Linear(1, 1))
+    loader = SafeCheckpointLoader("x.pt", torch.nn.Linear(1, 1))
     handlers = [StatsHandler(), loader, TensorBoardStats(tmp_path)]
     two(0)
     assert processes.handlers_of_rank(handlers) == handlers

@@ -10,8 +10,8 @@ from monai.transforms import Compose
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers import OverlaySaver
-from monai_attn.transforms import SaveResultd, origin_of
-from monai_attn.workflow import Origin, Results, processes
+from monai_attn.transforms import SafeSaveImaged, origin_of
+from monai_attn.workflow import FinishedCases, Provenance, processes
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def write_image(path, value):
 
 def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=None, handlers=()):
     """Results of a run, and what it does with a case."""
-    origin = origin or Origin(str(folder / "model.pt"))
+    origin = origin or Provenance(str(folder / "model.pt"))
     output, source = str(folder / "out"), str(folder / source)
     savers = [
-        SaveResultd("pred", output, output_postfix=postfix, source=source, origin=origin) for postfix in postfixes
+        SafeSaveImaged("pred", output, output_postfix=postfix, source=source, origin=origin) for postfix in postfixes
     ]
     post = Compose([Compose(savers)])
 
@@ -41,7 +41,7 @@ def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=Non
         meta = {"filename_or_obj": case["image"], "spatial_shape": (4, 4, 4)}
         post({"pred": MetaTensor(torch.ones(1, 4, 4, 4, dtype=torch.uint8), meta=meta)})
 
-    return Results(source, post, overwrite, handlers), segment
+    return FinishedCases(source, post, overwrite, handlers), segment
 
 
 def names(cases, folder):
@@ -113,7 +113,7 @@ def test_a_result_of_another_origin_is_refused(folder, change):
     if change == "checkpoint":
         (folder / "model.pt").write_text("other weights")
     elif change == "configuration":
-        origin = Origin(str(folder / "model.pt"))
+        origin = Provenance(str(folder / "model.pt"))
         origin.configuration = "another"
     elif change == "image of that name":
         write_image(folder / "in" / "a" / "t2.nii.gz", 1)
@@ -124,7 +124,7 @@ def test_a_result_of_another_origin_is_refused(folder, change):
         results.unfinished()
     assert caught.value.what == str(folder / "out" / "a" / "t2_seg.nii.gz")
     assert change in caught.value.problem
-    assert caught.value.mend == "give another output_dir, or --overwrite True to replace it"
+    assert caught.value.fix == "give another output_dir, or --overwrite True to replace it"
     assert len(look(folder, origin=origin, overwrite=True)[0].unfinished()) == 3
 
 
@@ -171,14 +171,14 @@ def test_a_line_of_origin_fits_into_a_header_and_is_read_as_it_was(folder):
     results, segment = look(folder)
     (case, *_) = results.unfinished()
     segment(case)
-    line = Origin(str(folder / "model.pt"))(case["image"])
+    line = Provenance(str(folder / "model.pt"))(case["image"])
     assert len(line) < 80
     assert origin_of(folder / "out" / "a" / "t1_seg.nii.gz") == line
     assert [field.split("=")[0] for field in line.split()] == ["monai_attn", "weights", "config", "image"]
 
 
 def test_an_origin_knows_a_dicom_series_by_its_files(folder):
-    origin = Origin(str(folder / "model.pt"))
+    origin = Provenance(str(folder / "model.pt"))
     series = folder / "series"
     (series / "below").mkdir(parents=True)
     for name in ("1.dcm", "2.dcm"):

@@ -95,7 +95,7 @@ def test_unknown_overrides_are_refused_with_the_nearest_name(bundle, override, n
         run(config_file=str(bundle), **override)
     error = cause(caught.value)
     assert isinstance(error, ConfigError)
-    assert nearest in error.mend
+    assert nearest in error.fix
 
 
 def test_overrides_of_an_arguments_file_are_checked_too(bundle, tmp_path):
@@ -300,7 +300,7 @@ def test_a_full_disk_does_not_hide_the_error_that_ends_the_run(tmp_path, capsys,
 
     session_ = Session(str(tmp_path))
     session_.start()
-    monkeypatch.setattr(session, "replacing", full)
+    monkeypatch.setattr(session, "atomic_write", full)
     error = DataError("a_seg.nii.gz", "it cannot be written: No space left", "make room")
     with pytest.raises(SystemExit):
         sys.excepthook(DataError, error, None)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
-from monai_attn.files import replacing
+from monai_attn.files import atomic_write
 from monai_attn.visualize.figures.view import View
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = pixels(figure)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         for levels in _LEVELS:
             rounded = np.rint(np.rint(drawn / 255 * (levels - 1)) * 255 / (levels - 1)).astype(np.uint8)
             Image.fromarray(rounded).save(draft, format="PNG", optimize=True)
