@@ -2,7 +2,7 @@
 """Squeeze & excitation at P1 to P6 of somebody else's network.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table VI.
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
 
 The block becomes a child, named ``recalibration``, of the module whose output it recalibrates. An ``nn.Sequential``
 runs its new last child by itself; any other module calls it by a forward hook, a function of this file. So no old key
@@ -12,7 +12,6 @@ of the state dict changes, and the network can be copied, pickled, scripted and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,18 +20,10 @@ from torch import nn
 
 from monai_attn.adapt.places import Places, places_of
 from monai_attn.adapt.streams.named import NamedStream
-from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_layer
 
 __all__ = ["ZeroInitResidual", "recalibrate"]
 
-_POSITIONS = {
-    "P1": ("encoders",),
-    "P2": ("decoders",),
-    "P3": ("bottleneck",),
-    "P4": ("classifier",),
-    "P5": ("encoders", "decoders"),
-    "P6": ("encoders", "decoders", "bottleneck", "classifier"),
-}
 _CHILD = "recalibration"
 
 
@@ -46,6 +37,7 @@ class ZeroInitResidual(nn.Module):
         block: a block that keeps the shape of its input.
 
     Example:
+        >>> from monai_attn.blocks import SpatialSE
         >>> x = torch.rand(1, 4, 8, 8)
         >>> torch.equal(ZeroInitResidual(SpatialSE(2, 4))(x), x)
         True
@@ -63,7 +55,7 @@ class ZeroInitResidual(nn.Module):
 
 def recalibrate(
     network: nn.Module,
-    se: str = "scse",
+    se: str | tuple = "scse",
     positions: str = "P5",
     *,
     reduction: int = 2,
@@ -80,9 +72,9 @@ def recalibrate(
     Args:
         network: a network of one of MONAI's classes in the table of :func:`monai_attn.adapt.places_of`, or any with
             ``places``. Its output must be one tensor in evaluation mode.
-        se: ``"scse"``, ``"cse"`` or ``"sse"``.
+        se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})``.
         positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
-            encoders and decoders, ``"P6"`` everywhere (Table VI).
+            encoders and decoders, ``"P6"`` everywhere (Table IV).
         reduction: the paper's r.
         aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
         zero_effect: whether the network starts with the output it has now.
@@ -102,7 +94,8 @@ def recalibrate(
         >>> network.down_layers[0].recalibration.out_channels
         8
     """
-    if aggregation == "concat":
+    layer = complete_se(se, reduction=reduction, aggregation=aggregation)
+    if layer is not None and layer[1].get("aggregation") == "concat":
         raise ValueError(
             "aggregation='concat' would double the channels that the next layer takes; use 'max', 'add', 'mul' or "
             "'mul_gate' here, or a network of monai_attn.nets, which is built for it."
@@ -114,7 +107,7 @@ def recalibrate(
         )
     targets = _targets(network, places or places_of(network), positions)
     # everything that can fail comes before the first change
-    blocks = {path: _block(se, *shape, reduction, aggregation) for path, shape in targets.items()}
+    blocks = {path: get_se_layer(layer, *shape) for path, shape in targets.items()}
     like = next(network.parameters())
     for path, block in blocks.items():
         module = network.get_submodule(path)
@@ -128,10 +121,10 @@ def recalibrate(
 
 def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, tuple[int, int]]:
     """The numbers of dimensions and channels of every place at the positions."""
-    parts = look_up_option(positions, _POSITIONS)
+    parts = look_up_option(positions, SE_POSITIONS)
     missing = [part for part in parts if not _paths(places, part)]
     if missing:
-        possible = [name for name, needed in _POSITIONS.items() if all(_paths(places, part) for part in needed)]
+        possible = [name for name, needed in SE_POSITIONS.items() if all(_paths(places, part) for part in needed)]
         raise ValueError(
             f"positions='{positions}' needs the {' and the '.join(missing)} of {type(network).__name__}, but this "
             f"network has no such module; it has the modules for {', '.join(possible)}."
@@ -156,15 +149,6 @@ def _has_own_forward(module: nn.Module) -> bool:
 def _paths(places: Places, part: str) -> list[str]:
     paths = getattr(places, part)
     return [paths] if isinstance(paths, str) else list(paths or [])
-
-
-def _block(se: str, spatial_dims: int, channels: int, reduction: int, aggregation: str) -> nn.Module:
-    blocks: dict[str, Callable[[], nn.Module]] = {
-        "scse": lambda: ChannelSpatialSE(spatial_dims, channels, reduction=reduction, aggregation=aggregation),
-        "cse": lambda: ChannelSE(spatial_dims, channels, reduction=reduction),
-        "sse": lambda: SpatialSE(spatial_dims, channels),
-    }
-    return look_up_option(se, blocks)()
 
 
 # TorchScript takes a hook whose second argument has the types of the module's inputs, and compiles it with the module

@@ -8,6 +8,16 @@ from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.residual import PreActResidual
-from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE, get_se_layer
 
-__all__ = ["ASPP", "AutofocusConv", "ChannelSE", "ChannelSpatialSE", "EdgeGate", "Gate", "PreActResidual", "SpatialSE"]
+__all__ = [
+    "ASPP",
+    "AutofocusConv",
+    "ChannelSE",
+    "ChannelSpatialSE",
+    "EdgeGate",
+    "Gate",
+    "PreActResidual",
+    "SpatialSE",
+    "get_se_layer",
+]

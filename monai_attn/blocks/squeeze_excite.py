@@ -11,15 +11,27 @@ channel is refused instead of being built with a layer of width zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from monai.networks.layers.factories import Conv
-from monai.utils import look_up_option
+from monai.networks.layers.factories import Conv, split_args
+from monai.utils import has_option, look_up_option
 from torch import nn
 
 from monai_attn.blocks.fast_max import can_fuse, excite, fast_max, larger_product, pays_off, squeeze
 from monai_attn.blocks.gate import Gate
 
-__all__ = ["ChannelSE", "ChannelSpatialSE", "SpatialSE"]
+__all__ = ["SE_POSITIONS", "ChannelSE", "ChannelSpatialSE", "SpatialSE", "complete_se", "get_se_layer"]
+
+# Table IV: the parts of an encoder-decoder whose outputs are recalibrated
+SE_POSITIONS = {
+    "P1": ("encoders",),
+    "P2": ("decoders",),
+    "P3": ("bottleneck",),
+    "P4": ("classifier",),
+    "P5": ("encoders", "decoders"),
+    "P6": ("encoders", "decoders", "bottleneck", "classifier"),
+}
 
 
 class _Recalibration(nn.Module):
@@ -202,3 +214,55 @@ class ChannelSpatialSE(_Recalibration):
             return fast_max(x, self.channel.excitation(x), self.spatial.excitation(x))
         means, logits, link = squeeze(x, conv.weight, conv.bias)
         return excite(x, self.channel.excite(means, x.dim()), self.spatial.gate(logits), link)
+
+
+_LAYERS: dict[str, type[nn.Module]] = {"scse": ChannelSpatialSE, "cse": ChannelSE, "sse": SpatialSE}
+
+
+def get_se_layer(se: str | tuple | None, spatial_dims: int, in_channels: int) -> nn.Module:
+    """Create a squeeze & excitation block by its name.
+
+    Args:
+        se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})`` such as ``("scse", {"reduction": 4})``; ``None``
+            for the identity.
+        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
+        in_channels: number of channels of the input.
+
+    Returns:
+        the block.
+
+    Raises:
+        ValueError: if the name or an argument of the block is not valid.
+
+    Example:
+        >>> get_se_layer(("scse", {"aggregation": "concat", "bias": False}), 2, 64).out_channels
+        128
+    """
+    if se is None:
+        return nn.Identity()
+    name, options = split_args(se)
+    return look_up_option(name, _LAYERS)(spatial_dims, in_channels, **options)
+
+
+def complete_se(se: str | tuple | None, **defaults: Any) -> tuple[str, dict[str, Any]] | None:
+    """Complete ``se`` by defaults for the arguments that its block has and ``se`` does not name.
+
+    Args:
+        se: as :func:`get_se_layer` takes it.
+        defaults: arguments of any of the three blocks, such as ``reduction``.
+
+    Returns:
+        ``(name, {args})``, or ``None`` for ``None``.
+
+    Raises:
+        ValueError: if the name is not valid.
+
+    Example:
+        >>> complete_se(("cse", {"bias": False}), reduction=4, aggregation="max")
+        ('cse', {'reduction': 4, 'bias': False})
+    """
+    if se is None:
+        return None
+    name, options = split_args(se)
+    layer = look_up_option(name, _LAYERS)
+    return name, {key: value for key, value in defaults.items() if has_option(layer, key)} | options

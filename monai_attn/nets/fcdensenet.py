@@ -9,7 +9,7 @@ full dense stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from monai.networks.blocks import Convolution
@@ -30,9 +30,8 @@ class SCSEFCDenseNet(SqueezeExciteFCN):
         in_channels: number of input channels.
         out_channels: number of classes.
         features: number of channels of every stage.
-        se, positions, reduction, aggregation, skip, se_bias: see :class:`monai_attn.nets.SqueezeExciteFCN`.
+        se, positions, reduction, aggregation, skip: see :class:`monai_attn.nets.SqueezeExciteFCN`.
         depth: number of encoders and of decoders.
-        kernel_size: size of the kernels of a dense stage's first two convolutions, odd.
         bottleneck: ``"conv1x1"`` (default), ``"conv5x5_bn"`` (QuickNATv2) or ``"dense"`` (quickNAT_pytorch).
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` has one slope per stage (quickNAT_pytorch).
         norm: normalisation, as a name or ``(name, {args})``.
@@ -53,20 +52,18 @@ class SCSEFCDenseNet(SqueezeExciteFCN):
         out_channels: int,
         *,
         features: int = 64,
-        se: str | None = "scse",
+        se: str | tuple | None = "scse",
         positions: str = "P5",
         reduction: int = 2,
         aggregation: str = "max",
         skip: str = "recalibrated",
-        se_bias: bool = True,
         depth: int = 4,
-        kernel_size: Sequence[int] | int = 5,
         bottleneck: str = "conv1x1",
         act: str | tuple = "relu",
         norm: str | tuple = "batch",
         dropout: float = 0.0,
     ) -> None:
-        stage = partial(DenseStage, spatial_dims, kernel_size=kernel_size, act=act, norm=norm)
+        stage = partial(DenseStage, spatial_dims, act=act, norm=norm)
         bottlenecks: dict[str, Callable[[int, int], nn.Module]] = {
             "conv1x1": partial(Convolution, spatial_dims, kernel_size=1, conv_only=True),
             "conv5x5_bn": partial(ConvStage, spatial_dims, kernel_size=5, act=None, norm=norm),
@@ -86,6 +83,5 @@ class SCSEFCDenseNet(SqueezeExciteFCN):
             reduction=reduction,
             aggregation=aggregation,
             skip=skip,
-            se_bias=se_bias,
             dropout=dropout,
         )

@@ -2,7 +2,7 @@
 """The encoder-decoder of scSE with its six places for squeeze & excitation.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table VI.
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
 
 One drawing serves the paper's three networks and ReLayNet; their own files say which stage, which way up and which
 constants::
@@ -21,19 +21,10 @@ from monai.networks.layers.factories import Conv, Dropout
 from monai.utils import look_up_option
 from torch import nn
 
-from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE
+from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_layer
 from monai_attn.blocks.stages import MaxPoolWithIndices
 
 __all__ = ["SqueezeExciteFCN"]
-
-_POSITIONS = {
-    "P1": {"encoder"},
-    "P2": {"decoder"},
-    "P3": {"bottleneck"},
-    "P4": {"classifier"},
-    "P5": {"encoder", "decoder"},
-    "P6": {"encoder", "decoder", "bottleneck", "classifier"},
-}
 
 
 class SqueezeExciteFCN(nn.Module):
@@ -51,14 +42,14 @@ class SqueezeExciteFCN(nn.Module):
         up: the way up, called with features, the indices of the pooling and the size to reach.
         depth: number of encoder stages and of decoder stages.
         features: number of channels of every stage.
-        se: ``"scse"``, ``"cse"``, ``"sse"`` or ``None`` for the plain network.
+        se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})``; ``None`` for the plain network. The excitations
+            of ``("scse", {"bias": False})`` have no biases, as in the paper's formulas and unlike the authors' code.
         positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
-            encoders and decoders, ``"P6"`` everywhere (Table VI).
+            encoders and decoders, ``"P6"`` everywhere (Table IV).
         reduction: the paper's r.
         aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
         skip: ``"recalibrated"`` passes SE(U) over the skip connection (configuration 1), ``"raw"`` passes U
             (configuration 2).
-        se_bias: whether the excitations have biases, as in the authors' code and not in the paper's formulas.
         dropout: probability to drop a channel after every encoder and decoder stage (authors' code: 0.2).
 
     Raises:
@@ -83,28 +74,19 @@ class SqueezeExciteFCN(nn.Module):
         up: nn.Module,
         depth: int,
         features: int,
-        se: str | None,
+        se: str | tuple | None,
         positions: str,
         reduction: int,
         aggregation: str,
         skip: str,
-        se_bias: bool,
         dropout: float,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth is the number of encoder stages and must be at least 1, got {depth}.")
-        blocks: dict[str | None, Callable[[int], nn.Module]] = {
-            "scse": lambda channels: ChannelSpatialSE(
-                spatial_dims, channels, reduction=reduction, aggregation=aggregation, bias=se_bias
-            ),
-            "cse": lambda channels: ChannelSE(spatial_dims, channels, reduction=reduction, bias=se_bias),
-            "sse": lambda channels: SpatialSE(spatial_dims, channels, bias=se_bias),
-            None: lambda channels: nn.Identity(),
-        }
-        block = look_up_option(se, blocks)
-        places = look_up_option(positions, _POSITIONS)
-        doubles = se == "scse" and aggregation == "concat"
+        layer = complete_se(se, reduction=reduction, aggregation=aggregation)
+        places = look_up_option(positions, SE_POSITIONS)
+        doubles = layer is not None and layer[1].get("aggregation") == "concat"
         if doubles and "classifier" in places:
             raise ValueError(
                 f"aggregation='concat' with positions='{positions}' would double the {out_channels} classes behind the "
@@ -112,27 +94,27 @@ class SqueezeExciteFCN(nn.Module):
             )
 
         def recalibrate(place: str, channels: int = features) -> nn.Module:
-            return block(channels) if place in places else nn.Identity()
+            return get_se_layer(layer if place in places else None, spatial_dims, channels)
 
         def width(place: str) -> int:
             return 2 * features if doubles and place in places else features
 
         self.recalibrated_skip = look_up_option(skip, {"recalibrated": True, "raw": False})
-        self.indices_before_se = doubles and "encoder" in places
-        skip_width = width("encoder") if self.recalibrated_skip else features
-        encoder_inputs = [in_channels] + [width("encoder")] * (depth - 1)
-        decoder_inputs = [skip_width + width(below) for below in ["bottleneck"] + ["decoder"] * (depth - 1)]
+        self.indices_before_se = doubles and "encoders" in places
+        skip_width = width("encoders") if self.recalibrated_skip else features
+        encoder_inputs = [in_channels] + [width("encoders")] * (depth - 1)
+        decoder_inputs = [skip_width + width(below) for below in ["bottleneck"] + ["decoders"] * (depth - 1)]
 
         self.encoders = nn.ModuleList(stage(channels, features) for channels in encoder_inputs)
-        self.encoder_se = nn.ModuleList(recalibrate("encoder") for _ in range(depth))
+        self.encoder_se = nn.ModuleList(recalibrate("encoders") for _ in range(depth))
         self.pool = MaxPoolWithIndices(spatial_dims)
-        self.bottleneck = bottleneck(width("encoder"), features)
+        self.bottleneck = bottleneck(width("encoders"), features)
         self.bottleneck_se = recalibrate("bottleneck")
         self.up = up
         self.decoders = nn.ModuleList(stage(channels, features) for channels in decoder_inputs)
-        self.decoder_se = nn.ModuleList(recalibrate("decoder") for _ in range(depth))
+        self.decoder_se = nn.ModuleList(recalibrate("decoders") for _ in range(depth))
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout)
-        self.classifier = Conv[Conv.CONV, spatial_dims](width("decoder"), out_channels, kernel_size=1)
+        self.classifier = Conv[Conv.CONV, spatial_dims](width("decoders"), out_channels, kernel_size=1)
         self.classifier_se = recalibrate("classifier", out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ class ReLayNet(SCSESDNet):
         in_channels: number of input channels.
         out_channels: number of classes.
         features: number of channels of every stage.
-        se, positions, reduction, aggregation, skip, se_bias: see :class:`monai_attn.nets.SqueezeExciteFCN`.
+        se, positions, reduction, aggregation, skip: see :class:`monai_attn.nets.SqueezeExciteFCN`.
         depth: number of encoders and of decoders.
         kernel_size: size of the kernels, odd; by default 7 along the height and 3 along every other dimension.
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` in the released PyTorch code.
@@ -44,12 +44,11 @@ class ReLayNet(SCSESDNet):
         out_channels: int,
         *,
         features: int = 64,
-        se: str | None = "scse",
+        se: str | tuple | None = "scse",
         positions: str = "P5",
         reduction: int = 2,
         aggregation: str = "max",
         skip: str = "recalibrated",
-        se_bias: bool = True,
         depth: int = 3,
         kernel_size: Sequence[int] | int | None = None,
         act: str | tuple = "relu",
@@ -66,7 +65,6 @@ class ReLayNet(SCSESDNet):
             reduction=reduction,
             aggregation=aggregation,
             skip=skip,
-            se_bias=se_bias,
             depth=depth,
             kernel_size=(7, 3, 3)[:spatial_dims] if kernel_size is None else kernel_size,
             act=act,

@@ -25,7 +25,7 @@ class SCSESDNet(SqueezeExciteFCN):
         in_channels: number of input channels.
         out_channels: number of classes.
         features: number of channels of every stage.
-        se, positions, reduction, aggregation, skip, se_bias: see :class:`monai_attn.nets.SqueezeExciteFCN`.
+        se, positions, reduction, aggregation, skip: see :class:`monai_attn.nets.SqueezeExciteFCN`.
         depth: number of encoders and of decoders.
         kernel_size: size of the kernels, odd.
         act: activation, as a name or ``(name, {args})``.
@@ -44,12 +44,11 @@ class SCSESDNet(SqueezeExciteFCN):
         out_channels: int,
         *,
         features: int = 64,
-        se: str | None = "scse",
+        se: str | tuple | None = "scse",
         positions: str = "P5",
         reduction: int = 2,
         aggregation: str = "max",
         skip: str = "recalibrated",
-        se_bias: bool = True,
         depth: int = 3,
         kernel_size: Sequence[int] | int = 7,
         act: str | tuple = "relu",
@@ -71,6 +70,5 @@ class SCSESDNet(SqueezeExciteFCN):
             reduction=reduction,
             aggregation=aggregation,
             skip=skip,
-            se_bias=se_bias,
             dropout=dropout,
         )

@@ -25,10 +25,9 @@ class SCSEUNet(SqueezeExciteFCN):
         in_channels: number of input channels.
         out_channels: number of classes.
         features: number of channels of every stage.
-        se, positions, reduction, aggregation, skip, se_bias: see :class:`monai_attn.nets.SqueezeExciteFCN`.
+        se, positions, reduction, aggregation, skip: see :class:`monai_attn.nets.SqueezeExciteFCN`.
         depth: number of encoders and of decoders.
         kernel_size: 5 (table) or 3 (text).
-        act: activation, as a name or ``(name, {args})``.
         norm: normalisation, as a name or ``(name, {args})``; the paper has none.
         upsample: ``"nearest"`` or ``"linear"``; the paper does not say.
         dropout: probability to drop a channel after every stage.
@@ -45,20 +44,18 @@ class SCSEUNet(SqueezeExciteFCN):
         out_channels: int,
         *,
         features: int = 64,
-        se: str | None = "scse",
+        se: str | tuple | None = "scse",
         positions: str = "P5",
         reduction: int = 2,
         aggregation: str = "max",
         skip: str = "recalibrated",
-        se_bias: bool = True,
         depth: int = 4,
         kernel_size: Sequence[int] | int = 5,
-        act: str | tuple = "relu",
         norm: str | tuple | None = None,
         upsample: str = "nearest",
         dropout: float = 0.0,
     ) -> None:
-        stage = partial(ConvStage, spatial_dims, kernel_size=kernel_size, num_convs=2, act=act, norm=norm)
+        stage = partial(ConvStage, spatial_dims, kernel_size=kernel_size, num_convs=2, norm=norm)
         super().__init__(
             spatial_dims,
             in_channels,
@@ -73,6 +70,5 @@ class SCSEUNet(SqueezeExciteFCN):
             reduction=reduction,
             aggregation=aggregation,
             skip=skip,
-            se_bias=se_bias,
             dropout=dropout,
         )

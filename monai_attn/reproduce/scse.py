@@ -71,7 +71,7 @@ TABLES = (
         tuple(
             Row(
                 _name(network, kind),
-                {"network_def#_target_": f"monai_attn.nets.{target}", "network_def#se_bias": False, "se": se},
+                {"network_def#_target_": f"monai_attn.nets.{target}", "se": se and [se, {"bias": False}]},
                 paper={"parameters": _PARAMETERS[network].get(kind, "")},
                 baseline="" if se is None else network,
             )

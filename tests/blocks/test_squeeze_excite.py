@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from monai.networks.blocks import ChannelSELayer
 from torch import nn
 
-from monai_attn.blocks import ChannelSE, ChannelSpatialSE, SpatialSE
+from monai_attn.blocks import ChannelSE, ChannelSpatialSE, SpatialSE, get_se_layer
+from monai_attn.blocks.squeeze_excite import complete_se
 
 AGGREGATIONS = ["max", "add", "mul", "mul_gate", "concat"]
 SIZES = {1: (11,), 2: (7, 6), 3: (5, 3, 4)}
@@ -399,3 +400,36 @@ def test_recalibration_never_enlarges_nor_flips_a_feature(name, channels, size, 
     output = block(u)
     assert (output.abs() <= u.abs()).all()
     assert (output * u >= 0).all()
+
+
+# --- by name -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("se", "expected"),
+    [
+        ("scse", ChannelSpatialSE(2, 8)),
+        ("cse", ChannelSE(2, 8)),
+        (["sse", {"bias": False}], SpatialSE(2, 8, bias=False)),
+        (("scse", {"reduction": 4, "aggregation": "add"}), ChannelSpatialSE(2, 8, reduction=4, aggregation="add")),
+        (None, nn.Identity()),
+    ],
+)
+def test_a_block_is_made_by_its_name_and_arguments(se, expected):
+    block = get_se_layer(se, 2, 8)
+    assert str(block) == str(expected)
+    assert getattr(block, "aggregate", None) is getattr(expected, "aggregate", None)
+
+
+@pytest.mark.parametrize("se", ["SCSE", "", ("se", {}), ("scse", {"aggregation": "sum"}), ("cse", {"reduction": 0})])
+def test_an_unknown_name_or_bad_argument_raises(se):
+    with pytest.raises(ValueError):  # noqa: PT011
+        get_se_layer(se, 2, 8)
+
+
+def test_defaults_complete_only_what_a_block_takes_and_its_name_does_not_give():
+    defaults = {"reduction": 4, "aggregation": "add"}
+    assert complete_se("scse", **defaults) == ("scse", defaults)
+    assert complete_se(("scse", {"reduction": 8}), **defaults) == ("scse", {"reduction": 8, "aggregation": "add"})
+    assert complete_se("sse", **defaults) == ("sse", {})
+    assert complete_se(None, **defaults) is None

@@ -101,7 +101,12 @@ def test_convolution_weights_of_fcdensenet_alone_are_those_of_table_1():
 @pytest.mark.parametrize("name", NETS)
 def test_se_adds_the_number_of_parameters_of_its_formula(name, se, position, bias):
     expected = ADDED[name][se][POSITIONS.index(position)][0 if bias else 1]
-    assert count(name, se=se, positions=position, se_bias=bias) - BASE[name] == expected
+    assert count(name, se=(se, {"bias": bias}), positions=position) - BASE[name] == expected
+
+
+def test_the_arguments_of_se_may_stand_beside_its_name():
+    by_name = count("sdnet", se=("scse", {"reduction": 4, "aggregation": "concat"}))
+    assert by_name == count("sdnet", reduction=4, aggregation="concat")
 
 
 @pytest.mark.parametrize(
@@ -513,6 +518,7 @@ def test_weights_saved_by_one_network_load_into_another_without_pickle(name, tmp
         {"se": "SCSE"},
         {"se": "none"},
         {"se": ""},
+        {"se": ("scse", {"aggregation": "sum"})},
         {"skip": "config1"},
         {"skip": True},
         {"aggregation": "sum"},

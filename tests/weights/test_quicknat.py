@@ -230,7 +230,6 @@ def refused(network: SCSEFCDenseNet, source: Any, *expected: str, kind: type[Exc
     [
         ({"features": 8}, "of another shape"),
         ({"out_channels": 28}, "2 of another shape: classifier.conv.weight (5, 6, 1, 1), expected (28, 6, 1, 1)"),
-        ({"kernel_size": 3}, "of another shape: encode1.conv1.weight (6, 1, 5, 5), expected (6, 1, 3, 3)"),
         ({"bottleneck": "conv1x1"}, "missing in it: bottleneck."),
         ({"bottleneck": "conv5x5_bn"}, "missing in it: bottleneck."),
         ({"act": "relu"}, "9 not of this network: encode1.prelu.weight"),
