@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists and look-alike data."""
+"""Data lists, readers, class weights and look-alike data."""
 
 from __future__ import annotations
 
+from monai_attn.data.class_weights import median_frequency_weights
 from monai_attn.data.datalist import (
     case_name,
     case_names,
@@ -27,6 +28,7 @@ __all__ = [
     "common_root",
     "find_images",
     "locate",
+    "median_frequency_weights",
     "pair_by_name",
     "training_cases",
 ]

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from monai_attn.losses.central import CropBorderLoss
-from monai_attn.losses.class_balance import ClassBalancedLoss, median_frequency_weights
+from monai_attn.losses.class_balance import ClassBalancedLoss
 from monai_attn.losses.consistency import EdgeConsistencyLoss
-from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss
-from monai_attn.losses.egcnn import EGCNNLoss
+from monai_attn.losses.crop_border import CropBorderLoss
+from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss, EGCNNLoss
 
 __all__ = [
     "BalancedBCELoss",
@@ -16,5 +15,4 @@ __all__ = [
     "EGCNNLoss",
     "EdgeConsistencyLoss",
     "EdgeLoss",
-    "median_frequency_weights",
 ]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss that ties EG-CNN's segmentation to the edges of the ground truth.
+"""Consistency of EG-CNN's segmentation with the true edges.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
 https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
 
-There is no authors' code, and that of the ancestor GSCNN is no reference, for what it calls a gradient is none.
+The authors have not released code, and that of the ancestor GSCNN is no reference: what it calls a gradient is none.
 Departure from the paper's text: eq. 7 is a mean over the edge voxels of every foreground class in place of a sum, which
 would drown the Dice term.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from monai.utils import LossReduction, convert_to_tensor, look_up_option
-from torch.nn.modules.loss import _Loss
+from torch import nn
 
 from monai_attn.transforms.edges import EDGE_TOLERANCE, foreground_masks
 from monai_attn.transforms.sobel import sobel_edges
@@ -24,10 +24,15 @@ __all__ = ["EdgeConsistencyLoss", "target_masks"]
 _CACHED_VOXELS = 2**20  # with a dozen maps of as many, 50 MB, a CPU keeps its pace
 
 
+def as_float(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, without metadata."""
+    return convert_to_tensor(x, dtype=torch.float32, track_meta=False)
+
+
 def target_masks(
     input: torch.Tensor, target: torch.Tensor, *, sigmoid: bool, include_background: bool = False
 ) -> torch.Tensor:
-    """Masks of the foreground classes, from the target in the form that goes with the network's logits.
+    """Split a target into the masks of the foreground classes.
 
     Args:
         input: logits (B, C, *spatial).
@@ -59,8 +64,8 @@ def target_masks(
     return foreground_masks(target, input.shape[1], include_background=include_background)
 
 
-class EdgeConsistencyLoss(_Loss):
-    r"""How far the edges of the segmentation are from those of the ground truth, on the latter (eqs. 7 and 8).
+class EdgeConsistencyLoss(nn.Module):
+    r"""Distance of the segmentation's edges from the true ones (eqs. 7 and 8).
 
     :math:`\frac{1}{|e_+|}\sum_{j \in e_+} \left|\,\|\nabla \hat y_j\| - \|\nabla y_j\|\,\right|` with the magnitude of
     the Sobel gradient and the edge voxels :math:`e_+` of the ground truth :math:`y`. In place of the argmax, which has
@@ -100,9 +105,10 @@ class EdgeConsistencyLoss(_Loss):
         sigmoid: bool = False,
         reduction: LossReduction | str = LossReduction.MEAN,
     ) -> None:
-        super().__init__(reduction=LossReduction(reduction).value)
+        super().__init__()
         if tau <= 0:
             raise ValueError(f"tau must be positive, got {tau}; as it falls, the choice nears an argmax.")
+        self.reduction = LossReduction(reduction).value
         self.tau = tau
         self.hard = hard
         self.noise = noise
@@ -121,7 +127,7 @@ class EdgeConsistencyLoss(_Loss):
             ValueError: if the shapes do not fit.
         """
         masks = target_masks(input, target, sigmoid=self.sigmoid, include_background=self.include_background)
-        logits = convert_to_tensor(input, dtype=torch.float32, track_meta=False)
+        logits = as_float(input)
         maps = [self._foreground(self.sample(logits)), masks]
         if self.union:
             maps.append(self._foreground(self._argmax(logits.detach())) > 0.5)
@@ -158,7 +164,7 @@ def _in_parts(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _distance(predicted: torch.Tensor, truth: torch.Tensor, *chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean distance of a map's edges from the true ones, on these and those of the chosen mask, and their number."""
+    """Return the mean distance of edges from the true ones, on these and those of the chosen mask, and their number."""
     true_edges, predicted_edges = sobel_edges(truth), sobel_edges(predicted)
     voxels = true_edges > EDGE_TOLERANCE
     for mask in chosen:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.losses import DiceLoss
 
-from monai_attn.losses import BalancedBCELoss, EdgeLoss
+from monai_attn.losses import BalancedBCELoss, EdgeConsistencyLoss, EdgeLoss, EGCNNLoss
+from monai_attn.transforms import edge_targets, foreground_masks
 
-DIMS = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+QUIET = EdgeConsistencyLoss(noise=False)
 
 
 def some_edges(fraction: float, spatial_dims: int = 3, batch: int = 2, channels: int = 1) -> torch.Tensor:
@@ -21,8 +23,10 @@ def some_edges(fraction: float, spatial_dims: int = 3, batch: int = 2, channels:
     return flat.reshape([8] * spatial_dims).expand(batch, channels, *[8] * spatial_dims)
 
 
-@DIMS
-@pytest.mark.parametrize("fraction", [1 / 8, 1 / 2, 7 / 8])
+# --- balanced cross-entropy ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spatial_dims", "fraction"), [(1, 1 / 2), (2, 7 / 8), (3, 1 / 8)])
 def test_at_logits_of_zero_the_entropy_has_its_closed_form(spatial_dims, fraction):
     beta = 1 - fraction
     edges = some_edges(fraction, spatial_dims)
@@ -90,10 +94,12 @@ def test_the_sum_is_the_mean_times_the_number_of_voxels():
 
 def test_a_soft_target_counts_as_a_part_of_both_sets():
     logits = torch.randn(1, 1, 6)
-    target = torch.full((1, 1, 6), 0.25)
     probability = logits.sigmoid()
     expected = -(0.75 * 0.25 * probability.log() + 0.25 * 0.75 * (1 - probability).log())
-    assert torch.allclose(BalancedBCELoss()(logits, target), expected.mean())
+    assert torch.allclose(BalancedBCELoss()(logits, torch.full((1, 1, 6), 0.25)), expected.mean())
+
+
+# --- edge loss -----------------------------------------------------------------------------------------------------
 
 
 def test_the_dice_of_eq_4_is_monais():
@@ -120,36 +126,154 @@ def test_the_edge_loss_is_the_weighted_sum_of_its_terms():
 
 
 @pytest.mark.parametrize("loss", [BalancedBCELoss(), EdgeLoss()])
-def test_half_precision_is_computed_in_single(loss):
+def test_half_precision_is_computed_in_single_metadata_left_behind_and_another_shape_refused(loss):
     logits, edges = 300 * torch.randn(1, 1, 48, 48, 48), some_edges(0.1, batch=1).repeat(1, 1, 6, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = loss(logits.half(), edges.half())
-    assert result.dtype == torch.float32
+        result = loss(MetaTensor(logits.half()), MetaTensor(edges.half()))
+    assert (type(result), result.dtype) == (torch.Tensor, torch.float32)
     assert torch.isfinite(result)
     assert torch.allclose(result, loss(logits.half().float(), edges))
-
-
-@pytest.mark.parametrize("loss", [BalancedBCELoss(), EdgeLoss()])
-def test_metadata_are_left_behind(loss):
-    logits, edges = torch.randn(1, 1, 8, 8), some_edges(0.1, 2, batch=1)
-    with_meta = loss(MetaTensor(logits), MetaTensor(edges))
-    assert type(with_meta) is torch.Tensor
-    assert torch.equal(with_meta, loss(logits, edges))
-
-
-@pytest.mark.parametrize("loss", [BalancedBCELoss(), EdgeLoss()])
-def test_a_target_of_another_shape_is_refused(loss):
     with pytest.raises(ValueError, match=r"different shape \(1, 1, 4\) from input \(1, 2, 4\)"):
         loss(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4))
+
+
+# --- total ---------------------------------------------------------------------------------------------------------
+
+
+def outputs(spatial_dims: int = 3, classes: int = 3, edge_classes: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    size = [8] * spatial_dims
+    return torch.randn(2, classes, *size, requires_grad=True), torch.randn(2, edge_classes, *size, requires_grad=True)
+
+
+def some_label(spatial_dims: int = 3, classes: int = 3) -> torch.Tensor:
+    label = torch.zeros(2, 1, *[8] * spatial_dims, dtype=torch.uint8)
+    label[:, :, 2:4] = 1
+    label[:, :, 4:6] = classes - 1
+    return label
+
+
+@pytest.mark.parametrize(("spatial_dims", "edge_classes"), [(1, 1), (2, 2), (3, 1)])
+def test_the_total_is_the_sum_of_the_four_terms(spatial_dims, edge_classes):
+    segmentation, edges = outputs(spatial_dims, edge_classes=edge_classes)
+    label = some_label(spatial_dims)
+    target = edge_targets(foreground_masks(label, 3), per_class=edge_classes > 1)
+    edge_loss = EdgeLoss()
+    expected = (
+        DiceLoss(softmax=True, to_onehot_y=True, include_background=False, squared_pred=True)(segmentation, label)
+        + QUIET(segmentation, label)
+        + edge_loss(edges, target)
+    )
+    loss = EGCNNLoss(consistency=QUIET)
+    assert torch.allclose(loss((segmentation, edges), label), expected)
+    assert list(loss.terms) == ["semantic", "consistency", "edge_dice", "edge_bce"]
+    assert torch.equal(loss.terms["edge_bce"], edge_loss.terms["edge_bce"])
+
+
+def test_the_weights_are_those_of_the_terms_which_hold_no_graph():
+    weights = {"lambda_semantic": 2.0, "lambda_consistency": 3.0, "lambda_edge_dice": 5.0, "lambda_edge_bce": 7.0}
+    loss = EGCNNLoss(**weights, consistency=QUIET)
+    total = loss(outputs(), some_label())
+    assert torch.allclose(total, sum(weight * loss.terms[name[7:]] for name, weight in weights.items()))
+    assert not any(term.requires_grad for term in loss.terms.values())
+    assert copy.deepcopy(loss).terms == loss.terms
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_every_output_learns_from_the_total(form):
+    segmentation, edges = outputs()
+    EGCNNLoss()(form([segmentation, edges]), some_label()).backward()
+    for logits in (segmentation, edges):
+        assert torch.isfinite(logits.grad).all()
+        assert logits.grad.any()
+
+
+def test_the_segmentation_alone_has_the_semantic_loss_alone():
+    segmentation, _ = outputs()
+    loss = EGCNNLoss(lambda_semantic=2.0)
+    total = loss(segmentation, some_label())
+    assert list(loss.terms) == ["semantic"]
+    assert torch.equal(total, 2 * loss.terms["semantic"])
+    assert loss(segmentation, some_label()) == total  # without any noise
+
+
+def test_a_sigmoid_network_takes_overlapping_masks_and_loses_none():
+    segmentation, edges = outputs(edge_classes=3)
+    masks = (torch.rand(2, 3, 8, 8, 8) > 0.5).float()
+    quiet = EdgeConsistencyLoss(noise=False, sigmoid=True)
+    total = EGCNNLoss(sigmoid=True, consistency=quiet)((segmentation, edges), masks)
+    expected = (
+        DiceLoss(sigmoid=True, squared_pred=True)(segmentation, masks)
+        + quiet(segmentation, masks)
+        + EdgeLoss()(edges, edge_targets(masks.bool(), per_class=True))
+    )
+    assert torch.allclose(total, expected)
+    total.backward()
+    assert all(segmentation.grad[:, channel].any() for channel in range(3))
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_structure_of_its_own_takes_one_channel_or_two(sigmoid):
+    result = EGCNNLoss(sigmoid=sigmoid)(outputs(classes=1 if sigmoid else 2), some_label(classes=2))
+    assert torch.isfinite(result)
+
+
+def test_the_background_counts_only_if_asked_for():
+    segmentation, edges = outputs()
+    loss = EGCNNLoss(include_background=True)
+    loss((segmentation, edges), some_label())
+    dice = DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True)
+    assert torch.equal(loss.terms["semantic"], dice(segmentation, some_label()))
+    assert loss.consistency.include_background
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.3}, {"soft": True}])
+def test_the_options_of_the_edges_are_passed_on(options):
+    _, edges = outputs()
+    label = torch.zeros(2, 1, 8, 8, 8)
+    label[:, :, 2:6, 2:6, 2:6] = 1
+    loss = EGCNNLoss(**options, balanced_bce=BalancedBCELoss(beta_range=None))
+    loss((torch.randn(2, 2, 8, 8, 8), edges), label)
+    target = edge_targets(label.bool(), **options)
+    assert not torch.equal(target, edge_targets(label.bool()))
+    assert torch.equal(loss.terms["edge_bce"], BalancedBCELoss(beta_range=None)(edges, target))
+
+
+def test_half_precision_and_metadata_make_no_difference():
+    segmentation, edges = (logits.detach().half() for logits in outputs())
+    loss = EGCNNLoss(consistency=QUIET)
+    expected = loss((segmentation.float(), edges.float()), some_label())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = loss((MetaTensor(segmentation), MetaTensor(edges)), MetaTensor(some_label()))
+    assert (type(result), result.dtype) == (torch.Tensor, torch.float32)
+    assert torch.equal(result, expected)
+
+
+def test_outputs_of_another_shape_are_refused():
+    segmentation, edges = outputs()
+    with pytest.raises(ValueError, match="expected 1 for those of all classes or 2 for those of each"):
+        EGCNNLoss()((segmentation, edges.expand(-1, 3, -1, -1, -1)), some_label())
+    with pytest.raises(ValueError, match="ground truth has different shape"):
+        EGCNNLoss()((segmentation, edges[..., 1:]), some_label())
+    with pytest.raises(ValueError, match="class indices for sigmoid=False"):
+        EGCNNLoss()((segmentation, edges), some_label()[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        (EdgeLoss, "lambda_dice"),
+        (EdgeLoss, "lambda_bce"),
+        (EGCNNLoss, "lambda_semantic"),
+        (EGCNNLoss, "lambda_consistency"),
+        (EGCNNLoss, "lambda_edge_bce"),
+    ],
+)
+def test_negative_weights_are_refused(loss, option):
+    with pytest.raises(ValueError, match="must not be negative"):
+        loss(**{option: -1.0})
 
 
 @pytest.mark.parametrize("beta_range", [(0.9, 0.1), (-0.1, 1.0), (0.0, 1.1)])
 def test_bounds_of_beta_that_are_none_are_refused(beta_range):
     with pytest.raises(ValueError, match="interval within 0 to 1"):
         BalancedBCELoss(beta_range=beta_range)
-
-
-@pytest.mark.parametrize("option", ["lambda_dice", "lambda_bce"])
-def test_negative_weights_are_refused(option):
-    with pytest.raises(ValueError, match="must not be negative"):
-        EdgeLoss(**{option: -1.0})

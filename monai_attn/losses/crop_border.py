@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of a crop's centre, whose voxels see nothing but the image."""
+"""Loss of a crop without its border."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch.nn.modules.loss import _Loss
+from torch import nn
 
 from monai_attn.blocks.autofocus import crop_border
 
 __all__ = ["CropBorderLoss"]
 
 
-class CropBorderLoss(_Loss):
-    """Take a loss on the centre of a crop, as the Autofocus paper does (Qin 2018, https://arxiv.org/abs/1805.08403).
+class CropBorderLoss(nn.Module):
+    """Apply a loss to a crop without its border.
 
-    Near the border of a crop a network with padding sees zeros where the image goes on. The authors' network loses 14
-    voxels at every side, so it learns from the central 47 of 75 voxels; with ``margin=14`` a network that keeps the
-    size learns from the same voxels. It is computed in float32.
+    As in the Autofocus paper (Qin 2018, https://arxiv.org/abs/1805.08403). Near the border of a crop a network with
+    padding sees zeros where the image goes on. The authors' network loses 14 voxels at every side, so it learns from
+    the central 47 of 75 voxels; with ``margin=14`` a network that keeps the size learns from the same voxels. It is
+    computed in float32.
 
     Args:
         loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).
@@ -41,7 +42,7 @@ class CropBorderLoss(_Loss):
         self.margin = margin
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss of the voxels that are ``margin`` or more away from every side."""
+        """Return the loss of the voxels that are ``margin`` or more away from every side."""
         if min(input.shape[2:]) <= 2 * self.margin:
             raise ValueError(
                 f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
