@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch checkpoints: read without unpickling code, and put into a network completely or not at all."""
+"""Load a checkpoint into a network, completely or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,11 @@ from monai_attn.weights.files import read_tensors
 __all__ = ["fill", "load_weights", "read_state_dict", "unwrapped"]
 
 
-def read_state_dict(
-    source: str | os.PathLike | Mapping[str, Any], read: Callable[[str | os.PathLike], Any] = read_tensors
-) -> tuple[str, dict[str, torch.Tensor]]:
-    """Read a checkpoint file, or take one that is read already.
+def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """Find the state dict in a checkpoint.
 
     Args:
         source: the file, or what is in it: a state dict, or a dictionary with it as ``state_dict`` or ``model``.
-        read: reads a checkpoint from a file.
 
     Returns:
         what to call the source in an error, and its tensors by name, without the ``module.`` that a wrapper such as
@@ -33,29 +30,21 @@ def read_state_dict(
         DataError: if the file cannot be read (:mod:`monai_attn.weights.files`) or holds no state dict.
     """
     name = "the given checkpoint" if isinstance(source, Mapping) else os.fspath(source)
-    checkpoint: Any = source
-    if not isinstance(source, Mapping):
-        try:
-            checkpoint = read(source)
-        except FileNotFoundError as error:
-            raise DataError(name, "there is no such file", "correct the path") from error
-    state = checkpoint
+    checkpoint = source if isinstance(source, Mapping) else read_tensors(source)
+    state: Any = checkpoint
     while isinstance(state, Mapping) and isinstance(inner := state.get("state_dict", state.get("model")), Mapping):
         state = inner
-    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
+    entries = state.items() if isinstance(state, Mapping) else ()
+    if not entries or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
         found = f"the entries {list(checkpoint)[:4]}" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise DataError(name, f"expected a state dict of tensors, found {found}", "give a file of weights")
-    return name, {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _is_entry(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+    return name, {key.removeprefix("module."): value for key, value in entries}
 
 
 def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
-    """Fill every entry of a network's state dict, using every tensor of a checkpoint once.
+    """Fill a network's state dict, using every tensor of a checkpoint once.
 
-    A checkpoint may lack the batch counters of normalisation, which PyTorch has since 0.4.1; they are then 0.
+    A checkpoint may lack the batch counters of normalization, which PyTorch has since 0.4.1; they are then 0.
 
     Args:
         network: the network.
@@ -64,22 +53,19 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
         name: what the checkpoint is called in an error.
 
     Raises:
-        DataError: if that does not work out.
+        DataError: if that does not work out; the network is then unchanged.
     """
     state = network.state_dict()
-    used = list(ours.values())
-    theirs = {key: torch.tensor(0) for key in used if key.endswith("num_batches_tracked")} | dict(theirs)
+    counters = {other: torch.tensor(0) for mine, other in ours.items() if mine.endswith("num_batches_tracked")}
+    theirs = {**counters, **theirs}
     problems = {
-        "missing in it": [other for mine, other in ours.items() if mine in state and other not in theirs],
-        "not of this network": [key for key in theirs if key not in used],
-        "used twice": sorted({key for key in used if used.count(key) > 1}),
-        "without a source": [key for key in state if key not in ours],
+        "missing in it": [other for other in ours.values() if other not in theirs],
+        "not of this network": [key for key in theirs if key not in ours.values()],
         "of another shape": [
             f"{other} {tuple(theirs[other].shape)}, expected {tuple(state[mine].shape)}"
             for mine, other in ours.items()
-            if mine in state and other in theirs and theirs[other].shape != state[mine].shape
+            if other in theirs and theirs[other].shape != state[mine].shape
         ],
-        "not in this network": [mine for mine in ours if mine not in state],
     }
     text = "; ".join(
         f"{len(keys)} {kind}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}"
@@ -87,14 +73,12 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
         if keys
     )
     if text:
-        raise DataError(
-            name, text, f"build the {type(network).__name__} with the arguments that the file was made with"
-        )
+        raise DataError(name, text, f"build the {type(network).__name__} with the arguments that it was trained with")
     network.load_state_dict({mine: theirs[other] for mine, other in ours.items()})
 
 
 def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, Any], origin: str | None = None) -> None:
-    """Put the weights of a training into its network, completely or not at all.
+    """Load trained weights into a network, completely or not at all.
 
     Args:
         network: the network, alone or wrapped for several processes.
@@ -118,6 +102,6 @@ def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, An
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without its wrapper for several devices or processes."""
+    """Return the network without its wrapper for several devices or processes."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return network.module if isinstance(network, wrappers) else network

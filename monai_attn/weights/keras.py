@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the authors' Keras code of FocusNet (Kaul 2019): focusnet-alpha and TheFocusNetSeries.
+"""Load weights of the authors' Keras code of FocusNet (Kaul 2019): focusnet-alpha and TheFocusNetSeries.
 
 Keras numbers layers by kind in the order in which the code makes them (``conv2d``, ``conv2d_1``, …), which is the order
 of our modules: attention branch, stem, levels, decoders, head, and the heads of the later variant with their fusion.
@@ -7,9 +7,9 @@ of our modules: attention branch, stem, levels, decoders, head, and the heads of
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,29 +17,32 @@ import torch
 from monai.utils import optional_import
 from numpy.typing import ArrayLike
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.nets.focusnet import FocusNet
+from monai_attn.nets import FocusNet
+from monai_attn.weights.checkpoint import fill
 
 __all__ = ["load_keras_weights"]
 
-# kind of layer: how Keras names it, the module's class, the names of its tensors in Keras' order
-_KINDS: dict[str, tuple[str, type[nn.Module], tuple[str, ...]]] = {
-    "convolution": (r"conv\dd", _ConvNd, ("weight", "bias")),
-    "batch norm": (r"batch_?norm\w*?", _BatchNorm, ("weight", "bias", "running_mean", "running_var")),
-    "dense": (r"dense", nn.Linear, ("weight",)),
+# kind of layer: how Keras names it, the classes of its module, the names of its tensors in Keras' order
+_KINDS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
+    "convolution": (r"conv\dd", (nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight", "bias")),
+    "batch norm": (
+        r"batch_?norm\w*?",
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+    ),
+    "dense": (r"dense", (nn.Linear,), ("weight",)),
 }
 
 
-def load_keras_weights(network: FocusNet, source: str | Path | Mapping[str, Sequence[ArrayLike]]) -> FocusNet:
-    """Put weights of the authors' Keras code into a FocusNet made with ``padding="tf"``.
+def load_keras_weights(network: FocusNet, source: str | os.PathLike | Mapping[str, Sequence[ArrayLike]]) -> FocusNet:
+    """Load weights of the authors' Keras code into a FocusNet with ``padding="tf"``.
 
     Args:
         network: network of the same variant and widths; it is changed in place, or not at all if anything mismatches.
-        source: Keras' layer names with the arrays of each layer in Keras' order, or the path of an ``.h5`` file that
-            Keras' ``save`` or ``save_weights`` wrote (needs h5py).
+        source: Keras' layer names with the arrays of each layer in Keras' order, or an ``.h5`` file that Keras'
+            ``save`` or ``save_weights`` wrote (needs h5py).
 
     Returns:
         the network.
@@ -53,73 +56,52 @@ def load_keras_weights(network: FocusNet, source: str | Path | Mapping[str, Sequ
         ``load_keras_weights(FocusNet(2, 3, 1, padding="tf"), "focusnet.h5")``
     """
     if not network.pads_like_tensorflow:
-        raise ConfigError(
-            "the network", "weights of Keras need TensorFlow's padding", 'make it with FocusNet(..., padding="tf")'
-        )
-    layers = source if isinstance(source, Mapping) else _read_h5(Path(source))
-    origin = "the weights" if isinstance(source, Mapping) else str(source)
-    loaded: list[tuple[torch.Tensor, np.ndarray]] = []
-    used: set[str] = set()
-    for kind, (pattern, module_type, tensors) in _KINDS.items():
-        names = sorted((name for name in layers if re.fullmatch(rf"{pattern}(_\d+)?", name)), key=_creation_number)
-        modules = [(name, module) for name, module in network.named_modules() if isinstance(module, module_type)]
-        if len(names) != len(modules):
+        fix = 'build it by FocusNet(..., padding="tf")'
+        raise ConfigError("the network", "weights of Keras need TensorFlow's padding", fix)
+    origin = "the weights" if isinstance(source, Mapping) else os.fspath(source)
+    layers = source if isinstance(source, Mapping) else _read_h5(origin)
+    entries = network.state_dict().keys()
+    names: dict[str, str] = {}
+    for kind, (pattern, classes, tensors) in _KINDS.items():
+        matches = filter(None, (re.fullmatch(rf"{pattern}(?:_(\d+))?", name) for name in layers))
+        found = [match[0] for match in sorted(matches, key=lambda match: int(match[1] or 0))]
+        paths = [path for path, module in network.named_modules() if isinstance(module, classes)]
+        if len(found) != len(paths):
             raise DataError(
                 origin,
-                f"it has {len(names)} {kind} layers, the network {len(modules)}",
+                f"it has {len(found)} {kind} layers, the network {len(paths)}",
                 'check variant ("isbi2019" or "series"), gated and the number of channels',
             )
-        for name, (path, module) in zip(names, modules):
-            loaded += _match(origin, name, [np.asarray(array) for array in layers[name]], path, module, tensors)
-        used.update(names)
-    unknown = sorted(set(layers) - used)
-    if unknown:
-        raise DataError(origin, f"the layers {', '.join(unknown)} have no place in the network", "check the source")
-    with torch.no_grad():
-        for tensor, array in loaded:
-            tensor.copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
+        for name, path in zip(found, paths):
+            ours = [entry for tensor in tensors if (entry := f"{path}.{tensor}") in entries]
+            names |= {entry: f"{name}/{index}" for index, entry in enumerate(ours)}
+    theirs = {
+        f"{name}/{index}": _in_pytorch_order(array)
+        for name, arrays in layers.items()
+        for index, array in enumerate(arrays)
+    }
+    fill(network, theirs, names, origin)
     return network
 
 
-def _creation_number(name: str) -> int:
-    number = re.search(r"_(\d+)$", name)
-    return int(number[1]) if number else 0
+def _in_pytorch_order(array: ArrayLike) -> torch.Tensor:
+    """Keras: (*kernel, in, out) and (in, out); PyTorch: (out, in, *kernel) and (out, in)."""
+    array = np.array(array, dtype=np.float32)
+    return torch.from_numpy(np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array).contiguous()
 
 
-def _match(
-    origin: str, name: str, arrays: list[np.ndarray], path: str, module: nn.Module, tensors: tuple[str, ...]
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Pair each tensor of a module with the array for it, in PyTorch's axis order."""
-    ours = [getattr(module, tensor) for tensor in tensors if getattr(module, tensor) is not None]
-    # Keras: (*kernel, in, out) and (in, out); PyTorch: (out, in, *kernel) and (out, in)
-    theirs = [np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array for array in arrays]
-    expected, found = ([tuple(tensor.shape) for tensor in part] for part in (ours, theirs))
-    if expected != found:
-        raise DataError(
-            origin,
-            f"layer {name} has arrays of shapes {found} (as PyTorch orders axes), {path} needs {expected}",
-            "check in_channels, out_channels and channels of the network",
-        )
-    yield from zip(ours, theirs)
-
-
-def _read_h5(path: Path) -> dict[str, list[np.ndarray]]:
-    """The arrays of every layer that has any, in a file of Keras' ``save`` or ``save_weights``."""
+def _read_h5(path: str) -> dict[str, list[np.ndarray]]:
+    """Read the arrays of every layer from a file of Keras' ``save`` or ``save_weights``."""
     h5py, available = optional_import("h5py")
     if not available:
-        raise ConfigError(str(path), "reading it needs h5py", "pip install h5py")
+        raise ConfigError(path, "reading it needs h5py", "pip install h5py")
     try:
         with h5py.File(path, "r") as file:
             root: Any = file.get("model_weights", file)
-            names = {layer: root[layer].attrs["weight_names"] for layer in map(_text, root.attrs["layer_names"])}
+            groups = {layer: root[layer] for layer in map(os.fsdecode, root.attrs["layer_names"])}
             return {
-                layer: [np.asarray(root[layer][_text(name)]) for name in weights]
-                for layer, weights in names.items()
-                if len(weights)
+                layer: [np.asarray(group[os.fsdecode(name)]) for name in group.attrs["weight_names"]]
+                for layer, group in groups.items()
             }
     except (OSError, KeyError) as error:
-        raise DataError(str(path), f"it is not a weights file of Keras: {error}", "give the .h5 file") from error
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+        raise DataError(path, f"it is not a weights file of Keras: {error}", "give the .h5 file") from error

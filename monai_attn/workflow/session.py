@@ -25,7 +25,7 @@ from monai.utils import ensure_tuple, set_determinism
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import atomic_write
 from monai_attn.weights.checkpoint import read_state_dict
-from monai_attn.weights.exported import load_exported
+from monai_attn.weights.files import load_exported
 from monai_attn.workflow.call import BundleCall, bundle_call
 from monai_attn.workflow.config import check_config
 from monai_attn.workflow.manifest import file_hash, fingerprint, git_revision, versions

@@ -19,11 +19,8 @@ def network(classes: int = 3, features: int = 4) -> SCSEUNet:
     "wrap",
     [
         lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": state, "trainer": {"epoch": 3}},
-        lambda state: {"model": {"state_dict": state}},
-        lambda state: {f"module.{key}": value for key, value in state.items()},
-        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {"model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}},
     ],
 )
 def test_weights_are_found_however_they_are_wrapped(tmp_path, wrap):
@@ -61,15 +58,17 @@ def test_another_number_of_classes_or_width_is_refused_with_the_key_and_both_num
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_of_a_training_that_diverged_are_refused(value):
+def test_weights_of_a_training_that_diverged_are_refused():
     state = network().state_dict()
-    state["classifier.bias"][1] = value
-    with pytest.raises(DataError, match=r"1 entries are NaN or infinite: classifier\.bias"):
-        load_weights(network(), state)
+    for value in (float("nan"), float("inf")):
+        state["classifier.bias"][1] = value
+        with pytest.raises(DataError, match=r"1 entries are NaN or infinite: classifier\.bias") as caught:
+            load_weights(network(), state, origin="checkpoint_latest.pt")
+        assert caught.value.what == "checkpoint_latest.pt"
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {}, {"model": {"epoch": 3}}, {3: torch.zeros(1)}])
-def test_what_holds_no_state_dict_is_refused(content):
+@pytest.mark.parametrize("content", [{"epoch": 3}, {}, {"model": {"epoch": 3}}, {3: torch.zeros(1)}, [1]])
+def test_what_holds_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
     with pytest.raises(DataError, match="expected a state dict of tensors, found"):
-        read_state_dict(content)
+        read_state_dict(tmp_path / "model.pt")

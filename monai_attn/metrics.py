@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The five numbers of the ISIC 2017 challenge, part 1 (Codella 2017, https://arxiv.org/abs/1710.05006).
+"""Metrics of the ISIC 2017 challenge, part 1 (Codella 2017, https://arxiv.org/abs/1710.05006).
 
-They are computed for each image and then averaged. MONAI's ``ConfusionMatrixMetric`` pools all images by default, which
+They are computed per image and then averaged. MONAI's ``ConfusionMatrixMetric`` pools all images by default, which
 gives other numbers (large lesions then count more), and drops the images without a lesion.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["ISICSegmentationMetric"]
 
 
 class ISICSegmentationMetric(CumulativeIterationMetric):
-    r"""Jaccard index, Dice, accuracy, sensitivity and specificity of binary masks, of each image, then averaged.
+    r"""Jaccard index, Dice, accuracy, sensitivity and specificity of binary masks.
 
     With the counts of true and false positive and negative pixels of one image:
 
@@ -30,9 +30,9 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
     The challenge scores masks at the resolution of the image file and ranks by the Jaccard index.
 
     Args:
-        zero_division: what a ratio is whose denominator is 0, such as the Jaccard index of an image without lesion and
+        zero_division: value of a ratio whose denominator is 0, such as the Jaccard index of an image without lesion and
             without predicted lesion: ``"one"`` as in the official scorer, ``"zero"``, or ``"nan"`` to leave the image
-            out of this number's mean.
+            out of this mean.
 
     Attributes:
         names: names of the five numbers, in their order.
@@ -56,7 +56,7 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
         self.fallback = look_up_option(zero_division, {"one": 1.0, "nan": float("nan"), "zero": 0.0})
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_kwargs: Any) -> torch.Tensor:
-        """The numbers (B, 5) of each image, from binary masks (B, 1, *spatial)."""
+        """Return the metrics (B, 5) of binary masks (B, 1, *spatial)."""
         if y is None:
             raise ValueError("y, the true mask, is missing.")
         for name, mask in (("y_pred", y_pred), ("y", y)):
@@ -84,7 +84,7 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
         return torch.where(whole > 0, part / whole, self.fallback)
 
     def aggregate(self) -> torch.Tensor:
-        """The five means over all images so far; with ``"nan"`` a number that no image has is NaN.
+        """Return the five means over all images so far; with ``"nan"`` a metric that no image has is NaN.
 
         Raises:
             ValueError: if there was no image yet.
