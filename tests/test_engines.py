@@ -20,7 +20,6 @@ from monai_attn.data import CaseDataset
 from monai_attn.engines import SkipFailedCases
 from monai_attn.errors import ConfigError, DataError, Failure, root_cause
 from monai_attn.handlers import AttentionMaps, OverlaySaver
-from monai_attn.inferers import LayerwiseInferer
 from monai_attn.nets import EGCNN, AFNet
 from monai_attn.transforms import SafeSaveImaged
 
@@ -182,11 +181,10 @@ def test_a_second_run_counts_anew(images, tmp_path):
 def test_attention_maps_cope_with_a_case_that_was_passed_over(images, tmp_path, kind):
     if kind == "edges":
         network = EGCNN(SegResNet(3, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1))).eval()
-        inferer = SimpleInferer()
     else:
         network = AFNet(3, 1, 2, n_autofocus=1, channels=(4, 4, 4, 4, 4, 4, 6, 6), dilations=(1, 2)).eval()
-        inferer = LayerwiseInferer()
     (tmp_path / "b.nii.gz").write_text("something else")
+    inferer = SimpleInferer()
     handlers = [AttentionMaps(network, inferer, str(tmp_path / "out"))]
     engine = evaluator(images, tmp_path / "out", network=network, handlers=handlers, inferer=inferer)
     engine.run()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from monai_attn.blocks.aspp import ASPP
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.gate import Gate
@@ -11,7 +10,6 @@ from monai_attn.blocks.residual import PreActResidual
 from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE, get_se_layer
 
 __all__ = [
-    "ASPP",
     "AutofocusConv",
     "ChannelSE",
     "ChannelSpatialSE",

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 from monai.inferers import Inferer
@@ -17,7 +17,6 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from monai_attn.handlers.pictures import CasePictures, to_ras
-from monai_attn.inferers import LayerwiseInferer
 from monai_attn.visualize import GateMaps, figures
 from monai_attn.visualize.save import attention_key
 
@@ -32,8 +31,7 @@ class AttentionMaps(CasePictures):
 
     The maps (:class:`monai_attn.visualize.GateMaps`) stand beside the prediction, so that
     :func:`monai_attn.visualize.save_attention`, at the end of the post-processing, brings them back to the image's
-    grid and saves them. The network runs once more for them, in the same windows or slices; only
-    :class:`monai_attn.inferers.LayerwiseInferer` lets them be gathered while the evaluator's own run passes by.
+    grid and saves them. The network runs once more for them, in the same windows or slices.
 
     Args:
         network: the network, not wrapped.
@@ -65,23 +63,18 @@ class AttentionMaps(CasePictures):
         self.inferer = inferer
         self.spatial_dim = spatial_dim
         self.maps = GateMaps(network)
-        self.slabs = _Slabs(self.maps)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
         super().attach(engine)
-        if isinstance(self.inferer, LayerwiseInferer):
-            self.slabs.watch(engine)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._add)
 
     def _add(self, engine: Engine) -> None:
         """Add the maps of the batch that the evaluator has just segmented."""
         output: Any = engine.state.output
         image = output[CommonKeys.IMAGE]
-        maps = self.slabs.joined(image)
-        if maps is None:
-            with eval_mode(self.network), torch.autocast("cuda", enabled=getattr(engine, "amp", False)):
-                maps = self.maps.split(self.inferer(image, self.maps), image)
+        with eval_mode(self.network), torch.autocast("cuda", enabled=getattr(engine, "amp", False)):
+            maps = self.maps.split(self.inferer(image, self.maps), image)
         for name, attention in maps.items():
             meta = image.meta if isinstance(image, MetaTensor) else None
             output[attention_key(name)] = MetaTensor(torch.as_tensor(attention).float(), meta=meta)
@@ -100,46 +93,3 @@ class AttentionMaps(CasePictures):
             title=f"{title}: attention",
             class_names=self.class_names,
         )
-
-
-class _Slabs:
-    """The choices of autofocus layers, gathered while an inferer runs them slab by slab over a volume."""
-
-    def __init__(self, maps: GateMaps) -> None:
-        self.maps = maps
-        self.pieces: dict[str, list[torch.Tensor]] = {}
-
-    def watch(self, engine: Engine) -> None:
-        """See what passes by in every iteration of an engine."""
-        if self.maps.names != list(self.maps.layers):
-            return  # what is not a choice among scales has no pieces that fit
-        for name, layer in self.maps.layers.items():
-            layer.gate.register_forward_hook(self._keep(name))
-        engine.add_event_handler(Events.ITERATION_STARTED, self._forget)
-
-    def _forget(self, _engine: Engine) -> None:
-        self.pieces = {}
-
-    def _keep(self, name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def hook(_module: nn.Module, _inputs: Any, weights: torch.Tensor) -> None:
-            self.pieces.setdefault(name, []).append(weights.argmax(dim=1, keepdim=True).to(torch.uint8).cpu())
-
-        return hook
-
-    def joined(self, image: torch.Tensor) -> dict[str, torch.Tensor] | None:
-        """The maps of an image; None where no pieces passed by, or overlapping ones."""
-        found = {name: _join(pieces, image.shape[2:]) for name, pieces in self.pieces.items()}
-        self.pieces = {}
-        if not found or any(piece is None for piece in found.values()):
-            return None
-        return {name: self.maps.scale(name, chosen, image) for name, chosen in found.items() if chosen is not None}
-
-
-def _join(pieces: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor | None:
-    """Put slabs side by side, along the dimension in which they are not as large as the image."""
-    for dim in range(2, 2 + len(size)):
-        if sum(piece.shape[dim] for piece in pieces) == size[dim - 2]:
-            joined = torch.cat(list(pieces), dim=dim)
-            if joined.shape[2:] == size:
-                return joined
-    return None

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from monai_attn.nets.afnet import AFNet, afn1, afn2, afn3, afn4, afn5, afn6
-from monai_attn.nets.asppnet import ASPPNet
-from monai_attn.nets.deepmedic import DeepMedic
+from monai_attn.nets.afnet import AFNet
+from monai_attn.nets.baselines import ASPP, ASPPNet, DeepMedic
 from monai_attn.nets.egcnn import EGCNN, AllOutputs
 from monai_attn.nets.fcdensenet import SCSEFCDenseNet
 from monai_attn.nets.fcn import SqueezeExciteFCN
@@ -15,6 +14,7 @@ from monai_attn.nets.sdnet import SCSESDNet
 from monai_attn.nets.unet import SCSEUNet
 
 __all__ = [
+    "ASPP",
     "EGCNN",
     "AFNet",
     "ASPPNet",
@@ -26,10 +26,4 @@ __all__ = [
     "SCSESDNet",
     "SCSEUNet",
     "SqueezeExciteFCN",
-    "afn1",
-    "afn2",
-    "afn3",
-    "afn4",
-    "afn5",
-    "afn6",
 ]

@@ -2,7 +2,13 @@
 """AFNet, the autofocus networks AFN-1 to AFN-6, and their baseline Basic.
 
 Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3, Fig. 3
-and Tables 2 and 3.
+and Tables 2 and 3; the channels and the residual connections are those of the main path of DeepMedic.
+
+Two plain layers, then residual blocks of two layers of dilation 2; an autofocus layer may take the place of each of
+the latter, from the last on::
+
+    x ─► conv ─► conv ─┬─► layer ─► layer ─► + ─► … ─► 1x1 ─► logits
+                       └───── shortcut ──────┘
 
 ====== ============ ===================== ========================
 net    autofocus    receptive field       parameters (4 → 5)
@@ -17,28 +23,145 @@ AFN-6  6            173                   449,799
 ====== ============ ===================== ========================
 
 The parameters are counted from the authors' code without its 410 inert biases. The paper trains on crops of 75 voxels:
-AFN-3 to AFN-6 see farther, hence never see a whole field without zero padding in training.
+AFN-3 to AFN-6 see farther, hence never see a whole field without zero padding in training, and should not in inference.
 
-Differs from the authors' code (yaq007/Autofocus-Layer) in: see :mod:`monai_attn.nets.dilated`.
+Differs from the authors' code (yaq007/Autofocus-Layer) in: the output keeps the size of the input
+(``padding="official"`` loses 14 voxels a side, as theirs); 2D (and 1D) besides 3D; any channels and number of blocks;
+and no bias where a normalization follows, which makes it inert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv
+from monai.utils import look_up_option
 from torch import nn
 
-from monai_attn.inferers.steps import LayerStep
-from monai_attn.nets.dilated import DilatedTrunk, initialise
+from monai_attn.blocks.autofocus import AutofocusConv, crop_border
 
-__all__ = ["AFNet", "afn1", "afn2", "afn3", "afn4", "afn5", "afn6"]
+__all__ = ["AFNet", "DilatedResidual", "DilatedTrunk", "initialize_weights"]
+
+_DILATION = 2
+
+
+class DilatedResidual(nn.Module):
+    """Two layers and a shortcut, activation last: ``relu(second(relu(first(x))) + shortcut(x))``.
+
+    Args:
+        first: the first layer, with its normalization and without activation.
+        second: the second layer, likewise.
+        shortcut: the identity, or a 1x1 convolution with normalization where the channels change.
+        crop: voxels that both layers together take off every side.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, shortcut: nn.Module, crop: int) -> None:
+        super().__init__()
+        self.first, self.second, self.shortcut, self.crop = first, second, shortcut, crop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, out_channels, *(spatial - 2 crop))."""
+        hidden = F.relu(self.first(x), inplace=True)
+        return F.relu(self.second(hidden) + self.shortcut(crop_border(x, self.crop)), inplace=True)
+
+
+class DilatedTrunk(nn.Module):
+    """Features of AFNet and of the ASPP baselines, at full resolution.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
+        in_channels: number of input channels.
+        channels: channels of each layer: two plain layers, then two for each residual block.
+        n_autofocus: how many of the dilated layers are autofocus layers, counted from the last.
+        autofocus: makes an autofocus layer, called like :class:`monai_attn.blocks.AutofocusConv`.
+        norm: normalization, as a name or ``(name, {args})``; ``None`` for none.
+        padding: ``"same"``, or ``"official"``, which loses one voxel a side per plain layer and two per dilated one.
+
+    Attributes:
+        receptive_radius: how far an output voxel sees in the input, in voxels.
+        crop: voxels that the output loses at every side.
+
+    Raises:
+        ValueError: if an argument is out of its range, or an input too small for ``padding="official"``.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        channels: Sequence[int],
+        n_autofocus: int = 0,
+        autofocus: Callable[..., AutofocusConv] = AutofocusConv,
+        norm: str | tuple | None = "batch",
+        padding: str = "same",
+    ) -> None:
+        super().__init__()
+        dilated = len(channels) - 2
+        if dilated < 2 or dilated % 2:
+            raise ValueError(f"channels must be 2 and 2 more for each block, at least 4 in all, got {tuple(channels)}.")
+        if not 0 <= n_autofocus <= dilated:
+            raise ValueError(f"n_autofocus must be from 0 to {dilated}, the dilated layers, got {n_autofocus}.")
+        lost = look_up_option(padding, {"same": 0, "official": _DILATION})  # by a dilated layer, at every side
+        conv = partial(Convolution, spatial_dims, padding=0 if lost else None, bias=False, norm=norm)
+        plain = partial(conv, adn_ordering="NA", act=("relu", {"inplace": True}))
+
+        def layer(index: int) -> nn.Module:
+            inputs, outputs = channels[index - 1], channels[index]
+            if index < len(channels) - n_autofocus:
+                return conv(inputs, outputs, dilation=_DILATION, adn_ordering="N")
+            return autofocus(spatial_dims, inputs, outputs, norm=norm, crop=lost)
+
+        self.stem = nn.Sequential(plain(in_channels, channels[0]), plain(channels[0], channels[1]))
+        self.blocks = nn.ModuleList()
+        self.receptive_radius = len(self.stem) + _DILATION * (dilated - n_autofocus)
+        for index in range(2, len(channels), 2):
+            inputs, outputs = channels[index - 1], channels[index + 1]
+            shortcut = conv(inputs, outputs, kernel_size=1, adn_ordering="N") if inputs != outputs else nn.Identity()
+            layers = layer(index), layer(index + 1)
+            self.blocks.append(DilatedResidual(*layers, shortcut, crop=2 * lost))
+            self.receptive_radius += sum(found.radius for found in layers if isinstance(found, AutofocusConv))
+        self.out_channels = int(channels[-1])
+        self.crop = len(self.stem) + lost * dilated if lost else 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to (B, channels[-1], *(spatial - 2 crop))."""
+        if self.crop > 0 and min(x.shape[2:]) <= 2 * self.crop:
+            raise ValueError(
+                f"padding='official' loses {self.crop} voxels a side and needs at least {2 * self.crop + 1}, got "
+                f"{x.shape[2:]}; use a larger input or padding='same'."
+            )
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def initialize_weights(network: nn.Module, init: str) -> None:
+    """Draw the weights of all convolutions anew.
+
+    Args:
+        network: the network.
+        init: ``"paper"`` for N(0, 0.01), as in the authors' code, ``"default"`` to leave PyTorch's.
+
+    Raises:
+        ValueError: if ``init`` is neither of the two.
+    """
+    if look_up_option(init, ("default", "paper")) == "paper":
+        for module in network.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(module.weight, std=0.01)
 
 
 class AFNet(nn.Module):
     """A network at full resolution whose last dilated layers are autofocus layers.
+
+    Infer through windows of the size of the training's crops, such as MONAI's ``SlidingWindowInferer``: beyond a
+    crop the large dilations have seen nothing but zero padding.
 
     With ``padding="official"`` the output is smaller than the input. MONAI's ``SlidingWindowInferer`` takes this for
     another resolution and returns a rescaled volume without an error: use :class:`monai_attn.inferers.HaloInferer`.
@@ -50,7 +173,7 @@ class AFNet(nn.Module):
         n_autofocus: the n of AFN-n, 0 (Basic) to 6: how many of the dilated layers are autofocus layers, from the last.
         channels: channels of the layers: two plain layers, then two for each residual block.
         dilations: dilations of the autofocus layers.
-        norm: normalisation, as a name or ``(name, {args})``; ``None`` for none.
+        norm: normalization, as a name or ``(name, {args})``; ``None`` for none.
         padding: ``"same"``, or ``"official"``: 14 voxels fewer at every side, as in the authors' code.
         detach_attention: whether attention sends no gradient to the features, as in the authors' code.
         share_weights: whether the scales of an autofocus layer share one kernel, as in the paper.
@@ -88,36 +211,27 @@ class AFNet(nn.Module):
         memory_efficient: bool = False,
     ) -> None:
         super().__init__()
+        autofocus = partial(
+            AutofocusConv,
+            dilations=dilations,
+            detach_attention=detach_attention,
+            share_weights=share_weights,
+            memory_efficient=memory_efficient,
+        )
         self.trunk = DilatedTrunk(
             spatial_dims,
             in_channels,
             channels=channels,
             n_autofocus=n_autofocus,
-            dilations=dilations,
+            autofocus=autofocus,
             norm=norm,
             padding=padding,
-            detach_attention=detach_attention,
-            share_weights=share_weights,
-            memory_efficient=memory_efficient,
         )
         self.classifier = Conv[Conv.CONV, spatial_dims](self.trunk.out_channels, out_channels, kernel_size=1)
         self.receptive_radius = self.trunk.receptive_radius
         self.crop = self.trunk.crop
-        initialise(self, init)
-
-    def layerwise(self) -> list[LayerStep]:
-        """The layers one by one, for :class:`monai_attn.inferers.LayerwiseInferer`."""
-        *steps, last = self.trunk.layerwise()
-        return [*steps, last.then(self.classifier)]
+        initialize_weights(self, init)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *(spatial - 2 crop))."""
         return self.classifier(self.trunk(x))
-
-
-afn1 = partial(AFNet, n_autofocus=1)
-afn2 = partial(AFNet, n_autofocus=2)
-afn3 = partial(AFNet, n_autofocus=3)
-afn4 = partial(AFNet, n_autofocus=4)
-afn5 = partial(AFNet, n_autofocus=5)
-afn6 = partial(AFNet, n_autofocus=6)

@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The autofocus layer against the authors' form, and AFNet layer by layer against windows and the whole volume.
-
-The full size of a BRATS volume is ``--volume 240 240 155``; it takes an hour.
-"""
+"""The autofocus layer against the authors' form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import measure
 import torch
 import torch.nn.functional as F
 from measure import DEVICE, FLOOR, Case
-from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from monai_attn.blocks import AutofocusConv
-from monai_attn.inferers import LayerwiseInferer
-from monai_attn.nets import afn1
-
-CHANNELS = (10, 10, 14, 14, 14, 14, 16, 16)  # a third of the paper's
 
 
 class AuthorsForm(nn.Module):
@@ -85,29 +77,7 @@ def make_block(what: str, side: int) -> Case:
     return Case({name: lambda form=form: run(form) for name, form in forms.items()}, tolerance=1e-4)
 
 
-def make_inference(window: int, *volume: int) -> Case:
-    """Ours, the whole volume at once, and windows; these see zeros beyond their borders, so they are not the same."""
-    torch.manual_seed(0)
-    net = afn1(3, 4, 5, channels=CHANNELS).to(DEVICE).eval()
-    x = torch.randn(1, 4, *volume, device=DEVICE)
-    inferers: dict[str, Callable] = {
-        "ours": LayerwiseInferer(),
-        "whole": lambda x, net: net(x),
-        "window .25": SlidingWindowInferer(window, overlap=0.25),
-        "window .5": SlidingWindowInferer(window, overlap=0.5),
-    }
-
-    def run(inferer: Callable) -> torch.Tensor:
-        with torch.no_grad():
-            return inferer(x, net)
-
-    ways = {name: lambda inferer=inferer: run(inferer) for name, inferer in inferers.items()}
-    return Case(ways, unlike=("window .25", "window .5"))
-
-
-def rows(
-    side: int = 48, volume: tuple[int, ...] = (120, 120, 120), window: int = 75, rounds: int = 5
-) -> Iterator[measure.Row]:
+def rows(side: int = 48, rounds: int = 5) -> Iterator[measure.Row]:
     small, authors = 16, "authors' form"
     name = f"autofocus 40-50-50, {side}^3"
     times = measure.times(make_block, "evaluation", side, rounds=rounds)
@@ -121,14 +91,6 @@ def rows(
     yield measure.time_row(f"{name}, training", authors, times, "<= 1.25 x time")
     found = {"warm_up": ("training", small), "goal": "<= 0.45 x peak"}
     yield measure.peak_row(f"{name}, training", authors, make_block, "training", side, **found)
-
-    name = f"AFN-1, {'x'.join(map(str, volume))}"
-    times = measure.times(make_inference, window, *volume, rounds=max(1, rounds // 5))
-    yield measure.speed_row(name, "sliding window, overlap .25", times, ">= 1.25 x speed", way="window .25")
-    yield measure.speed_row(name, "sliding window, overlap .5", times, ">= 3 x speed", way="window .5")
-    yield measure.speed_row(name, "whole volume", times, way="whole")
-    found = {"warm_up": (small, small, small, small), "goal": "<= 0.75 x peak"}
-    yield measure.peak_row(name, "whole volume", make_inference, window, *volume, way="whole", **found)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.networks.nets import SegResNet
 from torch import nn
 
-from monai_attn.inferers import LayerwiseInferer, SliceBatchInferer
+from monai_attn.inferers import SliceBatchInferer
 from monai_attn.nets import EGCNN, AFNet, FocusNet, SCSEUNet
 from monai_attn.visualize.figures import save
 
@@ -97,7 +97,9 @@ PANELS: dict[str, tuple[str, tuple[int, ...], dict[str, Callable[[int], Way]]]] 
         "side of the volume",
         (32, 48, 80),
         {
-            "layer by layer, AFN-1": lambda n: apply(afnet(layers=1), image(n, 3), LayerwiseInferer()),
+            "window of 32, overlap .25, AFN-1": lambda n: apply(
+                afnet(layers=1), image(n, 3), SlidingWindowInferer(32, overlap=0.25)
+            ),
             "window of 32, overlap .5, AFN-1": lambda n: apply(
                 afnet(layers=1), image(n, 3), SlidingWindowInferer(32, overlap=0.5)
             ),

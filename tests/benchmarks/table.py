@@ -23,7 +23,7 @@ import training
 # the sizes that take a quarter of an hour in all on two cores
 BENCHMARKS: list[Callable[[], Iterable[measure.Row]]] = [
     scse.rows,
-    lambda: autofocus.rows(volume=(96, 96, 96)),
+    autofocus.rows,
     slices.rows,
     training.rows,
     lambda: edges.rows(sides=(64,)),

@@ -32,7 +32,7 @@ def in_this_process(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "sizes"),
     [
-        (autofocus.rows, {"side": 8, "volume": (10, 9, 8), "window": 8}),
+        (autofocus.rows, {"side": 8}),
         (scse.rows, {"side": 48}),
         (slices.rows, {"features": 4, "volume": (16, 24, 6)}),
         (edges.rows, {"sides": (32,)}),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 NAMES = sorted(path.parent.parent.name for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
-# volumes by slices, pictures, volumes by layers, volumes by windows
+# volumes by slices, pictures, volumes of one and of two outputs by windows
 EACH_KIND = {
     "hippocampus_mri_scse_segmentation",
     "skin_lesion_focusnet_segmentation",

@@ -158,7 +158,7 @@ def test_the_scale_map_of_a_turned_image_of_all_channels_lies_on_its_grid(train_
 
 def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
     options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
-    bundle.run("inference", **options, **{"inferer#slab": 16})
+    bundle.run("inference", **options)
     voxel = 3 if bundle.root.name == PELVIS else 1
     for case in cases(bundle.data, "validation"):
         first = case["image"] if isinstance(case["image"], str) else case["image"][0]

@@ -142,6 +142,20 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
                 assert (component["source"], component["origin"]) == ("@input", "@origin")
 
 
+def test_inference_and_validation_see_what_training_saw(bundle):
+    """A network that has only seen small crops predicts worse on more at once."""
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    crops = [part for part in components(train["train"]) if re.match(r"Rand\w*Crop", part["_target_"])]
+    if not crops or train["train"]["deterministic_transforms"][0]["spatial_dims"] == 2:
+        pytest.skip("it trains on slices, or on strips of pictures, and infers the whole as its authors do")
+    assert {crop["spatial_size"] for crop in crops} == {"@crop_size"}
+    assert (inference["crop_size"], inference["overlap"]) == (train["crop_size"], train["overlap"])
+    for inferer in (train["validate"]["inferer"], inference["inferer"]):
+        assert inferer["_target_"] == "SlidingWindowInferer"
+        assert (inferer["roi_size"], inferer["mode"]) == ("@crop_size", "gaussian")
+        assert inferer["overlap"] == "@overlap"
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_components_are_monai_ours_torch_or_ignite(bundle, name):
     for component in components(load(bundle, name)):

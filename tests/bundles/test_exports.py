@@ -84,11 +84,7 @@ def test_the_network_of_torch_export_is_the_network_for_images_of_any_size(train
 @mostly_slow
 def test_the_exported_network_segments_as_the_network_does(trained, torchscript, tmp_path):
     image = cases(trained.data, "validation")[0]["image"]
-    # a network in TorchScript does not tell its layers, so that this inferer takes windows
-    windows = {"_target_": "SlidingWindowInferer", "roi_size": 75, "overlap": 0.5, "mode": "gaussian"}
-    layerwise = trained.entries("inference")["inferer"]["_target_"].endswith("LayerwiseInferer")
-    same = {"inferer": windows} if layerwise else {}
-    trained.run("inference", input=image, output_dir=str(tmp_path / "own"), checkpoint=str(trained.weights), **same)
+    trained.run("inference", input=image, output_dir=str(tmp_path / "own"), checkpoint=str(trained.weights))
     exported = {"input": image, "output_dir": str(tmp_path / "exported")}
     trained.run("inference", "inference_exported", checkpoint=str(torchscript), **exported)
     name = f"{case_name(ensure_tuple(image)[0])}_seg{trained.suffix}"

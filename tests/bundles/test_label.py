@@ -28,13 +28,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import ITKReader, MetaTensor
-from monai.inferers import SimpleInferer
 from monai.transforms import LoadImage, Orientation, SaveImage
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_attn.data import case_name, cases
-from monai_attn.inferers import LayerwiseInferer
 
 requests = pytest.importorskip("requests", reason="needs MONAI Label, see `make test-label`")
 
@@ -128,7 +126,6 @@ def give_weights(bundle: Any) -> None:
         torch.manual_seed(seed)
         network = parser.get_parsed_content("network_def")
         inferer = parser.get_parsed_content("inferer")
-        inferer = SimpleInferer() if isinstance(inferer, LayerwiseInferer) else inferer  # the same, training or not
         batch = parser.get_parsed_content("preprocessing")({"image": image})["image"][None]
         for layer in network.modules():
             if isinstance(layer, _BatchNorm):

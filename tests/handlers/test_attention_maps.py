@@ -15,7 +15,7 @@ from torch import nn
 from monai_attn.blocks import Gate
 from monai_attn.errors import ConfigError
 from monai_attn.handlers import AttentionMaps
-from monai_attn.inferers import LayerwiseInferer, SliceBatchInferer
+from monai_attn.inferers import SliceBatchInferer
 from monai_attn.nets import EGCNN, AFNet, SCSEUNet
 from monai_attn.transforms import SafeSaveImaged
 from monai_attn.visualize import GateMaps, save_attention
@@ -76,8 +76,7 @@ def autofocus():
     return AFNet(3, 1, 2, n_autofocus=2, channels=(4, 4, 4, 4, 4, 4, 6, 6), dilations=(1, 2, 4)).eval()
 
 
-@pytest.mark.parametrize("inferer", [SimpleInferer(), LayerwiseInferer(slab=5), LayerwiseInferer(5, spatial_dim=2)])
-def test_a_voxels_scale_is_the_dilation_of_the_largest_weight(autofocus, inferer):
+def test_a_voxels_scale_is_the_dilation_of_the_largest_weight(autofocus):
     image = named(2, 1, 14, 12, 11)
     expected = []
     layers = [autofocus.trunk.blocks[-1].first, autofocus.trunk.blocks[-1].second]
@@ -91,7 +90,7 @@ def test_a_voxels_scale_is_the_dilation_of_the_largest_weight(autofocus, inferer
         autofocus(image.as_tensor())
     for hook in hooks:
         hook.remove()
-    output = output_with_maps(autofocus, image, inferer)
+    output = output_with_maps(autofocus, image, SimpleInferer())
     assert len(torch.stack(expected).unique()) > 1
     for place, dilations in zip(("first", "second"), expected):
         scales = output[f"attention_trunk.blocks.2.{place}"]
@@ -100,19 +99,9 @@ def test_a_voxels_scale_is_the_dilation_of_the_largest_weight(autofocus, inferer
         assert (scales.as_tensor()[:, 0] == dilations).float().mean() > 0.999
 
 
-def test_layer_by_layer_the_network_runs_once(autofocus):
-    calls = []
-    autofocus.classifier.register_forward_hook(lambda *_: calls.append(1))
-    output_with_maps(autofocus, named(1, 1, 10, 9, 8), LayerwiseInferer(slab=10))
-    assert len(calls) == 1
-
-
-def test_where_memory_is_short_scales_come_from_windows(autofocus):
+def test_windows_give_scales_too(autofocus):
     windows = SlidingWindowInferer((8, 8, 8), overlap=0.5)
-    with pytest.warns(UserWarning, match="memory is short"):
-        output = output_with_maps(
-            autofocus, named(1, 1, 14, 12, 11), LayerwiseInferer(slab=5, max_memory=1e-6, fallback=windows)
-        )
+    output = output_with_maps(autofocus, named(1, 1, 14, 12, 11), windows)
     assert set(output["attention_trunk.blocks.2.first"].unique().tolist()) <= {1, 2, 4}
 
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inferers: a 2D network over the slices of a volume, and tiles with a halo.
+
+A network that trains on random crops needs none of them: MONAI's ``SlidingWindowInferer``, with the crop as its
+window, shows it what it has seen in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, ensure_tuple, ensure_tuple_rep
+from torch import nn
+
+__all__ = ["HaloInferer", "SliceBatchInferer"]
+
+
+class SliceBatchInferer(Inferer):
+    """Run a 2D network over every slice of a volume, many slices at once.
+
+    The slices are whole, so that the result is that of the network on each slice alone. (MONAI's ``SliceInferer``
+    slides a window of a given size over each slice, which needs that size and pads what is smaller.) Beside the output
+    there is only one batch at a time.
+
+    Args:
+        spatial_dim: the spatial axis to cut across, 0, 1 or 2, as in training.
+        batch_size: number of slices of a volume in one call of the network.
+
+    Raises:
+        ValueError: if ``batch_size`` is below 1, or if the input is not a batch of volumes.
+
+    Example:
+        >>> SliceBatchInferer(spatial_dim=2)(torch.rand(1, 1, 8, 9, 10), torch.nn.Conv2d(1, 3, 1)).shape
+        torch.Size([1, 3, 8, 9, 10])
+    """
+
+    def __init__(self, spatial_dim: int = 2, batch_size: int = 16) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.axis = spatial_dim + 2
+        self.batch_size = batch_size
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Map volumes (B, C, H, W, D) to the network's output (B, C', H, W, D)."""
+        if inputs.ndim != 5:
+            raise ValueError(f"inputs must be volumes (B, C, H, W, D), got a tensor of shape {tuple(inputs.shape)}.")
+        volumes = _plain(inputs)
+        axis, depth = self.axis - 1, volumes.shape[self.axis]  # of one volume
+        output = torch.empty(0)
+        for index, start in product(range(len(volumes)), range(0, depth, self.batch_size)):
+            number = min(self.batch_size, depth - start)
+            slices = volumes[index].narrow(axis, start, number).movedim(axis, 0)
+            result = network(slices.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+            if index == start == 0:  # the only tensor of the output's size
+                output = result.new_empty(len(volumes), result.shape[1], *volumes.shape[2:])
+            output[index].narrow(axis, start, number).copy_(result.movedim(0, axis))
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+
+class HaloInferer(Inferer):
+    """Run a network over tiles with a halo, and put the tiles together side by side.
+
+    Every tile reads ``halo`` voxels more at every side than it gives, as far as the volume has them, and every voxel
+    is written once, without blending. For a network that crops its output by c voxels (its attribute ``crop``) the
+    volume is first padded with c zeros: with ``padding="official"``, ``tile=47`` and ``halo=14`` this is how the
+    authors of the autofocus layer predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code).
+
+    With the network's ``receptive_radius`` as halo the result is that on the whole volume, if normalization is by
+    fixed statistics (batch normalization, or none).
+
+    Args:
+        tile: side of the tiles that are written, one number or one for each dimension.
+        halo: voxels read around a tile; by default the network's ``receptive_radius``.
+
+    Raises:
+        ValueError: if ``tile`` is below 1, ``halo`` is missing or smaller than the network's crop, or the network is in
+            training mode.
+
+    Example:
+        >>> from monai_attn.nets import AFNet
+        >>> net = AFNet(3, 1, 2, n_autofocus=0, padding="official", channels=(4, 4, 6, 6)).eval()
+        >>> HaloInferer(tile=8)(torch.rand(1, 1, 20, 12, 10), net).shape
+        torch.Size([1, 2, 20, 12, 10])
+    """
+
+    def __init__(self, tile: Sequence[int] | int, halo: Sequence[int] | int | None = None) -> None:
+        super().__init__()
+        if min(ensure_tuple(tile)) < 1:
+            raise ValueError(f"tile must be at least 1, got {tile}.")
+        self.tile = tile
+        self.halo = halo
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Map a volume (B, C, *spatial) to the network's output (B, C', *spatial)."""
+        size = inputs.shape[2:]
+        halo, crop = self._margins(network, len(size))
+        tile = ensure_tuple_rep(self.tile, len(size))
+        padded = F.pad(_plain(inputs), [crop] * (2 * len(size)))
+        output = torch.empty(0)
+        for start in product(*map(range, [0] * len(size), size, tile)):
+            stop = [min(s + t, n) for s, t, n in zip(start, tile, size)]
+            first = [max(s + crop - h, 0) for s, h in zip(start, halo)]
+            last = [s + crop + h for s, h in zip(stop, halo)]  # a slice ends with the volume
+            result = network(padded[_box(first, last)], *args, **kwargs)
+            if not any(start):
+                output = result.new_empty([*result.shape[:2], *size])
+            # output voxel i of the network stands at voxel first + i of the volume
+            inside = _box([s - f for s, f in zip(start, first)], [s - f for s, f in zip(stop, first)])
+            output[_box(start, stop)] = result[inside]
+        return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
+
+    def _margins(self, network: Any, dims: int) -> tuple[tuple[int, ...], int]:
+        """The halo in each dimension, and the voxels that the network takes off every side."""
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        if getattr(network, "training", False):
+            raise ValueError("the network is in training mode, where tiles and whole differ; call its eval() first.")
+        crop = getattr(network, "crop", 0)
+        halo = getattr(network, "receptive_radius", None) if self.halo is None else self.halo
+        if halo is None:
+            raise ValueError(f"halo must be given, as {type(network).__name__} has no receptive_radius.")
+        if min(ensure_tuple(halo)) < crop:
+            raise ValueError(f"halo must be at least {crop}, which the network takes off every side, got {halo}.")
+        return ensure_tuple_rep(halo, dims), crop
+
+
+def _plain(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+
+
+def _box(first: Sequence[int], last: Sequence[int]) -> tuple[slice, ...]:
+    return (slice(None), slice(None), *map(slice, first, last))

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The baselines of AFNet: ASPP-c and ASPP-s, and DeepMedic.
+
+Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3 and
+Table 2.
+
+ASPP-c and ASPP-s are the trunk of the network Basic, without its classifier, and atrous spatial pyramid pooling behind
+it, after Chen et al.: "DeepLab", https://arxiv.org/abs/1606.00915, Fig. 4: unlike in an autofocus layer each dilation
+has its own kernel, and all voxels weigh the scales alike. 477,905 (``"cat"``) and 966,440 (``"sum"``) parameters for 4
+channels and 5 classes. The widths, 30 and 120, are those of the authors' code; the paper gives none. Differs from that
+code (yaq007/Autofocus-Layer) in: see :mod:`monai_attn.nets.afnet`.
+
+DeepMedic is that of Kamnitsas, Ledig, Newcombe, Simpson, Kane, Menon, Rueckert, Glocker: "Efficient multi-scale 3D CNN
+with fully connected CRF for accurate brain lesion segmentation", Medical Image Analysis 2017,
+https://arxiv.org/abs/1603.05959, Fig. 5, with the residual connections of Kamnitsas et al.: "DeepMedic for Brain Tumor
+Segmentation", BrainLes 2016: 662,215 parameters for 4 channels and 5 classes. Differs from the authors' code
+(deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop; the second path sees the
+whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by default instead of PReLU; and no
+bias where a normalization follows, which makes it inert. As in their code a sum is taken before normalization and
+activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from monai.networks.layers.factories import Conv, Norm, Pool
+from monai.networks.layers.utils import get_act_layer
+from monai.utils import look_up_option
+from torch import nn
+
+from monai_attn.nets.afnet import DilatedTrunk, initialize_weights
+
+__all__ = ["ASPP", "ASPPNet", "DeepMedic"]
+
+_RELU = ("relu", {"inplace": True})
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: parallel dilated convolutions that end in class scores.
+
+    ``"cat"``: the convolutions' outputs are concatenated - norm - activation - 1x1 convolution (ASPP-c).
+    ``"sum"``: every convolution - norm - activation - 1x1 convolution; the scores are summed (ASPP-s).
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels.
+        out_channels: number of classes.
+        dilations: the dilations, one convolution each.
+        fusion: ``"cat"`` or ``"sum"``.
+        features: channels of each convolution; by default 30 for ``"cat"`` and 120 for ``"sum"``.
+
+    Attributes:
+        radius: how far the output sees, in voxels: the largest dilation.
+
+    Raises:
+        ValueError: if ``fusion`` is neither of the two, or a dilation is below 1.
+
+    Example:
+        >>> ASPP(3, 50, 5, fusion="sum")(torch.rand(1, 50, 9, 8, 7)).shape
+        torch.Size([1, 5, 9, 8, 7])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dilations: Sequence[int] = (2, 6, 10, 14),
+        fusion: str = "cat",
+        features: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not dilations or min(dilations) < 1:
+            raise ValueError(f"dilations must be positive, such as (2, 6, 10, 14), got {tuple(dilations)}.")
+        self.sums = look_up_option(fusion, {"cat": False, "sum": True})
+        self.radius = int(max(dilations))
+        width = features or (120 if self.sums else 30)
+        ending = "NA" if self.sums else ""
+        conv = partial(Convolution, spatial_dims, in_channels, width, bias=False, adn_ordering=ending, norm="batch")
+        classifier = partial(Conv[Conv.CONV, spatial_dims], out_channels=out_channels, kernel_size=1)
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            branch = conv(dilation=dilation, act=_RELU)
+            self.branches.append(nn.Sequential(branch, classifier(width)) if self.sums else branch)
+        self.joint: nn.Module = nn.Identity()
+        if not self.sums:
+            joined = len(dilations) * width
+            norm = Norm[Norm.BATCH, spatial_dims](joined)
+            self.joint = nn.Sequential(norm, get_act_layer(_RELU), classifier(joined))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_channels, *spatial) to scores (B, out_channels, *spatial)."""
+        scales: list[torch.Tensor] = []
+        for branch in self.branches:
+            scales.append(branch(x))
+        joined = torch.stack(scales).sum(0) if self.sums else torch.cat(scales, dim=1)
+        return self.joint(joined)
+
+
+class ASPPNet(nn.Module):
+    """The trunk of AFNet without autofocus layers, and atrous spatial pyramid pooling as the classifier.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
+        in_channels: number of input channels.
+        out_channels: number of classes, with the background.
+        fusion: ``"cat"`` for the paper's ASPP-c, ``"sum"`` for its ASPP-s.
+        channels: channels of the trunk's layers: two plain layers, then two for each residual block.
+        features: channels of each dilated convolution of the pyramid; by default 30 for ``"cat"``, 120 for ``"sum"``.
+        dilations: dilations of the pyramid.
+        padding: ``"same"``, or ``"official"``: 14 voxels fewer at every side, as in the authors' code.
+        init: ``"default"``, PyTorch's, or ``"paper"``, N(0, 0.01) as in the authors' code.
+
+    Attributes:
+        receptive_radius: how far an output voxel sees in the input, in voxels.
+        crop: voxels that the output loses at every side, 0 or 14.
+
+    Raises:
+        ValueError: if an argument is out of its range, or an input too small for ``padding="official"``.
+
+    Example:
+        >>> net = ASPPNet(3, 4, 5, fusion="sum", channels=(4, 4, 6, 6, 6, 6, 8, 8))
+        >>> net(torch.rand(1, 4, 9, 10, 11)).shape, net.receptive_radius
+        (torch.Size([1, 5, 9, 10, 11]), 28)
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        fusion: str = "cat",
+        channels: Sequence[int] = (30, 30, 40, 40, 40, 40, 50, 50),
+        features: int | None = None,
+        dilations: Sequence[int] = (2, 6, 10, 14),
+        padding: str = "same",
+        init: str = "default",
+    ) -> None:
+        super().__init__()
+        self.trunk = DilatedTrunk(spatial_dims, in_channels, channels=channels, padding=padding)
+        pyramid = partial(ASPP, dilations=dilations, fusion=fusion, features=features)
+        self.classifier = pyramid(spatial_dims, self.trunk.out_channels, out_channels)
+        self.receptive_radius = self.trunk.receptive_radius + self.classifier.radius
+        self.crop = self.trunk.crop
+        initialize_weights(self, init)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *(spatial - 2 crop))."""
+        return self.classifier(self.trunk(x))
+
+
+class _ZeroPaddedResidual(nn.Module):
+    """``body(x) + x``, where channels that ``x`` lacks are zero."""
+
+    def __init__(self, body: nn.Module, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.missing = out_channels - in_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padding = [0] * (2 * (x.dim() - 2)) + [0, self.missing]
+        return self.body(x) + F.pad(x, padding)
+
+
+class DeepMedic(nn.Module):
+    """Two equal paths, at full and at low resolution, joined by layers of 1x1 convolutions.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
+        in_channels: number of input channels.
+        out_channels: number of classes, with the background.
+        channels: channels of each path: two plain layers, then two for each residual block.
+        fc_channels: channels of the two 1x1 layers (the article's 150; later configurations have 250).
+        scale: by which factor the second path's image is smaller.
+        act: activation, as a name or ``(name, {args})``; ``"prelu"`` in the authors' code.
+        dropout: probability to drop an input of the second 1x1 layer and of the classifier.
+
+    Raises:
+        ValueError: if ``channels`` or ``scale`` is out of its range.
+
+    Example:
+        >>> DeepMedic(3, 4, 5, channels=(4, 4, 6, 6))(torch.rand(1, 4, 7, 8, 10)).shape
+        torch.Size([1, 5, 7, 8, 10])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: Sequence[int] = (30, 30, 40, 40, 40, 40, 50, 50),
+        fc_channels: Sequence[int] = (150, 150),
+        scale: int = 3,
+        act: str | tuple = "relu",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 4 or len(channels) % 2:
+            raise ValueError(f"channels must be 2 and 2 more for each block, at least 4 in all, got {tuple(channels)}.")
+        if scale < 1:
+            raise ValueError(f"scale must be at least 1, got {scale}.")
+        conv = Conv[Conv.CONV, spatial_dims]
+
+        def layer(inputs: int, outputs: int, *, size: int = 3, drop: float = 0.0, bias: bool = False) -> nn.Module:
+            norm = Norm[Norm.BATCH, spatial_dims](inputs)
+            last = conv(inputs, outputs, size, padding=size // 2, bias=bias)
+            return nn.Sequential(norm, get_act_layer(act), nn.Dropout(drop), last)
+
+        def path() -> nn.Sequential:
+            first = conv(in_channels, channels[0], kernel_size=3, padding=1, bias=False)
+            blocks = [
+                _ZeroPaddedResidual(nn.Sequential(layer(inputs, middle), layer(middle, outputs)), inputs, outputs)
+                for inputs, middle, outputs in zip(channels[1::2], channels[2::2], channels[3::2])
+            ]
+            return nn.Sequential(first, layer(channels[0], channels[1]), *blocks)
+
+        self.scale = scale
+        self.full = path()
+        self.down = Pool[Pool.AVG, spatial_dims](scale)
+        self.low = path()
+        *joined, last = pairwise([2 * channels[-1], *fc_channels, out_channels])
+        drops = [0.0] + [dropout] * len(joined)
+        self.classifier = nn.Sequential(
+            *(layer(*widths, size=1, drop=drop) for widths, drop in zip(joined, drops)),
+            layer(*last, size=1, drop=drops[-1], bias=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
+        full = self.full(x)
+        missing: list[int] = []  # voxels to whole windows, at the far end of each axis from the last
+        for dim in range(x.dim() - 1, 1, -1):
+            missing += [0, -x.shape[dim] % self.scale]
+        low = self.low(self.down(F.pad(x, missing, mode="replicate")))
+        for dim in range(2, x.dim()):
+            low = low.repeat_interleave(self.scale, dim).narrow(dim, 0, x.shape[dim])
+        return self.classifier(torch.cat([full, low], dim=1))
