@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,14 @@ from tqdm import tqdm
 
 from monai_attn.data.datalist import cases, common_root, find_images
 from monai_attn.errors import DataError
-from monai_attn.transforms import SafeLoadImaged, label_values
-from monai_attn.workflow.bundle import component, find_bundle, parse_override, read_bundle
+from monai_attn.transforms import label_values
+from monai_attn.workflow.bundle import components, find_bundle, parse_override, read_bundle
 
 __all__ = ["CaseReport", "check_bundle", "inspect_cases"]
 
-_GUARD = "monai_attn.transforms.SafeLoadImaged"
+_CHECKS = [
+    f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
+]
 
 
 class CaseReport(NamedTuple):
@@ -96,37 +97,38 @@ def check_bundle(
     reports = []
     width = max(map(len, _names(items)))
     yield f"{'case':<{width}}  {'voxels':<15}  {'mm':<18}  {'labels':<12}"
-    for report in inspect_cases(component(parser, _GUARD), items):
+    for report in inspect_cases(components(parser, _CHECKS), items):
         reports.append(report)
         yield from report.lines(width)
     yield _summary(reports)
     _require(source, reports, len(parts.get("training", ())))
 
 
-def inspect_cases(guard: SafeLoadImaged, items: Sequence[Mapping[Any, Any]]) -> Iterator[CaseReport]:
+def inspect_cases(steps: Sequence[Callable[[Any], Any]], items: Sequence[Mapping[Any, Any]]) -> Iterator[CaseReport]:
     """Load and check cases, one after the other, with a progress bar on a terminal.
 
     Args:
-        guard: the transform that does so.
+        steps: the transforms that do so.
         items: the cases, as :func:`monai_attn.data.cases` and :func:`monai_attn.data.find_images` give them.
 
     Yields:
         a report for each.
 
     Example:
-        ``[report.name for report in inspect_cases(SafeLoadImaged("image"), find_images("scans")) if report.error]``
+        ``[report.name for report in inspect_cases([SafeLoadImaged("image")], find_images("scans")) if report.error]``
     """
     for name, item in tqdm(zip(_names(items), items), "check", len(items), leave=False, unit="case", disable=None):
         with _collected_warnings() as warnings:
             try:
-                loaded = guard(item)
+                loaded: Any = item
+                for step in steps:
+                    loaded = step(loaded)
             except DataError as error:
                 report = CaseReport(name, warnings=tuple(warnings), error=error)
             else:
-                image = loaded[next(key for key in guard.keys if key not in guard.label_keys)]
+                image, label = loaded["image"], loaded.get("label")
                 spacing = tuple(image.pixdim.tolist()) if image.ndim == 4 else ()
-                labels = [label_values(loaded[key]) for key in guard.label_keys if key in guard.keys and key in loaded]
-                values = tuple(sorted(set(itertools.chain(*labels))))
+                values = () if label is None or isinstance(label, str) else tuple(label_values(label))
                 report = CaseReport(name, tuple(image.shape[1:]), spacing, values, tuple(warnings))
         yield report
 

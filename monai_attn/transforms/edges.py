@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edges of segmentation masks, the target of EG-CNN's edge stream.
+"""Edge maps of segmentation labels, the target of EG-CNN.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
 https://arxiv.org/abs/2002.04207: a Sobel filter makes the ground truth of the edges out of that of the segmentation.
@@ -22,22 +22,14 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tenso
 
 from monai_attn.transforms.sobel import sobel_edges
 
-__all__ = [
-    "EDGE_TOLERANCE",
-    "SobelEdges",
-    "SobelEdgesD",
-    "SobelEdgesDict",
-    "SobelEdgesd",
-    "edge_targets",
-    "foreground_masks",
-]
+__all__ = ["EDGE_TOLERANCE", "SobelEdges", "SobelEdgesd", "edge_targets", "foreground_masks"]
 
 EDGE_TOLERANCE = 1e-4
 """Smaller magnitudes are rounding: the smallest one of a mask is 1/32."""
 
 
 def foreground_masks(label: torch.Tensor, num_classes: int, *, include_background: bool = False) -> torch.Tensor:
-    """Split class indices into one mask for each class.
+    """Return one mask for each class of a label map.
 
     Args:
         label: class indices (B, 1, *spatial) of any type.
@@ -61,9 +53,8 @@ def edge_targets(
     per_class: bool = False,
     threshold: float = 0.0,
     soft: bool = False,
-    normalize: bool = True,
 ) -> torch.Tensor:
-    """Make the ground truth of the edges out of the masks of the foreground classes.
+    """Return the edges of masks of the foreground classes.
 
     Args:
         masks: masks (B, C, *spatial), bool or numbers from 0 to 1, with 1 to 3 spatial axes.
@@ -71,7 +62,6 @@ def edge_targets(
         threshold: magnitudes above it are edges. At 0 these are the two voxels on either side of a face; at 0.25 the
             band is about 1.8 voxels wide.
         soft: whether to return the magnitude (of the union the largest one) in place of 0 and 1.
-        normalize: whether the magnitude is normalised, see :func:`sobel_edges`.
 
     Returns:
         edges (B, 1 or C, *spatial), float32.
@@ -80,14 +70,14 @@ def edge_targets(
         >>> edge_targets(torch.tensor([[[False, False, False, True, True]]]))
         tensor([[[0., 0., 1., 1., 0.]]])
     """
-    edges = sobel_edges(masks, normalize=normalize)
+    edges = sobel_edges(masks)
     if not per_class:
         edges = edges.amax(dim=1, keepdim=True)
     return edges if soft else (edges > max(threshold, EDGE_TOLERANCE)).float()
 
 
 class SobelEdges(Transform):
-    """Make an edge map out of a label, for pictures or as a target.
+    """Compute the edge map of a label with a Sobel filter.
 
     :class:`monai_attn.losses.EGCNNLoss` makes the same map by itself, on the device. MONAI's ``SobelGradients`` casts
     its result to the type of the label, so that it gives zeros for one of uint8; this transform gives float32.
@@ -98,7 +88,6 @@ class SobelEdges(Transform):
         per_class: whether every foreground class has a channel of its own; otherwise their edges are united.
         threshold: magnitudes above it are edges, see :func:`edge_targets`.
         soft: whether to return the magnitude in place of 0 and 1.
-        normalize: whether the magnitude is normalised, see :func:`sobel_edges`.
 
     Raises:
         ValueError: if ``num_classes`` is below 2.
@@ -118,7 +107,6 @@ class SobelEdges(Transform):
         per_class: bool = False,
         threshold: float = 0.0,
         soft: bool = False,
-        normalize: bool = True,
     ) -> None:
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, the background and one structure, got {num_classes}.")
@@ -126,7 +114,6 @@ class SobelEdges(Transform):
         self.per_class = per_class
         self.threshold = threshold
         self.soft = soft
-        self.normalize = normalize
 
     def __call__(self, label: NdarrayOrTensor) -> torch.Tensor:
         """Map a label (1 or C, *spatial) to its edges (1 or number of foreground classes, *spatial), float32.
@@ -135,13 +122,8 @@ class SobelEdges(Transform):
             ValueError: if the label has several channels of class indices, or values that are none.
         """
         source = convert_to_tensor(label, track_meta=get_track_meta())
-        edges = edge_targets(
-            self._masks(convert_to_tensor(label, track_meta=False))[None],
-            per_class=self.per_class,
-            threshold=self.threshold,
-            soft=self.soft,
-            normalize=self.normalize,
-        )
+        masks = self._masks(convert_to_tensor(label, track_meta=False))
+        edges = edge_targets(masks[None], per_class=self.per_class, threshold=self.threshold, soft=self.soft)
         return convert_to_dst_type(edges[0], source, dtype=torch.float32)[0]
 
     def _masks(self, label: torch.Tensor) -> torch.Tensor:
@@ -168,7 +150,6 @@ class SobelEdgesd(MapTransform):
         per_class: see :class:`SobelEdges`.
         threshold: see :class:`SobelEdges`.
         soft: see :class:`SobelEdges`.
-        normalize: see :class:`SobelEdges`.
         new_key_prefix: put in front of a key, it makes the key of the edges; by default they replace the label.
         allow_missing_keys: do not raise if a key is missing.
 
@@ -188,14 +169,11 @@ class SobelEdgesd(MapTransform):
         per_class: bool = False,
         threshold: float = 0.0,
         soft: bool = False,
-        normalize: bool = True,
         new_key_prefix: str = "",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.edges = SobelEdges(
-            num_classes=num_classes, per_class=per_class, threshold=threshold, soft=soft, normalize=normalize
-        )
+        self.edges = SobelEdges(num_classes=num_classes, per_class=per_class, threshold=threshold, soft=soft)
         self.new_key_prefix = new_key_prefix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -204,6 +182,3 @@ class SobelEdgesd(MapTransform):
         for key in self.key_iterator(output):
             output[f"{self.new_key_prefix}{key}"] = self.edges(output[key])
         return output
-
-
-SobelEdgesD = SobelEdgesDict = SobelEdgesd

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions that are unions of labels, such as the whole tumour, and back.
+"""Convert labels to regions, such as the whole tumor, and back.
 
-Challenges of tumours score nested regions, while files hold one label for each voxel. MONAI's
+Challenges of tumors score nested regions, while files hold one label for each voxel. MONAI's
 ``ConvertToMultiChannelBasedOnBratsClasses`` knows one of these conventions; here the regions are an argument.
 """
 
@@ -14,20 +14,11 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
-__all__ = [
-    "LabelsToRegions",
-    "LabelsToRegionsD",
-    "LabelsToRegionsDict",
-    "LabelsToRegionsd",
-    "RegionsToLabels",
-    "RegionsToLabelsD",
-    "RegionsToLabelsDict",
-    "RegionsToLabelsd",
-]
+__all__ = ["BrainMaskd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels", "RegionsToLabelsd"]
 
 
 class LabelsToRegions(Transform):
-    """Make one binary channel for each region from a label map.
+    """Convert a label map to one binary channel for each region.
 
     Args:
         regions: for each region the label values that belong to it.
@@ -63,7 +54,7 @@ class LabelsToRegionsd(MapTransform):
         keys: keys of the label maps.
         regions: for each region the label values that belong to it.
         output_keys: where to put the regions, one for each key; by default in the label map's place.
-        allow_missing_keys: whether a missing key is passed over.
+        allow_missing_keys: do not raise if a key is missing.
 
     Example:
         ``LabelsToRegionsd(["pred", "label"], [[1, 2], [2]], output_keys=["pred_regions", "label_regions"])``
@@ -91,7 +82,9 @@ class LabelsToRegionsd(MapTransform):
 
 
 class RegionsToLabels(Transform):
-    """Make a label map from binary channels of regions, each painted over those before it.
+    """Convert binary channels of regions to a label map.
+
+    Each region is painted over those before it.
 
     Args:
         values: the label of each region, the outermost region first.
@@ -126,7 +119,7 @@ class RegionsToLabelsd(MapTransform):
     Args:
         keys: keys of the regions.
         values: the label of each region, the outermost region first.
-        allow_missing_keys: whether a missing key is passed over.
+        allow_missing_keys: do not raise if a key is missing.
 
     Example:
         ``RegionsToLabelsd("pred", [2, 1, 4])`` after a threshold.
@@ -146,5 +139,36 @@ class RegionsToLabelsd(MapTransform):
         return item
 
 
-LabelsToRegionsD = LabelsToRegionsDict = LabelsToRegionsd
-RegionsToLabelsD = RegionsToLabelsDict = RegionsToLabelsd
+class BrainMaskd(MapTransform):
+    """Add the brain mask of skull-stripped images.
+
+    It is where any channel differs from the outside, which has the value of the image's first voxel: 0 in images as
+    they are published, another one where somebody has normalized them.
+
+    Args:
+        keys: keys of the images.
+        mask_keys: keys of the masks, one for each image.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Example:
+        >>> image = torch.full((2, 3, 3), -2.5)
+        >>> image[1, 1, 2] = 0.7
+        >>> BrainMaskd("image", "mask")({"image": image})["mask"].nonzero().tolist()
+        [[0, 1, 2]]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, keys: KeysCollection, mask_keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_keys = ensure_tuple_rep(mask_keys, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        """Add the masks (1, *spatial) of a case."""
+        item = dict(data)
+        for key, mask_key in self.key_iterator(item, self.mask_keys):
+            image = convert_to_tensor(item[key], track_meta=False)
+            outside = image.flatten(1)[:, :1].reshape([-1] + [1] * (image.ndim - 1))
+            mask = (image != outside).any(dim=0, keepdim=True)
+            item[mask_key] = convert_to_dst_type(mask, item[key], dtype=torch.uint8)[0]
+        return item

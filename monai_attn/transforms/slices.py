@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2D slices of 3D volumes, for networks that work slice by slice."""
+"""Draw 2D slices of volumes to train a 2D network on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from monai.transforms import MapTransform, Randomizable
 from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey, convert_to_tensor
 
-__all__ = ["RandSlicesD", "RandSlicesDict", "RandSlicesd"]
+__all__ = ["RandSlicesd"]
 
 
 class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
-    """Cut random slices out of a volume, preferring those with foreground.
+    """Crop random slices of a volume, preferably with foreground.
 
     Use it behind the cached, deterministic transforms: the volume is read once and its slices are views of it, which
-    keep the name of its file and no other metadata. As with
-    MONAI's ``RandCropByPosNegLabeld``, ``num_samples`` slices of a volume make ``num_samples`` items of the batch, and
-    ``pos / (pos + neg)`` is the probability that a slice comes from those with foreground.
+    keep the name of its file and no other metadata. As with MONAI's ``RandCropByPosNegLabeld``, ``num_samples`` slices
+    of a volume make ``num_samples`` items of the batch, and ``pos / (pos + neg)`` is the probability that a slice comes
+    from those with foreground.
 
     Args:
         keys: keys of the volumes (C, *spatial), all of one spatial shape.
@@ -81,22 +81,12 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Map one dictionary of volumes to ``num_samples`` dictionaries of slices (C, *spatial without the axis)."""
-        volumes = {key: convert_to_tensor(data[key], track_meta=False) for key in self.key_iterator(data)}
-        names = {key: _name_of(data[key]) for key in volumes}
+        keys = list(self.key_iterator(data))
         self.randomize(convert_to_tensor(data[self.label_key], track_meta=False))
-        return [
-            {**data, **{key: _named(volume.select(self.axis, index), names[key]) for key, volume in volumes.items()}}
-            for index in self.indices
-        ]
+        return [{**data, **{key: self._select(data[key], index) for key in keys}} for index in self.indices]
 
-
-def _name_of(volume: Any) -> Any:
-    """The file of a volume; of its metadata nothing else holds for a slice."""
-    return volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(volume, MetaTensor) else None
-
-
-def _named(image: torch.Tensor, name: Any) -> torch.Tensor:
-    return image if name is None else MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name})
-
-
-RandSlicesD = RandSlicesDict = RandSlicesd
+    def _select(self, volume: Any, index: int) -> torch.Tensor:
+        """Return a slice with the name of its file; none of the other metadata holds for it."""
+        image = convert_to_tensor(volume, track_meta=False).select(self.axis, index)
+        name = getattr(volume, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
+        return image if name is None else MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name})

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.config import PathLike
 from monai.transforms import Compose, Invertd, InvertibleTransform, Transform
 from torch import nn
 
-from monai_attn.transforms.label_map import AsLabelMapd
-from monai_attn.transforms.save import SafeSaveImaged
-from monai_attn.transforms.slabs import ResampleBySlabs
+from monai_attn.transforms import AsLabelMapd, SafeSaveImaged
 from monai_attn.visualize.maps import GateMaps
 
 __all__ = ["attention_key", "save_attention"]
@@ -23,15 +19,6 @@ __all__ = ["attention_key", "save_attention"]
 def attention_key(name: str) -> str:
     """The key under which :class:`monai_attn.handlers.AttentionMaps` gives the map of a gate."""
     return f"attention_{name}"
-
-
-class _InvertBySlabs(Invertd):
-    """``Invertd`` for a single image, in little memory if that is a volume."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        is_volume = data[self.keys[0]].ndim == 4
-        with ResampleBySlabs() if is_volume else nullcontext():
-            return super().__call__(data)
 
 
 def save_attention(
@@ -70,7 +57,7 @@ def save_attention(
     for name in maps.names:
         key, is_scale, in_grey = attention_key(name), name in maps.layers, output_ext == ".png"
         steps += [
-            _InvertBySlabs(key, transform, "image", nearest_interp=is_scale, to_tensor=True),
+            Invertd(key, transform, "image", nearest_interp=is_scale, to_tensor=True),
             AsLabelMapd(key, dtype=torch.uint8 if in_grey and is_scale else torch.float32),
             SafeSaveImaged(
                 key,

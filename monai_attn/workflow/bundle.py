@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai_attn.errors import ConfigError
 from monai_attn.workflow.call import BundleCall
 
-__all__ = ["component", "find_bundle", "parse_override", "read_bundle"]
+__all__ = ["components", "find_bundle", "parse_override", "read_bundle"]
 
 
 def find_bundle(bundle: str) -> Path:
@@ -78,20 +78,20 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def component(parser: ConfigParser, target: str) -> Any:
-    """The first component of a class that a configuration has, built.
+def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:
+    """Return the first component of each class that a configuration has, built.
 
     Args:
         parser: the configuration.
-        target: the class, as ``_target_`` names it.
+        targets: the classes, as ``_target_`` names them.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none of the first class.
     """
-    found = next(_find(parser.get(), target), None)
-    if found is None:
-        raise ConfigError("the configuration", f"it has no component {target}", "give a configuration that has")
-    return parser.get_parsed_content(found)
+    found = [next(_find(parser.get(), target), None) for target in targets]
+    if found[0] is None:
+        raise ConfigError("the configuration", f"it has no component {targets[0]}", "give a configuration that has")
+    return [parser.get_parsed_content(path) for path in found if path is not None]
 
 
 def _find(config: Any, target: str, path: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple
 from monai_attn.data.datalist import find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
-from monai_attn.transforms.save import SafeSaveImage, SafeSaveImaged, origin_of
+from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, origin_of
 from monai_attn.workflow.call import bundle_call
 from monai_attn.workflow.manifest import file_hash, image_hash
 from monai_attn.workflow.processes import gather, share

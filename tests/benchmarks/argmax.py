@@ -48,7 +48,7 @@ def evaluator(
     path: Path, classes: int, output: str, variant: str, inferer: Inferer, spacing: float
 ) -> SupervisedEvaluator:
     steps = [LoadImaged("image", ensure_channel_first=True), Orientationd("image", "RAS", labels=None)]
-    steps += [SafeSpacingd("image", [spacing] * 3)] if spacing else []
+    steps += [SafeSpacingd("image", [spacing] * 3, dtype=torch.float32)] if spacing else []
     pre = Compose([*steps, EnsureTyped("image", dtype=torch.float32)])
     if variant == "ours":
         post = [InvertArgmaxd("pred", pre), AsLabelMapd("pred"), SafeSaveImaged("pred", output)]

@@ -187,11 +187,11 @@ def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):
     bundle = train_bundle(BRATS)
     post = parsed(bundle, "inference").get_parsed_content("postprocessing#transforms")
     steps = [step for step in post if type(step).__name__ not in ("Invertd", "AsLabelMapd", "SafeSaveImaged")]
-    logits = torch.tensor([[-1.0, 1, 1, 1, -1, 1], [-1, -1, 1, 1, -1, 1], [-1, -1, -1, 1, 1, 1]])
-    data = {"pred": logits.reshape(3, 6, 1, 1), "mask": torch.tensor([1, 1, 1, 1, 1, 0]).reshape(1, 6, 1, 1)}
+    logits = torch.tensor([[1, -1.0, 1, 1, 1, -1], [1, -1, -1, 1, 1, -1], [1, -1, -1, -1, 1, 1]])
+    data = {"pred": logits.reshape(3, 6, 1, 1), "image": torch.tensor([0.0, 1, 1, 1, 1, 1]).reshape(1, 6, 1, 1)}
     for step in steps:
         data = step(data)
-    assert data["pred"].flatten().tolist() == [0, 2, 1, 4, 4, 0]
+    assert data["pred"].flatten().tolist() == [0, 0, 2, 1, 4, 4]
 
 
 def test_intensities_of_ct_are_thousands_of_hounsfield_units(train_bundle):

@@ -13,7 +13,7 @@ from PIL import Image
 from monai_attn.data.inspection import CaseReport, check_bundle, inspect_cases
 from monai_attn.data.phantom import make_phantom
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.transforms import SafeLoadImaged
+from monai_attn.transforms import SafeChannelFirstd, SafeLoadImaged
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 HIPPOCAMPUS = str(BUNDLES / "hippocampus_mri_scse_segmentation")
@@ -139,7 +139,7 @@ def test_reports_of_pictures_have_no_spacing_and_names_keep_folders_apart(tmp_pa
         (tmp_path / folder).mkdir()
         Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5)).save(tmp_path / folder / "t1.png")
         items.append({"image": str(tmp_path / folder / "t1.png")})
-    reports = list(inspect_cases(SafeLoadImaged("image", 2, 1), items))
+    reports = list(inspect_cases([SafeLoadImaged("image"), SafeChannelFirstd("image")], items))
     assert reports == [CaseReport("a/t1.png", (5, 4)), CaseReport("b/t1.png", (5, 4))]
 
 

@@ -1,23 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd, SobelGradients
 
-from monai_attn.transforms import (
-    SobelEdges,
-    SobelEdgesD,
-    SobelEdgesd,
-    SobelEdgesDict,
-    edge_targets,
-    foreground_masks,
-    sobel_edges,
-)
+from monai_attn.transforms import SobelEdges, SobelEdgesd, edge_targets, foreground_masks, sobel_edges
 
-DIMS = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+DIMS = pytest.mark.parametrize("spatial_dims", [1, 3])
 STRIPES = torch.tensor([[0, 0, 0, 1, 1, 3, 3, 0, 0]], dtype=torch.uint8)  # classes 1 and 3 side by side, 2 is absent
 
 
@@ -46,11 +37,7 @@ def test_neighbouring_classes_have_an_edge_whatever_their_numbers():
     assert target.tolist() == [[0, 0, 1, 1, 1, 1, 1, 1, 0]]
     each = SobelEdges(num_classes=4, per_class=True)(STRIPES)
     assert each.tolist() == [[0, 0, 1, 1, 1, 1, 0, 0, 0], [0] * 9, [0, 0, 0, 0, 1, 1, 1, 1, 0]]
-
-
-def test_all_faces_have_the_same_magnitude_whatever_the_numbers_of_the_classes():
-    magnitude = SobelEdges(num_classes=4, soft=True)(STRIPES)
-    assert magnitude.unique().tolist() == [0, 0.5]
+    assert SobelEdges(num_classes=4, soft=True)(STRIPES).unique().tolist() == [0, 0.5]
 
 
 @pytest.mark.parametrize(("threshold", "voxels"), [(0.0, 8**3 - 4**3), (0.25, 8**3 - 4**3 - 12 * 6 - 8), (1.0, 0)])
@@ -62,15 +49,7 @@ def test_the_threshold_narrows_the_band(threshold, voxels):
     assert torch.equal(edges, (SobelEdges(soft=True)(label) > max(threshold, 1e-4)).float())
 
 
-def test_without_normalisation_magnitude_and_threshold_are_those_of_the_integer_filter():
-    label = torch.zeros(1, 9, 9)
-    label[:, 4:] = 1
-    assert SobelEdges(soft=True, normalize=False)(label).max() == 4
-    assert SobelEdges(threshold=3.9, normalize=False)(label).sum() == 2 * 9
-    assert SobelEdges(threshold=4.1, normalize=False)(label).sum() == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bool])
 def test_labels_of_any_type_have_edges_where_monais_filter_sees_none(dtype):
     label = (STRIPES > 0).to(dtype)
     expected = [[0, 0, 1, 1, 0, 0, 1, 1, 0]]
@@ -103,13 +82,8 @@ def test_the_metadata_are_kept():
     assert data["label"].dtype == torch.uint8
 
 
-def test_an_array_gives_what_its_tensor_gives():
-    assert torch.equal(SobelEdges(num_classes=4)(STRIPES.numpy()), SobelEdges(num_classes=4)(STRIPES))
-    assert SobelEdges()(np.ones((1, 4, 4), dtype=np.uint8)).sum() == 0
-
-
 def test_the_dictionary_form_replaces_the_label_or_puts_the_edges_beside_it():
-    options = {"num_classes": 4, "per_class": True, "threshold": 0.1, "soft": True, "normalize": False}
+    options = {"num_classes": 4, "per_class": True, "threshold": 0.1, "soft": True}
     expected = SobelEdges(**options)(STRIPES)
     replaced = SobelEdgesd("label", **options)({"label": STRIPES, "image": 1})
     assert torch.equal(replaced["label"], expected)
@@ -117,12 +91,6 @@ def test_the_dictionary_form_replaces_the_label_or_puts_the_edges_beside_it():
     beside = SobelEdgesd("label", **options, new_key_prefix="edges_of_")({"label": STRIPES})
     assert torch.equal(beside["edges_of_label"], expected)
     assert beside["label"] is STRIPES
-
-
-def test_a_missing_key_raises_unless_it_is_allowed():
-    with pytest.raises(KeyError, match="label"):
-        SobelEdgesd("label")({"image": STRIPES})
-    assert SobelEdgesd("label", allow_missing_keys=True)({"image": STRIPES}) == {"image": STRIPES}
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(3, "expected 0 to 2"), (None, "expected 0 to 1")])
@@ -133,15 +101,8 @@ def test_values_that_are_no_classes_are_refused(num_classes, expected):
         SobelEdges(num_classes=num_classes)(-STRIPES.clamp(max=1).int())
 
 
-def test_several_channels_of_class_indices_are_refused():
+def test_several_channels_of_class_indices_and_fewer_than_two_classes_are_refused():
     with pytest.raises(ValueError, match="must have one channel"):
         SobelEdges(num_classes=4)(STRIPES.expand(2, -1))
-
-
-def test_fewer_than_two_classes_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
         SobelEdges(num_classes=1)
-
-
-def test_the_three_names_are_one_class():
-    assert SobelEdgesD is SobelEdgesDict is SobelEdgesd

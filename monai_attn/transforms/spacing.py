@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spacing for data dictionaries that hold more than images."""
+"""Resample images of dictionaries that hold more than images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.transforms import Spacingd
 
-__all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+__all__ = ["SafeSpacingd"]
 
 
 class SafeSpacingd(Spacingd):
@@ -17,7 +17,8 @@ class SafeSpacingd(Spacingd):
 
     From MONAI 1.6.0 on ``Spacingd`` updates every entry whose key begins with ``"<key>_"`` as if it were a dictionary
     of metadata, and fails on the path that MONAI Label puts there. This class hides such entries while it works. All
-    arguments, and the inverse, are those of ``Spacingd``.
+    arguments, and the inverse, are those of ``Spacingd``. With ``dtype=torch.float32`` the coordinates of the voxels,
+    which MONAI holds in double precision, take half the memory.
 
     Example:
         >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)
@@ -30,6 +31,3 @@ class SafeSpacingd(Spacingd):
         hidden = {name: value for name, value in data.items() if name not in self.keys and not isinstance(value, dict)}
         visible = {name: value for name, value in data.items() if name not in hidden}
         return {**super().__call__(visible, lazy=lazy), **hidden}
-
-
-SafeSpacingD = SafeSpacingDict = SafeSpacingd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of a loaded image: its dimensions, and where its voxels lie."""
+"""Checks of the grid of an image: its dimensions, and where its voxels lie."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import math
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
@@ -17,26 +18,28 @@ from monai.utils import ImageMetaKey, MetaKeys
 from monai_attn.data.nifti import describe_affine
 from monai_attn.errors import DataError
 
-__all__ = ["check_affine", "check_shape", "file_of", "grid_difference"]
+__all__ = ["CHANNEL_FILES", "check_affine", "check_pair", "check_shape", "files_of"]
+
+CHANNEL_FILES = "channel_files"
+"""Metadata of an image that was loaded from a file for each channel: their paths."""
 
 _SHEAR = 1e-3  # cosine of the angle between two axes of the grid
 _TOLERANCE = 0.5  # voxel
-_WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 _LOGGER = logging.getLogger(__name__)
 
 
-def file_of(image: NdarrayOrTensor, default: str) -> str:
-    """The file that an image was loaded from, or ``default``."""
+def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
+    """Return the file of an image, or of each channel, or ``[default]``."""
     meta: dict[str, Any] = getattr(image, "meta", {})
-    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, default))
+    return list(meta.get(CHANNEL_FILES, ())) or [str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, default))]
 
 
 def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: int | None) -> None:
-    """Raise unless an image (C, *spatial) has the dimensions and channels that are expected.
+    """Raise unless an image has the expected dimensions and channels.
 
     Args:
-        image: the image, channel first.
-        name: what to call it in the error.
+        image: image (C, *spatial).
+        name: its name in the error.
         spatial_dims: number of spatial dimensions.
         channels: number of channels; any if ``None``.
 
@@ -61,12 +64,12 @@ def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: 
 
 
 def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = None) -> NdarrayOrTensor:
-    """Raise unless it is known where the voxels of an image lie.
+    """Raise unless the position and orientation of a volume are known.
 
     Args:
         image: image (C, *spatial). Images without metadata, and those that are not volumes, are left alone.
-        name: what to call it.
-        orientation: axes to assume where a NIfTI file says nothing, such as ``"RAS"``.
+        name: its name in the error.
+        orientation: axes to assume where a NIfTI file gives none, such as ``"RAS"``.
 
     Returns:
         the image, with another affine if that had to be assumed.
@@ -88,13 +91,28 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
     return image
 
 
-def grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | None:
-    """What makes two grids lie more than half a voxel apart somewhere, in words; ``None`` if nothing does.
+def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, name: str) -> None:
+    """Raise unless a label lies on the grid of its image.
 
     Args:
         image: image (C, *spatial).
-        label: image (C, *spatial). Only of volumes with metadata is more than the shape compared.
+        label: label map (1, *spatial). Only of volumes with metadata is more than the shape compared.
+        image_name: name of the image in the error.
+        name: name of the label.
+
+    Raises:
+        DataError: if the shapes differ, or any voxel is more than half a voxel away.
     """
+    difference = _grid_difference(image, label)
+    if difference:
+        raise DataError(
+            name,
+            f"it does not lie on {image_name}: {difference}",
+            "pair the right files, or resample the label to its image by nearest neighbour",
+        )
+
+
+def _grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | None:
     shapes = [tuple(volume.shape[1:]) for volume in (label, image)]
     if shapes[0] != shapes[1]:
         return f"its shape {shapes[0]} is not the shape {shapes[1]}"
@@ -125,9 +143,8 @@ def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.n
             'correct the header, or, if you know the axes, set assume_orientation to them, such as "RAS"',
         )
     affine = np.zeros((4, 4))
-    for axis, code in enumerate(orientation):
-        row, sign = _WORLD_AXES[code]
-        affine[row, axis] = sign * spacing[axis]
+    rows, signs = nibabel.orientations.axcodes2ornt(orientation).T
+    affine[rows.astype(int), range(3)] = signs * spacing
     affine[3, 3] = 1
     _LOGGER.warning("%s: its orientation is unknown; assumed: %s", name, describe_affine(affine))
     grid = {MetaKeys.AFFINE: torch.as_tensor(affine), MetaKeys.ORIGINAL_AFFINE: affine}

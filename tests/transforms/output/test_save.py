@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import ITKWriter, MetaTensor, NibabelWriter, PILWriter
+from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from PIL import Image
 
@@ -29,7 +29,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("shape", [(35, 51, 1), (1, 5, 6), (1, 1, 4), (5, 6, 7)])
+@pytest.mark.parametrize("shape", [(35, 51, 1), (1, 1, 4), (5, 6, 7)])
 def test_a_volume_keeps_its_shape_and_place_also_with_a_single_slice(tmp_path, shape):
     image = label_map("scan.nii.gz", (1, *shape))
     assert SafeSaveImage(tmp_path)(image) is image
@@ -55,7 +55,7 @@ def test_a_picture_is_written_as_rows_and_columns(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "skin_seg.png")), mask.T * 255)
 
 
-@pytest.mark.parametrize("name", ["with space", "a#b", "Müller ß 影像", "a.b", "=cmd()", "$x$"])
+@pytest.mark.parametrize("name", ["with space#", "Müller ß 影像", "a.b", "=cmd()$x$"])
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
 def test_any_name_of_a_file_is_kept_and_its_origin_can_be_read(tmp_path, name, ending):
     shape = (1, 6, 7, 8) if ending == ".nii.gz" else (6, 7)
@@ -92,40 +92,39 @@ def test_no_result_lies_outside_of_the_output_folder(tmp_path):
     assert files(tmp_path) == ["in/below/a.nii.gz"]
 
 
-@pytest.mark.parametrize(("writer", "ending"), [(NibabelWriter, ".nii.gz"), (PILWriter, ".png")])
-def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing_behind(tmp_path, monkeypatch, writer, ending):
-    def fill_up(self, filename, **kwargs):
-        filename.write_bytes(b"half")
+@pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing_behind(tmp_path, monkeypatch, ending):
+    def fill_up(_image, path, **_options):
+        path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def never(self, *args, **kwargs):
-        raise AssertionError("no other writer is tried")
-
+    monkeypatch.setattr(nibabel, "save", fill_up)
+    monkeypatch.setattr(Image.Image, "save", fill_up)
     image = label_map("scan.nii.gz") if ending == ".nii.gz" else label_map("scan.png", (6, 7), channels=False)
-    (tmp_path / f"scan_seg{ending}").write_text("an earlier result")
-    monkeypatch.setattr(writer, "write", fill_up)
-    monkeypatch.setattr(ITKWriter, "write", never)
-    with pytest.raises(DataError) as caught:
+    result = tmp_path / f"scan_seg{ending}"
+    result.write_text("an earlier result")
+    with pytest.raises(DataError, match="No space left on device") as caught:
         SafeSaveImage(tmp_path, output_ext=ending)(image)
-    assert caught.value.what == str(tmp_path / f"scan_seg{ending}")
-    assert "No space left on device" in caught.value.problem
-    assert files(tmp_path) == [f"scan_seg{ending}"]
-    assert (tmp_path / f"scan_seg{ending}").read_text() == "an earlier result"
+    assert caught.value.what == str(result)
+    assert files(tmp_path) == [result.name]
+    assert result.read_text() == "an earlier result"
 
 
 @pytest.mark.parametrize("fault", ["a voxel", "the shape", "the place"])
 def test_a_file_that_reads_otherwise_than_it_was_meant_never_gets_the_name(tmp_path, monkeypatch, fault):
-    def write_wrongly(self, filename, **kwargs):
-        values, affine = np.array(self.data_obj), AFFINE.numpy().copy()
+    save = nibabel.save
+
+    def write_wrongly(image, path):
+        values, affine = np.array(image.dataobj), image.affine.copy()
         if fault == "a voxel":
             values[1, 2, 3] += 1
         elif fault == "the shape":
             values = values[..., :-1]
         else:
             affine[0, 3] += 1
-        nibabel.save(nibabel.Nifti1Image(values, affine), filename)
+        save(nibabel.Nifti1Image(values, affine), path)
 
-    monkeypatch.setattr(NibabelWriter, "write", write_wrongly)
+    monkeypatch.setattr(nibabel, "save", write_wrongly)
     with pytest.raises(DataError, match="is not what is read from it"):
         SafeSaveImage(tmp_path)(label_map("scan.nii.gz"))
     assert files(tmp_path) == []
@@ -136,6 +135,13 @@ def test_values_that_the_type_cannot_hold_are_not_written_as_others(tmp_path):
     with pytest.raises(DataError):
         SafeSaveImage(tmp_path)(image)
     assert files(tmp_path) == []
+
+
+def test_images_without_a_file_are_numbered(tmp_path):
+    saver = SafeSaveImage(tmp_path)
+    for image in (torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2).numpy()):
+        saver(image)
+    assert [np.unique(nibabel.load(tmp_path / f"{name}_seg.nii.gz").dataobj) for name in (0, 1)] == [0, 1]
 
 
 def test_a_format_without_a_writer_is_refused():

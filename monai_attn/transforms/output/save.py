@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Save results whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import SaveImage, SaveImaged
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy, get_equivalent_dtype, optional_import
+
+from monai_attn.data.datalist import common_root, find_images
+from monai_attn.errors import DataError
+from monai_attn.files import atomic_write
+
+__all__ = ["SafeSaveImage", "SafeSaveImaged", "origin_of"]
+
+PILImage, _ = optional_import("PIL.Image")
+PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
+
+
+class SafeSaveImage(SaveImage):
+    """MONAI's ``SaveImage``, which writes atomically and verifies what it wrote.
+
+    A file gets its name only when it has been read again and is what was meant, so there is never half a result. There
+    is one writer for each format, and its error is the user's error (``SaveImage`` tries another one, whatever the
+    first one left). A volume of a single slice stays a volume. The folders below the deepest one that holds all images
+    are kept, so that images of one name in two folders give two results, and no result lies outside of ``output_dir``.
+
+    Args:
+        output_dir: folder for the results.
+        output_postfix: what follows the name of the image.
+        output_ext: ``.nii.gz``, ``.nii`` or ``.png``.
+        output_dtype: type of the values.
+        scale: 255 to write values from 0 to 1 as gray values from 0 to 255 (``.png`` only).
+        source: what is segmented, as :func:`monai_attn.data.find_images` takes it; without it, all results lie in
+            ``output_dir`` itself.
+        origin: returns for an image file what its result was made with, in at most 79 characters to be written into
+            the file, such as :class:`monai_attn.workflow.Provenance`.
+
+    Raises:
+        ValueError: if there is no writer for ``output_ext``.
+        DataError: when called, if a result cannot be written, or is not what was meant once it is read again.
+
+    Example:
+        ``SafeSaveImage("out", source="scans")(label_map)``
+    """
+
+    def __init__(
+        self,
+        output_dir: PathLike = "./",
+        *,
+        output_postfix: str = "seg",
+        output_ext: str = ".nii.gz",
+        output_dtype: torch.dtype = torch.uint8,
+        scale: int | None = None,
+        source: str | Sequence[str] | None = None,
+        origin: Callable[[str], str] | None = None,
+    ) -> None:
+        if output_ext not in _WRITERS:
+            raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}.")
+        super().__init__(output_dir, output_postfix, output_ext, separate_folder=False)
+        self.output_dir = output_dir
+        self.output_dtype = get_equivalent_dtype(output_dtype, np.ndarray)
+        self.scale = scale
+        self.source = source
+        self.origin = origin
+        self._root: str | None = None
+        self._unnamed = 0  # images without a file so far
+
+    def path_of(self, subject: PathLike) -> Path:
+        """Return the file for the result of an image file; make its folder."""
+        if self._root is None:  # not earlier: a configuration is also read where there are no images
+            self._root = "" if self.source is None else common_root(find_images(self.source))
+            self.folder_layout.data_root_dir = self._root  # type: ignore[attr-defined]
+        try:
+            path = Path(self.folder_layout.filename(subject=subject))
+        except OSError as error:
+            raise DataError(
+                str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
+            ) from error
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.output_dir)):
+            raise DataError(
+                str(subject),
+                f"it is not below {self._root}, so its result would not be in {self.output_dir}",
+                "give the folder that holds it",
+            )
+        return path
+
+    def __call__(
+        self, img: torch.Tensor | np.ndarray, meta_data: dict | None = None, filename: PathLike | None = None
+    ) -> torch.Tensor | np.ndarray:
+        """Write an image (C, *spatial), or (*spatial) if its metadata say so, and return it."""
+        meta = img.meta if isinstance(img, MetaTensor) else meta_data or {}
+        subject = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._unnamed))
+        self._unnamed += ImageMetaKey.FILENAME_OR_OBJ not in meta
+        path = self.path_of(subject) if filename is None else Path(f"{filename}{self.output_ext}")
+        line = self.origin(subject) if self.origin is not None else ""
+
+        values = convert_to_numpy(img)
+        if len(meta.get(MetaKeys.SPATIAL_SHAPE, ())) < values.ndim:  # it has channels
+            values = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+        if self.scale is not None:
+            values = (self.scale * values.clip(0, 1)).astype(np.uint8)
+        with atomic_write(path) as draft:
+            write, affine = _WRITERS[self.output_ext], meta.get(MetaKeys.AFFINE, np.eye(4))
+            if not write(draft, values, self.output_dtype, line, affine):
+                raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
+        meta[MetaKeys.SAVED_TO] = str(path)
+        return img
+
+
+class SafeSaveImaged(SaveImaged):
+    """Dictionary form of :class:`SafeSaveImage`.
+
+    Args:
+        keys: keys of the images to write.
+        output_dir: see :class:`SafeSaveImage`, as for the other arguments.
+        output_postfix: what follows the name of the image.
+        output_ext: ending of the files.
+        output_dtype: type of the values.
+        scale: 255 to write values from 0 to 1 as gray values from 0 to 255.
+        source: what is segmented.
+        origin: returns for an image file what its result was made with.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Example:
+        ``SafeSaveImaged("pred", "out", source="scans", output_ext=".png", scale=255)``
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike = "./",
+        *,
+        output_postfix: str = "seg",
+        output_ext: str = ".nii.gz",
+        output_dtype: torch.dtype = torch.uint8,
+        scale: int | None = None,
+        source: str | Sequence[str] | None = None,
+        origin: Callable[[str], str] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+        self.saver: SafeSaveImage = SafeSaveImage(
+            output_dir,
+            output_postfix=output_postfix,
+            output_ext=output_ext,
+            output_dtype=output_dtype,
+            scale=scale,
+            source=source,
+            origin=origin,
+        )
+
+
+def origin_of(path: str | Path) -> str:
+    """Return the line that :class:`SafeSaveImage` wrote into a file.
+
+    It is empty if there is none.
+
+    Example:
+        ``origin_of("out/case_1_seg.nii.gz")``
+    """
+    try:
+        if str(path).endswith(".png"):
+            with PILImage.open(path) as image:
+                return image.info.get("Description", "")
+        header: Any = nibabel.load(path).header
+        return header["descrip"].item().decode(errors="replace") if "descrip" in header else ""
+    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError):
+        return ""  # not a file of ours
+
+
+def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: Any) -> bool:
+    """Write a volume, with its affine as qform and sform; return whether it reads the same."""
+    affine = to_affine_nd(3, convert_to_numpy(affine))
+    image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = line.encode()[:79]
+    nibabel.save(image, path)
+    written: Any = nibabel.load(path)
+    is_same = np.array_equal(np.asanyarray(written.dataobj), values, equal_nan=True)
+    return is_same and np.allclose(written.affine, affine, atol=1e-4)
+
+
+def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _affine: Any) -> bool:
+    """Write a picture, whose first axis goes to the right; return whether it reads the same."""
+    info = PngInfo()
+    info.add_text("Description", line)
+    PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1)).save(path, pnginfo=info)
+    with PILImage.open(path) as written:
+        return np.array_equal(np.swapaxes(np.asarray(written), 0, 1), values)
+
+
+_WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".png": _write_png}

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_attn.errors import DataError
+from monai_attn.transforms.checks.grid import check_affine, check_pair, check_shape, files_of
+
+
+def image(*shape: int, affine: np.ndarray | None = None, **meta: object) -> MetaTensor:
+    affine = np.eye(4) if affine is None else affine
+    return MetaTensor(torch.zeros(shape), affine=torch.as_tensor(affine), meta={"qform_code": 1, **meta})
+
+
+def problem(check, *arguments: object) -> str:
+    with pytest.raises(DataError) as caught:
+        check(*arguments)
+    assert caught.value.what == "a.nii"
+    assert len(str(caught.value).splitlines()) == 3
+    return caught.value.problem
+
+
+def grid(spacing=(1, 1, 3), flip=(1, 1, 1), origin=(-20, 30, 10)) -> np.ndarray:
+    """An oblique grid."""
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(spacing) @ np.diag(flip)
+    affine[:3, 3] = origin
+    return affine
+
+
+def test_an_image_is_named_by_its_files():
+    assert files_of(np.zeros(3), "the image") == files_of(MetaTensor(torch.zeros(3)), "the image") == ["the image"]
+    assert files_of(image(1, 2, filename_or_obj="a.nii"), "the image") == ["a.nii"]
+    assert files_of(image(2, 2, filename_or_obj="a.nii", channel_files=["a.nii", "b.nii"]), "x") == ["a.nii", "b.nii"]
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "channels", "shape", "words"),
+    [
+        (3, 1, (2, 4, 5, 6), "it is 4D (2 volumes), expected 3D, 1 channel"),
+        (3, 4, (2, 4, 5, 6), "it is 3D, 2 channels, expected 3D, 4 channels"),
+        (3, 1, (3, 4, 5, 6, 1), "it is 4D, 3 channels (size 4 x 5 x 6 x 1), expected 3D, 1 channel"),
+        (2, 3, (1, 4, 5, 6), "it is 3D, 1 channel (size 4 x 5 x 6), expected 2D, 3 channels"),
+        (2, 1, (3, 4, 5), "it is 2D, 3 channels, expected 2D, 1 channel"),
+        (3, None, (1, 4, 5), "it is 2D, 1 channel (size 4 x 5), expected 3D"),
+        (3, 1, (1, 1, 1, 1), "its size is 1 x 1 x 1: no more than one voxel"),
+    ],
+)
+def test_other_dimensions_are_told_with_those_expected(spatial_dims, channels, shape, words):
+    assert problem(check_shape, image(*shape), "a.nii", spatial_dims, channels) == words
+
+
+def test_complex_numbers_are_refused():
+    for voxels in (torch.ones(1, 4, 4, dtype=torch.complex64), np.ones((1, 4, 4), np.complex64)):
+        assert "complex" in problem(check_shape, voxels, "a.nii", 2, 1)
+
+
+@pytest.mark.parametrize("column", [[0, 0, 0], [1, 0, 0], [np.nan, 0, 1]])
+def test_a_singular_affine_is_refused(column):
+    affine = np.eye(4)
+    affine[:3, 2] = column
+    assert "singular" in problem(check_affine, image(1, 4, 5, 6, affine=affine), "a.nii")
+
+
+def test_an_unknown_orientation_is_refused_unless_one_is_assumed(caplog):
+    given = image(1, 4, 5, 6, affine=np.diag([-1.0, 2, 3, 1]), qform_code=0, sform_code=np.array(0))
+    assert "orientation is unknown" in problem(check_affine, given, "a.nii")
+    assumed = check_affine(given, "a.nii", "PIR")
+    expected = [[0, 0, 3, 0], [-1, 0, 0, 0], [0, -2, 0, 0], [0, 0, 0, 1]]
+    assert assumed.affine.tolist() == assumed.meta["original_affine"].tolist() == expected
+    assert assumed.data_ptr() == given.data_ptr()
+    assert given.affine[0, 0] == -1
+    assert caplog.messages == [
+        "a.nii: its orientation is unknown; assumed: spacing 1 x 2 x 3 mm, axes PIR, origin (0, 0, 0)"
+    ]
+
+
+def test_a_known_orientation_and_a_picture_are_left_alone():
+    known = image(1, 4, 5, 6, sform_code=0)
+    picture = image(1, 4, 5, affine=np.zeros((4, 4)), qform_code=0, sform_code=0)
+    assert check_affine(known, "a.nii", "LPS") is known
+    assert check_affine(picture, "a.png") is picture
+
+
+@pytest.mark.parametrize(("tangent", "warnings"), [(0.005, 1), (1e-5, 0)])
+def test_a_sheared_grid_is_told_with_the_file(tangent, warnings, caplog):
+    affine = np.eye(4)
+    affine[0, 1] = tangent
+    check_affine(image(1, 4, 5, 6, affine=affine), "a.nii")
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "a.nii: its axes are not at right angles"
+    ] * warnings
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "words"),
+    [
+        ((1, 4, 5, 7), {}, "its shape (4, 5, 7) is not the shape (4, 5, 6)"),
+        ((1, 4, 5, 6), {"spacing": (1, 1, 2)}, "its spacing differs, by up to 1.7 voxels: spacing 1 x 1 x 2 mm"),
+        ((1, 4, 5, 6), {"flip": (-1, 1, 1)}, "its direction differs, by up to 6.0 voxels"),
+        ((1, 4, 5, 6), {"origin": (-20, 30, 40)}, "its origin differs, by up to 10.0 voxels"),
+        ((1, 4, 5, 6), {"origin": (-20, 30, 11.6)}, "its origin differs, by up to 0.5 voxels"),
+    ],
+)
+def test_a_label_beside_its_image_is_refused_and_both_are_named(shape, changes, words):
+    pair = image(1, 4, 5, 6, affine=grid()), image(*shape, affine=grid(**changes))
+    assert problem(check_pair, *pair, "image.nii", "a.nii").startswith(f"it does not lie on image.nii: {words}")
+
+
+def test_a_label_on_its_image_passes_with_the_noise_of_headers():
+    check_pair(
+        image(4, 240, 240, 5, affine=grid()), image(1, 240, 240, 5, affine=grid() + 1e-5 * np.eye(4, k=1)), "", ""
+    )
+    check_pair(image(1, 4, 5, 6, affine=grid()), image(1, 4, 5, 6, affine=grid(origin=(-20, 30, 11.4))), "", "")
+
+
+def test_a_spacing_that_adds_up_to_more_than_half_a_voxel_is_refused():
+    pair = image(1, 200, 4, 4), image(1, 200, 4, 4, affine=np.diag([1.005, 1, 1, 1]))
+    assert "1.0 voxels" in problem(check_pair, *pair, "image.nii", "a.nii")
+
+
+def test_of_pictures_and_plain_arrays_the_shape_is_compared():
+    check_pair(image(3, 4, 5), image(1, 4, 5, affine=5 * np.eye(4)), "", "")
+    check_pair(np.zeros((1, 4, 5, 6)), torch.zeros(1, 4, 5, 6), "", "")
+    assert "(5, 4)" in problem(check_pair, np.zeros((1, 4, 5)), np.zeros((1, 5, 4)), "the image", "a.nii")

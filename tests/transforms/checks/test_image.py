@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_attn.errors import DataError
+from monai_attn.transforms import CheckImaged
+
+
+def image(*shape: int, **meta: object) -> MetaTensor:
+    voxels = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    return MetaTensor(voxels, meta={"filename_or_obj": "a.nii", **meta})
+
+
+def check(given, spatial_dims=3, **options):
+    return CheckImaged("image", spatial_dims, **options)({"image": given})["image"]
+
+
+def error(given, **options: object) -> DataError:
+    with pytest.raises(DataError) as caught:
+        check(given, **options)
+    return caught.value
+
+
+def test_a_good_image_passes_as_it_is_with_all_other_entries(caplog):
+    case = {"image": image(2, 4, 5, 6), "age": 40}
+    checked = CheckImaged("image", 3, 2)(case)
+    assert checked == case
+    assert checked["image"] is case["image"]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("given", [np.zeros((1, 4, 5)), torch.zeros(1, 4, 5), MetaTensor(torch.zeros(1, 4, 5))])
+def test_an_image_without_a_file_is_called_the_image(given):
+    found = error(given)
+    assert (found.what, found.problem) == ("the image", "it is 2D, 1 channel (size 4 x 5), expected 3D")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_voxels_that_are_no_numbers_are_counted_and_refused_or_taken_as_0(bad, caplog):
+    given = image(1, 4, 5, 6)
+    given[0, 1, :2] = bad
+    assert error(given).problem == "12 of its 120 voxels are NaN or infinite"
+    zeroed = check(given, nonfinite="zero")
+    assert torch.equal(zeroed.as_tensor(), given.as_tensor().nan_to_num(0, 0, 0))
+    assert zeroed.meta["filename_or_obj"] == "a.nii"
+    assert not given[0, 1, 0, 0].isfinite()
+    assert caplog.messages == ["a.nii: 12 of its 120 voxels are NaN or infinite; taken as 0"]
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "zero"])
+def test_an_image_of_nothing_but_nan_is_refused_in_any_case(nonfinite):
+    assert "120 of its 120" in error(image(1, 4, 5, 6) * torch.nan, nonfinite=nonfinite).problem
+
+
+def test_the_file_of_the_channel_is_named(caplog):
+    given = image(2, 4, 5, 6, channel_files=["t1.nii", "flair.nii"])
+    given[1] = 3
+    check(given)
+    assert caplog.messages == ["flair.nii: it has no contrast: every voxel is 3"]
+    given[1, 0] = torch.nan
+    assert error(given).what == "flair.nii"
+    del given.meta["channel_files"]
+    assert error(given).what == "a.nii (channel 1)"
+
+
+def test_an_image_without_contrast_is_told_or_refused(caplog):
+    given = image(1, 4, 5, 6) * 0 + 7.5
+    assert check(given) is given
+    assert caplog.messages == ["a.nii: it has no contrast: every voxel is 7.5"]
+    assert error(given, constant="error").problem == "it has no contrast: every voxel is 7.5"
+
+
+def test_one_flat_channel_of_a_picture_is_no_error_in_training(caplog):
+    given = image(3, 4, 5)
+    given[2] = 0
+    check(given, spatial_dims=2, channels=3, constant="error")
+    assert caplog.messages == ["a.nii (channel 2): it has no contrast: every voxel is 0"]
+
+
+@pytest.mark.parametrize("options", [{"nonfinite": "ignore"}, {"constant": "pass"}])
+def test_other_options_are_refused(options):
+    with pytest.raises(ValueError, match=r"ignore|pass"):
+        CheckImaged("image", 3, **options)
+
+
+def test_a_missing_key_is_an_error_unless_allowed():
+    with pytest.raises(KeyError):
+        CheckImaged("image", 3)({})
+    assert CheckImaged("image", 3, allow_missing_keys=True)({}) == {}
