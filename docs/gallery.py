@@ -22,9 +22,9 @@ from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.demo import draw_summary, find_data
+from monai_attn.run.bundle import read_bundle
 from monai_attn.transforms import SobelEdges
 from monai_attn.visualize import capture_attention, figures
-from monai_attn.workflow.bundle import read_bundle
 
 ROOT = Path(__file__).parents[1]
 SCSE, EGCNN = (ROOT / f"bundles/hippocampus_mri_{method}_segmentation" for method in ("scse", "egcnn"))

@@ -3,4 +3,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_SUBPACKAGES = (
+    "adapt", "blocks", "data", "handlers", "inferers", "losses", "metrics", "nets", "run", "transforms", "visualize",
+    "weights",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a subpackage when it is first used, so that ``import monai_attn`` is cheap."""
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBPACKAGES])

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0, or what :mod:`monai_attn.workflow` has for the error, which is told on stderr: 2 (as argparse has it) if what
+        0, or what :mod:`monai_attn.run` has for the error, which is told on stderr: 2 (as argparse has it) if what
         the user gave cannot be used, 3 if parts have no result, 130 if the user stopped it.
 
     Example:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _COMMANDS[arguments.command].run(arguments)
     except (InputError, CasesError, KeyboardInterrupt) as error:
-        from monai_attn.workflow.screen import summarize
+        from monai_attn.run.start import summarize
 
         message, code = summarize(error)
         print(f"monai-attn: {message}", file=sys.stderr)

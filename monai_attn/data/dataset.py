@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set in which one bad case does not end the run."""
+"""A dataset in which one bad case does not end the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "failure"
 class CaseDataset(Dataset):
     """MONAI's ``Dataset``, with an item that says what is wrong in the place of a case that cannot be prepared.
 
-    :class:`monai_attn.engines.SkipFailedCases` passes such an item over and keeps account of it. The loader must make
+    :class:`monai_attn.handlers.SkipFailedCases` passes such an item over and keeps account of it. The loader must make
     batches of one case.
 
     Args:
@@ -28,6 +28,10 @@ class CaseDataset(Dataset):
         transform: what prepares a case.
         on_error: ``"stop"`` to raise the error, ``"skip"`` for the item. An error of the configuration is raised
             anyway, as it would hit every case.
+        unfinished: returns those of ``data`` that are to be done, such as :class:`monai_attn.run.FinishedCases`.
+
+    Attributes:
+        finished: number of cases that ``unfinished`` left out.
 
     Example:
         >>> def read(case):
@@ -37,9 +41,15 @@ class CaseDataset(Dataset):
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Callable | None = None, *, on_error: str = "stop"
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable | None = None,
+        *,
+        on_error: str = "stop",
+        unfinished: Callable[[Sequence], list] | None = None,
     ) -> None:
-        super().__init__(data, transform)
+        super().__init__(data if unfinished is None else unfinished(data), transform)
+        self.finished = getattr(unfinished, "finished", 0)
         self.on_error = look_up_option(on_error, ("stop", "skip"))
 
     def _transform(self, index: int) -> Any:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from monai_attn.data.datalist import cases, common_root, find_images
 from monai_attn.errors import DataError
+from monai_attn.run.bundle import components, find_bundle, parse_override, read_bundle
 from monai_attn.transforms import label_values
-from monai_attn.workflow.bundle import components, find_bundle, parse_override, read_bundle
 
 __all__ = ["CaseReport", "check_bundle", "inspect_cases"]
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 
 from monai_attn.handlers.attention import AttentionMapHandler
 from monai_attn.handlers.attention_maps import AttentionMaps
-from monai_attn.handlers.checkpoint import BestModelSaver, SafeCheckpointLoader
-from monai_attn.handlers.finite import StopOnNonFinite
-from monai_attn.handlers.loss_terms import LossTerms
-from monai_attn.handlers.metrics import CaseMetricsSaver, ISICSegmentation, MeanDiceOrNaN
+from monai_attn.handlers.cases import SkipFailedCases
+from monai_attn.handlers.checkpoint import AtomicSaver, BestModelSaver, SafeCheckpointLoader, keep_state
+from monai_attn.handlers.metrics import (
+    CaseMetricsSaver,
+    ISICSegmentation,
+    MeanDiceOrNaN,
+    SpacedHausdorffDistance,
+    SpacedSurfaceDistance,
+)
 from monai_attn.handlers.pictures import CasePictures, CurveSaver, OverlaySaver
-from monai_attn.handlers.progress import EpochProgressBar, training_loss
 from monai_attn.handlers.resume import TrainingCheckpoint
-from monai_attn.handlers.seed import EpochSeed
-from monai_attn.handlers.statistics import AverageStatistics
-from monai_attn.handlers.surface import SpacedHausdorffDistance, SpacedSurfaceDistance
-from monai_attn.handlers.tensorboard import TensorBoardStats
+from monai_attn.handlers.training import (
+    AverageStatistics,
+    EpochProgressBar,
+    EpochSeed,
+    LossTerms,
+    StopOnNonFinite,
+    training_loss,
+)
 from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
+    "AtomicSaver",
     "AttentionMapHandler",
     "AttentionMaps",
     "AverageStatistics",
@@ -34,12 +43,13 @@ __all__ = [
     "MeanDiceOrNaN",
     "OverlaySaver",
     "SafeCheckpointLoader",
+    "SkipFailedCases",
     "SpacedHausdorffDistance",
     "SpacedSurfaceDistance",
     "StopOnNonFinite",
-    "TensorBoardStats",
     "TrainingCheckpoint",
     "ValidationLoss",
+    "keep_state",
     "training_loss",
     "validation_loss",
 ]

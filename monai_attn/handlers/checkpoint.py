@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights that are whole at every moment, whatever stops the process, and how to load them."""
+"""Write and load weights; a file is whole at every moment, whatever stops the process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
+from monai.handlers import CheckpointLoader
 from torch import nn
 
 from monai_attn.errors import DataError
@@ -24,10 +24,26 @@ from monai_attn.weights.checkpoint import load_weights
 __all__ = ["AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
 
 
-class AtomicSaver(BaseSaveHandler):
-    """Write files of which a whole one, the old or the new, is there even if the disk is full or the power fails.
+def keep_state(engine: Engine, name: str, part: Any) -> None:
+    """Have :class:`monai_attn.handlers.TrainingCheckpoint` save a handler's state, too.
 
-    Of several processes the first one writes, by :func:`monai_attn.files.atomic_write`.
+    Args:
+        engine: the trainer or the evaluator that the handler is being attached to.
+        name: a name for the handler.
+        part: the handler, with ``state_dict`` and ``load_state_dict``.
+
+    Example:
+        ``keep_state(engine, "curves", self)`` in the handler's ``attach``
+    """
+    state: Any = engine.state
+    state.to_save = {**getattr(state, "to_save", {}), name: part}
+
+
+class AtomicSaver(BaseSaveHandler):
+    """Save files for ignite's ``Checkpoint``, each whole or not at all.
+
+    The old or the new file is there even if the disk is full or the power fails. Of several processes the first one
+    writes, by :func:`monai_attn.files.atomic_write`.
 
     Args:
         save_dir: folder to write to.
@@ -75,15 +91,14 @@ class AtomicSaver(BaseSaveHandler):
         """Keep the old file: the new one replaces it."""
 
 
-class BestModelSaver(Checkpoint):
-    """Write the weights of the best validation so far, as a state dict.
+class BestModelSaver:
+    """Save the weights of the best validation so far, as a state dict.
 
-    Ignite's ``Checkpoint`` with a fixed file name. A metric that is NaN, because no case has the structure or the
-    network diverged, is worse than any number.
+    A metric that is NaN, because no case has the structure or the network diverged, is worse than any number.
 
     Args:
         save_dir: folder to write to.
-        network: the network.
+        network: the network, not wrapped.
         metric: name of the metric that decides, by default the evaluator's key metric.
         lower_is_better: whether the metric is a loss or a distance.
         filename: name of the file.
@@ -101,67 +116,59 @@ class BestModelSaver(Checkpoint):
         lower_is_better: bool = False,
         filename: str = "model.pt",
     ) -> None:
-        self.saver = AtomicSaver(save_dir)
-        super().__init__({"model": network}, self.saver, score_function=self._score, filename_pattern=filename)
+        self.save = AtomicSaver(save_dir)
+        self.network = network
         self.metric = metric
-        self.lower_is_better = lower_is_better
+        self.sign = -1 if lower_is_better else 1
         self.filename = filename
+        self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
         keep_state(engine, "best_model", self)
         engine.add_event_handler(Events.STARTED, self._prepare)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._forget_nan)
 
     def _prepare(self, _engine: Engine) -> None:
-        self.saver.prepare()
+        self.save.prepare()
 
-    def _forget_nan(self, engine: Engine) -> None:
-        """Have MONAI take the next metric as the best one yet, for it finds none better than NaN."""
+    def __call__(self, engine: Engine) -> None:
+        """Save the network if its metric is the best."""
         state: Any = engine.state
-        if isinstance(state.best_metric, float) and math.isnan(state.best_metric):
-            state.best_metric_epoch = -1
+        score = self.sign * float(state.metrics[self.metric or state.key_metric_name])
+        if score > self.best:
+            self.save(self.network.state_dict(), self.filename)
+            self.best = score
+        if math.isnan(state.best_metric):
+            state.best_metric_epoch = -1  # MONAI finds no metric better than NaN: have it take the next one
 
-    def _score(self, engine: Engine) -> float:
-        state: Any = engine.state
-        value = float(state.metrics[self.metric or state.key_metric_name])
-        if math.isnan(value):
-            return -math.inf
-        return -value if self.lower_is_better else value
+    def state_dict(self) -> dict[str, float]:
+        """Return the best score."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Take the best score of a training that goes on."""
+        self.best = state_dict["best"]
 
 
-class SafeCheckpointLoader:
-    """Load a network's weights when an engine starts, see ``monai_attn.weights.checkpoint.load_weights``.
+class SafeCheckpointLoader(CheckpointLoader):
+    """Load weights when an engine starts, completely or not at all.
+
+    MONAI's ``CheckpointLoader``, but damaged files and weights of another network are refused
+    (:func:`monai_attn.weights.load_weights`).
 
     Args:
-        path: ``model.pt``, a checkpoint, or another state dict of the network.
-        network: the network.
+        load_path: ``model.pt``, a checkpoint, or another state dict of the network.
+        load_dict: the network by any name, such as ``{"model": network}``.
+
+    Raises:
+        DataError: when the engine starts, if the file cannot be used.
 
     Example:
-        ``SupervisedEvaluator(..., val_handlers=[SafeCheckpointLoader("models/model.pt", network)])``
+        ``SupervisedEvaluator(..., val_handlers=[SafeCheckpointLoader("models/model.pt", {"model": network})])``
     """
 
-    def __init__(self, path: str, network: nn.Module) -> None:
-        self.path = path
-        self.network = network
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, _engine: Engine) -> None:
+    def __call__(self, engine: Engine) -> None:
         """Load the weights."""
-        load_weights(self.network, self.path)
-
-
-def keep_state(engine: Engine, name: str, part: Any) -> None:
-    """Have :class:`monai_attn.handlers.TrainingCheckpoint` keep a handler's state along with that of its engine.
-
-    Args:
-        engine: the engine that the handler is being attached to.
-        name: a name for the handler.
-        part: the handler, with ``state_dict`` and ``load_state_dict``.
-    """
-    state: Any = engine.state
-    state.parts = {**getattr(state, "parts", {}), name: part}
+        for network in self.load_dict.values():
+            load_weights(network, self.load_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of an evaluator, and a table of them per case and per structure that a person can read."""
+"""Metrics of an evaluator, in millimetres where they are distances, and tables of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
-from monai.handlers import IgniteMetricHandler, MeanDice, MetricsSaver
+from ignite.exceptions import NotComputableError
+from monai.handlers import HausdorffDistance, IgniteMetricHandler, MeanDice, MetricsSaver, SurfaceDistance
 from monai.handlers.utils import write_metrics_reports
-from monai.utils import CommonKeys, string_list_all_gather
+from monai.networks import one_hot
+from monai.utils import CommonKeys, MetricReduction, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
 from monai_attn.files import atomic_write, csv_cell
 from monai_attn.metrics import ISICSegmentationMetric
 
-__all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN"]
+__all__ = [
+    "CaseMetricsSaver",
+    "ISICSegmentation",
+    "MeanDiceOrNaN",
+    "SpacedHausdorffDistance",
+    "SpacedSurfaceDistance",
+]
 
 
 def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,3 +139,80 @@ class ISICSegmentation(IgniteMetricHandler):
             state.metrics[name] = float(means[index])
             state.metric_details[name] = self.metric_fn.get_buffer()[:, index : index + 1]
         return float(means[0])
+
+
+class _Spaced(IgniteMetricHandler):
+    """Measure case by case with the label's spacing; MONAI's handlers count voxels."""
+
+    num_classes: int | None
+
+    def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Take the predictions and the labels of a batch, lists of MetaTensors (C, *spatial)."""
+        if len(output) != 2:
+            raise NotComputableError(f"expected a pair of predictions and labels, got {len(output)} values.")
+        for prediction, label in zip(*output):
+            spacing = label.pixdim[: label.ndim - 1].tolist()
+            self.metric_fn([self._masks(prediction)], [self._masks(label)], spacing=spacing)
+
+    def _masks(self, segmentation: torch.Tensor) -> torch.Tensor:
+        if self.num_classes is None:
+            return segmentation
+        return one_hot(segmentation, num_classes=self.num_classes, dim=0)
+
+
+class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
+    """MONAI's ``HausdorffDistance`` in millimetres.
+
+    A structure that only one of the two has is infinitely far (inf), one that neither has is left out (nan).
+
+    Args:
+        percentile: of the distances; 95 is usual, because the largest one is that of a single voxel.
+        num_classes: number of classes of label maps (1, *spatial), with the background; ``None`` for masks.
+        include_background: whether the first class, or the first mask, counts.
+        reduction: see MONAI.
+        output_transform: gives lists of predictions and labels, with metadata, from ``engine.state.output``.
+
+    Example:
+        ``SpacedHausdorffDistance(95, num_classes=3, output_transform=from_engine(["pred", "label"]))``
+    """
+
+    def __init__(
+        self,
+        percentile: float | None = None,
+        num_classes: int | None = None,
+        include_background: bool = False,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable = lambda x: x,
+    ) -> None:
+        self.num_classes = num_classes
+        super().__init__(
+            include_background, percentile=percentile, reduction=reduction, output_transform=output_transform
+        )
+
+
+class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
+    """MONAI's ``SurfaceDistance`` in millimetres, averaged over the surfaces of both by default.
+
+    A structure that only one of the two has is infinitely far (inf), one that neither has is left out (nan).
+
+    Args:
+        num_classes: number of classes of label maps (1, *spatial), with the background; ``None`` for masks.
+        include_background: whether the first class, or the first mask, counts.
+        symmetric: whether distances from the label to the prediction count as well as those the other way.
+        reduction: see MONAI.
+        output_transform: gives lists of predictions and labels, with metadata, from ``engine.state.output``.
+
+    Example:
+        ``SpacedSurfaceDistance(num_classes=3, output_transform=from_engine(["pred", "label"]))``
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        include_background: bool = False,
+        symmetric: bool = True,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable = lambda x: x,
+    ) -> None:
+        self.num_classes = num_classes
+        super().__init__(include_background, symmetric, reduction=reduction, output_transform=output_transform)

@@ -21,7 +21,7 @@ from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 from monai_attn.data.datalist import case_name, case_names
 from monai_attn.files import atomic_write
 from monai_attn.handlers.checkpoint import keep_state
-from monai_attn.handlers.progress import training_loss
+from monai_attn.handlers.training import training_loss
 from monai_attn.visualize import figures
 
 if TYPE_CHECKING:

@@ -1,54 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that goes on where it was stopped, and ends as if nothing had happened."""
+"""Resume a training bitwise, and keep the files of one that was stopped."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import nn
+from ignite.handlers import Checkpoint
 
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.handlers.checkpoint import AtomicSaver, keep_state
-from monai_attn.handlers.earlier import BEST, FINAL, LATEST, move_aside, stopped_training
+from monai_attn.handlers.checkpoint import AtomicSaver
+from monai_attn.handlers.settings import describe, differences
 from monai_attn.weights.checkpoint import load_weights, unwrapped
 from monai_attn.weights.files import read_tensors
-from monai_attn.workflow.call import bundle_call
-from monai_attn.workflow.processes import gather
 
-__all__ = ["TrainingCheckpoint"]
+__all__ = ["BEST", "FINAL", "LATEST", "TrainingCheckpoint"]
 
-_PLACE = ("epoch", "max_epochs", "epoch_length")
-# entries of a bundle's configuration that do not change what a training gives
-_MAY_CHANGE = {
-    "amp", "bundle_root", "ckpt_dir", "ckpt_interval", "dataset_dir", "device", "imports", "initialize", "num_workers",
-    "output_dir", "resume", "run", "session",
-}  # fmt: skip
+BEST, FINAL, LATEST = "model.pt", "model_final.pt", "checkpoint_latest.pt"
 _logger = logging.getLogger(__name__)
 
 
-class TrainingCheckpoint:
-    """Write what a training needs to go on after every epoch, go on from there, and write the weights at the end.
+class TrainingCheckpoint(Checkpoint):
+    """Save after every epoch what a training needs to go on, and resume it.
 
-    ``checkpoint_latest.pt`` holds the network, the optimiser, the schedule, the loss scaler, where the trainer is, the
-    best validation and the last one, and the handlers that have a state: :class:`EpochSeed`, :class:`CurveSaver`,
-    :class:`EarlyStop`, :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what
-    one that ran through gives. ``model_final.pt`` is the network's state dict after the last epoch, and so is
-    ``model.pt`` if there was no validation to choose a better one. Of several processes the first one writes, and all
-    read.
+    ``checkpoint_latest.pt`` holds what ``to_save`` names, the trainer's epoch, the loss scaler, the best validation and
+    the last one, and handlers with a state (:func:`keep_state`): :class:`CurveSaver`, :class:`EarlyStop`,
+    :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what one that ran through
+    gives. ``model_final.pt`` is the network's state dict after the last epoch, and so is ``model.pt`` if there was no
+    validation to choose a better one. Of several processes the first one writes, and all read.
 
     It may stand anywhere in the list of handlers. Where another training was stopped before its end, a new one moves
     that one's files to ``previous_1`` (``previous_2``, …) after its first step.
 
     Args:
         save_dir: folder to write to.
-        network: the network, alone or wrapped for several processes.
-        optimizer: its optimiser.
-        scheduler: the schedule of the learning rate.
+        to_save: the network as ``model``, and whatever else has a state, such as ``optimizer`` and ``lr_scheduler``.
         evaluator: the engine of the validation.
         resume: ``"auto"`` to go on from ``checkpoint_latest.pt`` if there is one, the path of a checkpoint to go on
             from, or ``""`` to start anew.
@@ -60,138 +52,187 @@ class TrainingCheckpoint:
         DataError: when the training starts, if the checkpoint cannot be used; when a file cannot be written.
 
     Example:
-        ``SupervisedTrainer(..., train_handlers=[TrainingCheckpoint("models", network, optimizer, scheduler,
-        evaluator, resume="auto")])``
+        ``SupervisedTrainer(..., train_handlers=[TrainingCheckpoint("models", {"model": network, "optimizer":
+        optimizer}, evaluator, resume="auto")])``
     """
 
     def __init__(
-        self,
-        save_dir: str,
-        network: nn.Module,
-        optimizer: Any,
-        scheduler: Any,
-        evaluator: Engine,
-        *,
-        resume: str = "",
-        interval: int = 1,
+        self, save_dir: str, to_save: Mapping[str, Any], evaluator: Engine, *, resume: str = "", interval: int = 1
     ) -> None:
         if interval < 1:
             raise ConfigError("ckpt_interval", f"expected 1 or more epochs, got {interval}", "leave it at 1")
-        self.save = AtomicSaver(save_dir)
-        self.network = network
+        self.saver = AtomicSaver(save_dir)
+        super().__init__(dict(to_save), self.saver, filename_pattern=LATEST)
+        self.network = unwrapped(to_save["model"])
         self.evaluator = evaluator
         self.resume = "auto" if resume is True else resume  # what `--resume` without a value gives
         self.interval = interval
-        self.own_parts = {"optimizer": optimizer, "scheduler": scheduler}
-        self.settings: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to one of MONAI's trainers."""
-        for name, part in self.own_parts.items():
-            keep_state(engine, name, part)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        self.save.prepare()
-        if not engine.has_event_handler(self._checkpoint, Events.EPOCH_COMPLETED):
+        trainer: Any = engine
+        self.saver.prepare()
+        self.load_state_dict({"_saved": []})  # ignite would compare epochs with those of an earlier run
+        states: list[Any] = [trainer.state, self.evaluator.state]
+        parts = {**self.to_save, **{k: v for state in states for k, v in getattr(state, "to_save", {}).items()}}
+        if trainer.scaler is not None:
+            parts["scaler"] = trainer.scaler
+        self.progress = _Progress(trainer, self.evaluator, dict(_settings(trainer, parts)))
+        self.to_save = {**parts, "trainer": self.progress}
+        if not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             # registered as late as this, it comes behind validation, schedule and curves
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._checkpoint)
-        self.settings = dict(_settings(engine, self._parts(engine)))
-        folder = self.save.save_dir
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        folder = self.saver.save_dir
         if self.resume and (self.resume != "auto" or (folder / LATEST).exists()):
-            self._restore(engine, folder / LATEST if self.resume == "auto" else Path(self.resume))
-        elif idist.get_rank() == 0 and stopped_training(folder):
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), move_aside, folder)
-        if len(epochs := set(gather([engine.state.epoch]))) > 1:
+            self._restore(folder / LATEST if self.resume == "auto" else Path(self.resume))
+        elif idist.get_rank() == 0 and _stopped_training(folder):
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), _move_aside, folder)
+        gathered: Any = idist.all_gather([engine.state.epoch])
+        if len(epochs := {epoch for (epoch,) in gathered}) > 1:
             raise DataError(
                 str(folder / LATEST),
                 f"the processes would go on after different epochs: {', '.join(map(str, sorted(epochs)))}",
                 "give a ckpt_dir on a disk that all machines share",
             )
 
-    def _parts(self, engine: Engine) -> dict[str, Any]:
-        states: list[Any] = [engine.state, self.evaluator.state]
-        return {name: part for state in states for name, part in getattr(state, "parts", {}).items()}
+    def _save(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval == 0 or self.progress.finished:
+            self(engine)
 
-    def _checkpoint(self, engine: Engine) -> None:
-        trainer: Any = engine
-        finished = bool(trainer.should_terminate) or trainer.state.epoch == trainer.state.max_epochs
-        if idist.get_rank() > 0 or (trainer.state.epoch % self.interval and not finished):
-            return
-        best: Any = self.evaluator.state
-        checkpoint = {
-            "model": unwrapped(self.network).state_dict(),
-            "scaler": trainer.scaler.state_dict() if trainer.scaler is not None else {},
-            "trainer": {name: getattr(trainer.state, name) for name in _PLACE},
-            "finished": finished,
-            "best": {"metric": float(best.best_metric), "epoch": best.best_metric_epoch},
-            "metrics": {name: float(value) for name, value in best.metrics.items() if isinstance(value, (int, float))},
-            "parts": {name: part.state_dict() for name, part in self._parts(engine).items()},
-            "settings": self.settings,
-        }
-        self.save(checkpoint, LATEST)
-
-    def _restore(self, engine: Engine, path: Path) -> None:
-        trainer: Any = engine
+    def _restore(self, path: Path) -> None:
         checkpoint = read_tensors(path)
-        if not isinstance(checkpoint, Mapping) or not {"trainer", "parts", "settings"} <= set(checkpoint):
+        if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("trainer"), Mapping):
             raise DataError(str(path), "it holds no state of a training", f"give a {LATEST}, or leave out --resume")
+        if "settings" not in checkpoint["trainer"]:
+            raise DataError(
+                str(path), "another version of monai_attn wrote it", "finish it with that one, or start anew"
+            )
         load_weights(self.network, checkpoint, str(path))
-        _check_settings(checkpoint["settings"], self.settings, str(path))
-        for name, part in self._parts(engine).items():
-            part.load_state_dict(checkpoint["parts"][name])
-        if trainer.scaler is not None and checkpoint["scaler"]:
-            trainer.scaler.load_state_dict(checkpoint["scaler"])
-        best: Any = self.evaluator.state
-        best.best_metric, best.best_metric_epoch = checkpoint["best"]["metric"], checkpoint["best"]["epoch"]
-        best.metrics = dict(checkpoint["metrics"])
-        state = trainer.state
-        state.epoch = checkpoint["trainer"]["epoch"]
-        state.iteration = state.epoch * state.epoch_length
-        _logger.info(f"{path}: going on after epoch {state.epoch} of {state.max_epochs}")
-        if checkpoint["finished"]:
-            engine.terminate()
+        if different := differences(checkpoint["trainer"]["settings"], self.progress.settings):
+            raise ConfigError(
+                f"--resume {path}",
+                f"its training was set up in another way: {different}",
+                "give the same overrides as then, or for a new training leave out --resume",
+            )
+        for name, part in self.to_save.items():
+            if name != "model" and name in checkpoint:  # a scaler is there with mixed precision only
+                part.load_state_dict(checkpoint[name])
 
     def _finish(self, _engine: Engine) -> None:
-        weights = unwrapped(self.network).state_dict()
-        self.save(weights, FINAL)
+        weights = self.network.state_dict()
+        self.saver(weights, FINAL)
         best: Any = self.evaluator.state
         if best.best_metric_epoch < 1:  # no validation, as where a single case is labelled, or none with a number
-            self.save(weights, BEST)
+            self.saver(weights, BEST)
 
 
-def _settings(engine: Engine, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """How a training is set up: the bundle's configuration if there is one, its length, and its parts as they begin."""
-    config = bundle_call().parser.get()
-    chosen = {key: value for key, value in config.items() if key not in _MAY_CHANGE and not key.startswith("_")}
-    yield from ((name, value) for name, value in _leaves(chosen) if "handlers#" not in name)
-    yield "number of epochs", str(engine.state.max_epochs)
-    yield "iterations of an epoch", str(engine.state.epoch_length)
-    if idist.get_world_size() > 1:
-        yield "number of processes", str(idist.get_world_size())
+class _Progress:
+    """Where a training is, as something with a state."""
+
+    def __init__(self, trainer: Any, evaluator: Any, settings: dict[str, str]) -> None:
+        self.trainer, self.evaluator, self.settings = trainer, evaluator, settings
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.trainer.should_terminate) or self.trainer.state.epoch == self.trainer.state.max_epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        state, best = self.trainer.state, self.evaluator.state
+        return {
+            "epoch": state.epoch,
+            "max_epochs": state.max_epochs,
+            "finished": self.finished,
+            "best_metric": float(best.best_metric),
+            "best_metric_epoch": best.best_metric_epoch,
+            "metrics": {name: float(value) for name, value in best.metrics.items() if isinstance(value, (int, float))},
+            "settings": self.settings,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        state, best = self.trainer.state, self.evaluator.state
+        state.epoch = state_dict["epoch"]
+        state.iteration = state.epoch * state.epoch_length
+        best.best_metric, best.best_metric_epoch = state_dict["best_metric"], state_dict["best_metric_epoch"]
+        best.metrics = dict(state_dict["metrics"])
+        _logger.info(f"going on after epoch {state.epoch} of {state.max_epochs}")
+        if state_dict["finished"]:
+            self.trainer.terminate()
+
+
+def _settings(trainer: Any, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What must be the same for a training to give the same weights."""
+    state, loader = trainer.state, trainer.data_loader
+    known = {
+        "epochs": state.max_epochs,
+        "iterations of an epoch": state.epoch_length,
+        "seed": getattr(state, "seed", None),
+        "processes": idist.get_world_size(),
+        "batch_size": getattr(loader, "batch_size", None),
+        "num_workers": getattr(loader, "num_workers", None),  # each worker draws its own random numbers
+    }
+    yield from ((name, str(value)) for name, value in known.items())
+    yield from describe(trainer.loss_function, "loss").items()
+    yield from describe(getattr(getattr(loader, "dataset", None), "transform", None), "transform").items()
     for name, part in parts.items():
-        yield name, type(part).__name__
-        yield from _leaves(part.state_dict(), f"{name}#")
+        if name not in ("model", "scaler"):
+            yield name, type(part).__name__
+            yield from _leaves(part.state_dict(), name)
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The plain values in nested containers, with their names as MONAI writes them."""
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The plain values in nested containers; tensors are results, not settings."""
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{prefix}{key}#")
+            yield from _leaves(item, f"{name}.{key}")
     elif value is None or isinstance(value, (bool, int, float, str)):
-        yield prefix.removesuffix("#"), str(value)
+        yield name, str(value)
 
 
-def _check_settings(then: Mapping[str, str], now: Mapping[str, str], name: str) -> None:
-    differing = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    if differing:
-        shown = "; ".join(f"{key} {then.get(key, '(none)')}, now {now.get(key, '(none)')}" for key in differing[:3])
-        raise ConfigError(
-            f"--resume {name}",
-            f"its training was set up in another way: {shown}{' …' if len(differing) > 3 else ''}",
-            "give the same overrides as then, or for a new training leave out --resume",
+def _stopped_training(save_dir: Path) -> bool:
+    """Whether a folder holds a training that was stopped; warn of what a new one does to it."""
+    latest = save_dir / LATEST
+    if latest.exists():
+        try:
+            earlier = read_tensors(latest)["trainer"]
+            finished, progress = earlier["finished"], "{epoch} of {max_epochs}".format(**earlier)
+        except (DataError, KeyError, TypeError):
+            finished, progress = False, "that cannot be read"
+        if not finished:
+            _logger.warning(
+                f"{latest} is of a training that was stopped after epoch {progress}; --resume auto goes on with it. "
+                f"This new training moves its files to {_free_folder(save_dir)} after its first step."
+            )
+            return True
+    replaced = [name for name in (BEST, FINAL) if (save_dir / name).exists()]
+    if replaced:
+        _logger.warning(
+            f"this training will replace {' and '.join(replaced)} in {save_dir}; to keep them, give another ckpt_dir."
         )
+    return False
+
+
+def _move_aside(save_dir: Path) -> None:
+    """Move a training's files into ``previous_1``, ``previous_2``, … within its folder.
+
+    ``model.pt`` stays in its place as well until the new training has its own, for a server may be using it.
+    """
+    folder = _free_folder(save_dir)
+    folder.mkdir()
+    if (save_dir / BEST).exists():
+        try:
+            (folder / BEST).hardlink_to(save_dir / BEST)
+        except OSError:  # a file system without links
+            shutil.copy2(save_dir / BEST, folder / BEST)
+    for name in (LATEST, FINAL):
+        if (save_dir / name).exists():
+            (save_dir / name).replace(folder / name)
+
+
+def _free_folder(save_dir: Path) -> Path:
+    return next(folder for n in count(1) if not (folder := save_dir / f"previous_{n}").exists())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss on the validation data, and stopping when it no longer falls."""
+"""Validation loss, and early stopping when it no longer falls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.engines import IterationEvents
-from monai.handlers import EarlyStopHandler
 from monai.utils import CommonKeys
 
 from monai_attn.handlers.checkpoint import keep_state
@@ -20,7 +19,7 @@ __all__ = ["EarlyStop", "ValidationLoss", "validation_loss"]
 
 
 class ValidationLoss:
-    """Add the mean loss over the validation cases to an evaluator's metrics, as ``val_loss``.
+    """Add the mean validation loss to an evaluator's metrics, as ``val_loss``.
 
     It is taken from the network's output, before any post-processing.
 
@@ -58,7 +57,7 @@ class ValidationLoss:
 
 
 def validation_loss(engine: Engine) -> float:
-    """The validation loss of an evaluator with :class:`ValidationLoss`, for a schedule that waits for a plateau.
+    """Return the validation loss of an evaluator, for a schedule on plateaus.
 
     Example:
         ``LrScheduleHandler(ReduceLROnPlateau(optimizer), step_transform=validation_loss)`` among its handlers.
@@ -66,8 +65,10 @@ def validation_loss(engine: Engine) -> float:
     return engine.state.metrics["val_loss"]
 
 
-class EarlyStop(EarlyStopHandler):
-    """MONAI's early stopping, as a handler of the trainer: stop when a validation metric no longer falls.
+class EarlyStop:
+    """Stop training when a validation metric no longer falls.
+
+    Ignite's ``EarlyStopping`` on the evaluator, attached to the trainer, which resumes its state.
 
     Args:
         validator: the evaluator whose metric is watched.
@@ -79,25 +80,12 @@ class EarlyStop(EarlyStopHandler):
     """
 
     def __init__(self, validator: Engine, metric: str = "val_loss", patience: int = 5) -> None:
-        super().__init__(patience, score_function=lambda engine: -engine.state.metrics[metric])
         self.validator = validator
+        self.metric = metric
+        self.patience = patience
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
-        self.set_trainer(engine)
-        super().attach(self.validator)
-        keep_state(engine, "early_stop", self)
-
-    @property
-    def _stopping(self) -> EarlyStopping:
-        if self._handler is None:
-            raise RuntimeError("attach the handler to a trainer first.")
-        return self._handler
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best value so far, and for how many validations it has stood."""
-        return {**self._stopping.state_dict(), "patience": self.patience}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of a training that goes on."""
-        self._stopping.load_state_dict({key: value for key, value in state_dict.items() if key != "patience"})
+        stopping = EarlyStopping(self.patience, lambda validator: -validator.state.metrics[self.metric], engine)
+        self.validator.add_event_handler(Events.EPOCH_COMPLETED, stopping)
+        keep_state(engine, "early_stop", stopping)

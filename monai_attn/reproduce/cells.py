@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.reproduce.table import Row, Table
-from monai_attn.workflow.bundle import find_bundle, parse_override, read_bundle
+from monai_attn.run.bundle import find_bundle, parse_override, read_bundle
 
 __all__ = ["Cell", "CellError", "Grid", "Settings"]
 

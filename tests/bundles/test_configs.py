@@ -19,8 +19,8 @@ BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bu
 CONFIGS = ("train", "evaluate", "inference", "inference_exported", "multi_gpu_train", "multi_gpu_evaluate")
 # entries that MONAI looks for by name
 STRUCTURE = {
-    "bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "imports", "initialize",
-    "network_def", "run", "session", "train", "validate",
+    "bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "finalize", "imports", "initialize",
+    "network_def", "run", "train", "validate",
 }  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -131,15 +131,15 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
     config = load(bundle, "inference")
     assert (config["overwrite"], config["on_error"]) == (False, "skip")
     assert config["dataset"]["_target_"] == "monai_attn.data.CaseDataset"
-    assert config["dataset"]["data"] == "$@results.unfinished()"
+    assert config["dataset"]["data"] == "$datalist.find_images(@input)"
+    assert config["dataset"]["unfinished"] == "@unfinished"
     assert config["dataset"]["on_error"] == config["evaluator"]["iteration_update"]["on_error"] == "@on_error"
-    assert config["results"]["overwrite"] == "@overwrite"
-    assert config["run"] == "$@session.run(@evaluator, results=@results)"
+    assert config["unfinished"]["overwrite"] == "@overwrite"
     for path in (bundle / "configs").glob("*.json"):
         for component in components(load(bundle, path.stem)):
             assert component["_target_"] not in ("SaveImaged", "SaveImage")
             if component["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.visualize.save_attention"):
-                assert (component["source"], component["origin"]) == ("@input", "@origin")
+                assert (component["source"], component["origin"]) == ("@input", "@provenance")
 
 
 def test_inference_and_validation_see_what_training_saw(bundle):
@@ -178,20 +178,21 @@ def test_an_overlay_for_any_bundle_is_the_same_in_all(bundle, name):
     if name == "multi_gpu_train":
         # what the trainer calls is wrapped; checkpoints and validation see the network itself
         called = load(bundle, "train")["train"]["trainer"]["network"]
-        assert ours.pop("train#trainer#network") == f"$workflow.distribute({called})"
+        assert ours.pop("train#trainer#network") == f"$idist.auto_model({called}, broadcast_buffers=False)"
         del first["train#trainer#network"]
     assert ours == first
 
 
 def test_what_the_overlays_take_for_granted_is_so(bundle):
     train, inference = load(bundle, "train"), load(bundle, "inference")
-    assert train["train"]["dataloader"]["dataset"] == "@train#epoch"
+    assert train["train"]["dataloader"]["sampler"] == "@train#sampler"
+    assert train["initialize"][0].startswith("$run.start('train', @output_dir")
     assert train["validate"]["evaluator"]["network"] == "@network"
     assert train["validate"]["dataloader"]["dataset"] == "@validate#dataset"
     # without a number it is the GPU of the process
     assert inference["device"] == "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
     assert inference["network"] == "$@network_def.to(@device)"
-    assert inference["handlers"][0]["_target_"] == "monai_attn.handlers.SafeCheckpointLoader"
+    assert inference["handlers"][1]["_target_"] == "monai_attn.handlers.SafeCheckpointLoader"
 
 
 def test_attention_is_saved_by_one_switch_which_is_off(bundle):
@@ -246,12 +247,18 @@ def test_the_network_as_it_stands_learns_from_monais_tensors(bundle):
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
-def test_every_bundle_starts_and_runs_by_its_session(bundle, name):
+@pytest.mark.parametrize(("name", "engine"), [("train", "train#trainer"), ("inference", "evaluator")])
+def test_every_bundle_starts_runs_and_finishes_by_plain_calls(bundle, name, engine):
     config = load(bundle, name)
-    assert config["session"]["_target_"] == "monai_attn.workflow.Session"
-    assert config["initialize"] == "$@session.start()"
-    assert config["run"].startswith("$@session.run(")
+    start, seed, check = config["initialize"]
+    assert start.startswith(f"$run.start('{name}', @output_dir")
+    assert seed == "$monai.utils.set_determinism(@seed)"
+    assert check.startswith("$run.check_settings(@device, @network_def, ")
+    assert ("crop_size=@crop_size" in check) == ("crop_size" in config)
+    assert ("image_size=@image_size" in check) == ("image_size" in config)
+    assert (config["run"], config["finalize"]) == (f"$@{engine}.run()", "$run.finish()")
+    first = (config["train"] if name == "train" else config)["handlers"][0]
+    assert (first["_target_"], first["name"]) == ("monai_attn.run.RunManifest", name)
 
 
 def test_training_can_be_resumed_and_stops_at_a_loss_that_is_not_finite(bundle):
@@ -263,9 +270,7 @@ def test_training_can_be_resumed_and_stops_at_a_loss_that_is_not_finite(bundle):
     checkpoint = {key: value for key, value in handlers["TrainingCheckpoint"].items() if key != "_target_"}
     assert checkpoint == {
         "save_dir": "@ckpt_dir",
-        "network": "@network",
-        "optimizer": "@optimizer",
-        "scheduler": "@lr_scheduler",
+        "to_save": {"model": "@network", "optimizer": "@optimizer", "lr_scheduler": "@lr_scheduler"},
         "evaluator": "@validate#evaluator",
         "resume": "@resume",
         "interval": "@ckpt_interval",
@@ -276,15 +281,13 @@ def test_training_can_be_resumed_and_stops_at_a_loss_that_is_not_finite(bundle):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_and_metrics_go_through_our_own_handlers(bundle, name):
-    """MONAI's write into the file itself, load damaged files, call the mean of nothing 0, and leave empty files."""
+    """MONAI's write into the file itself, load damaged files, and call the mean of nothing 0."""
     targets = {component["_target_"] for component in components(load(bundle, name))}
-    assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice", "TensorBoardStatsHandler"}
+    assert not targets & {"CheckpointSaver", "CheckpointLoader", "MeanDice"}
     loaders = [c for c in components(load(bundle, name)) if c["_target_"] == "monai_attn.handlers.SafeCheckpointLoader"]
-    expected = {"_target_": "monai_attn.handlers.SafeCheckpointLoader", "path": "@checkpoint", "network": "@network"}
+    expected = {"_target_": "monai_attn.handlers.SafeCheckpointLoader", "load_path": "@checkpoint"}
+    expected["load_dict"] = {"model": "@network"}
     assert loaders == ([expected] if name in ("evaluate", "inference") else [])
-    if loaders:
-        needs = load(bundle, name).get("session#needs") or load(bundle, name)["session"]["needs"]
-        assert needs == "@checkpoint"
 
 
 def test_the_folder_and_the_metadata_are_named_as_monai_label_expects(bundle):

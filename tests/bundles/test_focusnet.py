@@ -59,11 +59,10 @@ def test_the_configuration_is_the_papers(bundle):
 
 def test_an_epoch_has_so_many_images_whatever_the_size_of_the_data_set(bundle):
     config = bundle.parsed("train", images_per_epoch=11)
-    epoch = config.get_parsed_content("train#epoch")
-    assert len(epoch) == 11
-    assert len(config.get_parsed_content("train#dataset")) < 11
-    image = epoch[0]["image"]
-    assert image.shape[1:] == (40, 48)
+    assert len(config.get_parsed_content("train#sampler")) == 11
+    dataset = config.get_parsed_content("train#dataset")
+    assert len(dataset) < 11
+    assert dataset[0]["image"].shape[1:] == (40, 48)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(bundle):

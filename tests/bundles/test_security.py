@@ -20,17 +20,19 @@ FILES = sorted(path for bundle in BUNDLES for path in (bundle / "configs").glob(
 IMPORTS = {
     "import sys",
     "import torch",
-    "import monai_attn.workflow as workflow",
+    "from monai_attn import run",
+    "from ignite import distributed as idist",
     "from monai_attn.data import datalist",
 }
-NAMES = {"case", "datalist", "index", "len", "min", "monai", "range", "size", "sys", "torch", "workflow"}
+NAMES = {"bool", "case", "datalist", "idist", "index", "len", "min", "monai", "range", "run", "size", "sys", "torch"}
 ATTRIBUTES = {
     "cuda", "device", "float32", "is_available", "uint8",  # torch
     "isatty", "stderr",  # sys
-    "cases", "locate", "training_cases",  # datalist
-    "from_engine", "handlers",  # monai
-    "distribute", "handlers_of_rank", "local_device", "share",  # workflow
-    "parameters", "run", "start", "to", "unfinished",  # of what the configuration itself makes
+    "cases", "find_images", "locate", "training_cases",  # datalist
+    "from_engine", "handlers", "set_determinism", "utils",  # monai
+    "auto_model",  # ignite
+    "check_settings", "finish", "handlers_of_rank", "share", "start",  # run
+    "parameters", "run", "to",  # of what the configuration itself makes
 }  # fmt: skip
 SYNTAX = (
     ast.Expression, ast.Constant, ast.Load, ast.Store, ast.List, ast.ListComp, ast.comprehension, ast.Call, ast.keyword,
@@ -102,7 +104,7 @@ def test_every_expression_and_target_of_a_configuration_is_reviewed(path):
         "$torch.hub.load('evil/repo', 'model')",
         "$torch.load('evil.pt', weights_only=False)",
         "$monai.bundle.run()",
-        "$@session.manifest",
+        "$@train#trainer.state",
         "$(lambda: 1)()",
         "$f'{torch}'",
         "$[x for x in torch.classes]",

@@ -44,7 +44,7 @@ class SafeSaveImage(SaveImage):
         source: what is segmented, as :func:`monai_attn.data.find_images` takes it; without it, all results lie in
             ``output_dir`` itself.
         origin: returns for an image file what its result was made with, in at most 79 characters to be written into
-            the file, such as :class:`monai_attn.workflow.Provenance`.
+            the file, such as :class:`monai_attn.run.Provenance`.
 
     Raises:
         ValueError: if there is no writer for ``output_ext``.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from monai_attn.workflow import manifest
+from monai_attn.errors import DataError
+from monai_attn.run import manifest
 
 
 def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):
@@ -29,7 +30,8 @@ def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path):
     hashes = [manifest.file_hash(str(tmp_path / name)) for name in "abc"]
     assert hashes[0] == hashes[1] == hashlib.sha256(b"1").hexdigest()
     assert hashes[2] != hashes[0]
-    assert manifest.file_hash(str(tmp_path / "none")) is None
+    with pytest.raises(DataError, match="no such file"):
+        manifest.file_hash(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +42,10 @@ def test_an_image_is_known_by_its_content(tmp_path, ending, place):
     content = bytearray(200_000)
     first.write_bytes(content)
     second.write_bytes(content)
-    assert manifest.image_hash(str(first)) == manifest.image_hash(str(second))
+    assert manifest.image_hash([str(first)]) == manifest.image_hash([str(second)])
     for changed in (content[:place] + b"x" + content[place + 1 :], content[:-1]):
         second.write_bytes(changed)
-        assert manifest.image_hash(str(first)) != manifest.image_hash(str(second))
+        assert manifest.image_hash([str(first)]) != manifest.image_hash([str(second)])
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -53,12 +55,12 @@ def test_the_revision_is_the_commit_of_the_checkout_and_of_no_other_repository(m
 
     head = git(Path(__file__).parent, "rev-parse", "HEAD")
     if head.returncode == 0:
-        assert re.fullmatch(rf"{head.stdout.strip()}(-dirty)?", manifest.git_revision())
+        assert re.fullmatch(rf"{head.stdout.strip()}(-dirty)?", manifest._git_revision())
     package = tmp_path / "site-packages" / "monai_attn" / "__init__.py"
     package.parent.mkdir(parents=True)
     package.write_text("")
     monkeypatch.setattr(manifest.monai_attn, "__file__", str(package))
-    assert manifest.git_revision() is None
+    assert manifest._git_revision() is None
     git(tmp_path, "init", "-q")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x")
-    assert manifest.git_revision() is None
+    assert manifest._git_revision() is None

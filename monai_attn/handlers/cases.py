@@ -17,7 +17,7 @@ __all__ = ["SkipFailedCases"]
 
 
 class SkipFailedCases:
-    """What a ``SupervisedEvaluator`` does with one case, where the others are to go on if it fails.
+    """Go on with the next case where one fails; the ``iteration_update`` of an evaluator.
 
     Whatever goes wrong while a case is prepared (see :class:`monai_attn.data.CaseDataset`), in the network, or while
     its result is written is added to ``engine.state.failures``, and the case's output is empty. The trace goes to the
@@ -49,7 +49,7 @@ class SkipFailedCases:
     def _segment(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Failure | None:
         # The error is not handed on: with its frames it would keep the tensors of the case.
         try:
-            engine._iteration(engine, batch)
+            engine._iteration(engine, batch)  # MONAI's own step, which it hands to nobody who replaces it
             return None
         except Exception as error:
             if self.on_error == "stop" or isinstance(root_cause(error), ConfigError):

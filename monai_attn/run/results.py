@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is segmented already, and by what."""
+"""Find cases that already have an up-to-date result."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import ignite.distributed as idist
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
-from monai_attn.data.datalist import find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
+from monai_attn.handlers.settings import describe, digest
+from monai_attn.run.manifest import file_hash, image_hash
+from monai_attn.run.processes import gather, share
 from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, origin_of
-from monai_attn.workflow.call import bundle_call
-from monai_attn.workflow.manifest import file_hash, image_hash
-from monai_attn.workflow.processes import gather, share
 
 __all__ = ["FinishedCases", "Provenance"]
 
@@ -27,37 +26,46 @@ _NAMES = {"weights": "another checkpoint", "config": "another configuration", "i
 
 
 class Provenance:
-    """What makes the result of an image, in a line that fits into the result itself.
+    """Say in one line what a result is made of: weights, settings and image.
 
-    It holds hashes of the weights, of the configuration with its overrides, and of the image, so that a result tells
-    whether it is the one that would be made again.
+    The line holds their hashes and fits into the header of the result, so that a result tells whether it is the one
+    that would be made again, however the run is started.
 
     Args:
         checkpoint: file of the weights.
+        parts: what else the result depends on: network, transforms, inferer; see
+            :func:`monai_attn.handlers.settings.describe`. :class:`FinishedCases` adds the post-processing.
 
     Example:
-        ``Provenance("models/model.pt")("scan.nii.gz")`` is ``"monai_attn weights=… config=… image=…"``.
+        ``Provenance("models/model.pt", [network, preprocessing])("scan.nii.gz")`` is
+        ``"monai_attn weights=… config=… image=…"``.
     """
 
     start = "monai_attn weights="
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, parts: Sequence[Any] = ()) -> None:
         self.checkpoint = checkpoint
-        self.configuration = bundle_call().configuration_hash()
+        self.parts = list(parts)
+        self.images: dict[str, tuple[str, ...]] = {}
 
     @cached_property
     def weights(self) -> str:
         """Hash of the weights, which must be there by now."""
-        return file_hash(self.checkpoint) or "none"
+        return file_hash(self.checkpoint)
+
+    @cached_property
+    def configuration(self) -> str:
+        """Hash of the settings of all parts."""
+        return digest(describe(self.parts))
 
     def __call__(self, image: str) -> str:
-        """The line for an image file, or for a folder with a DICOM series."""
-        weights, config, scan = (digest[:12] for digest in (self.weights, self.configuration, image_hash(image)))
-        return f"{self.start}{weights} config={config} image={scan}"
+        """Return the line for the first file of an image, or for a folder with a DICOM series."""
+        scan = image_hash(self.images.get(image, (image,)))
+        return f"{self.start}{self.weights[:12]} config={self.configuration[:12]} image={scan[:12]}"
 
     @classmethod
     def difference(cls, found: str, expected: str) -> str:
-        """In what the line of a result differs from the expected one, in words."""
+        """Return how the line of a result differs from the expected one, in words."""
         if not found.startswith(cls.start):
             return "nothing says what made it"
         parts = [dict(field.split("=") for field in line.split()[1:]) for line in (found, expected)]
@@ -66,60 +74,60 @@ class Provenance:
 
 
 class FinishedCases:
-    """The results of an inference: which of them are there, and whether they may stay.
+    """Leave out the cases of an inference that are finished.
 
     A case is finished if all files that the post-processing writes for it are there and come from the same weights,
-    configuration and image, and its pictures are there if it is to have some: they are drawn last, so a run may have
-    been killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only
-    its new images segmented. A file of another origin is not touched without being told so.
+    settings and image, and its pictures are there if it is to have some: they are drawn last, so a run may have been
+    killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only its new
+    images segmented. A file of another provenance is not touched without being told so.
 
     Args:
-        source: what to segment, see :func:`monai_attn.data.find_images`.
         postprocessing: transforms, with the :class:`monai_attn.transforms.SafeSaveImaged` that write.
         overwrite: whether to segment everything, whatever is there.
         handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.CasePictures` that draw, if any.
+
+    Attributes:
+        finished: number of cases that were left out.
 
     Raises:
         ConfigError: if ``overwrite`` is not True or False.
 
     Example:
-        ``FinishedCases("scans", postprocessing).unfinished()``
+        ``CaseDataset(find_images("scans"), preprocessing, unfinished=FinishedCases(postprocessing))``
     """
 
-    def __init__(
-        self,
-        source: str | Sequence[str],
-        postprocessing: Compose,
-        overwrite: bool = False,
-        handlers: Sequence[Any] = (),
-    ) -> None:
+    def __init__(self, postprocessing: Compose, overwrite: bool = False, handlers: Sequence[Any] = ()) -> None:
         if not isinstance(overwrite, bool):  # the string "false" would be true
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
-        self.source = source
-        self.savers = [step.saver for step in postprocessing.flatten().transforms if isinstance(step, SafeSaveImaged)]
+        steps = postprocessing.flatten().transforms
+        self.savers = [step.saver for step in steps if isinstance(step, SafeSaveImaged)]
+        self.provenances = [saver.origin for saver in self.savers if isinstance(saver.origin, Provenance)]
+        for provenance in set(self.provenances):  # a saver holds its provenance, which so cannot be given the saver
+            provenance.parts.extend(step for step in steps if not isinstance(step, SafeSaveImaged))
         self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         self.overwrite = overwrite
         self.finished = 0
 
-    def unfinished(self) -> list[dict[str, Any]]:
-        """The cases to segment, as dictionaries with ``image``; the others are counted in ``finished``.
+    def __call__(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the cases to segment; of several processes each gets its share.
 
-        Of several processes each gets its share, see :func:`monai_attn.workflow.share`. The first one looks at what is
-        there, before any of them writes, so that all share the same cases.
+        The first process looks at what is there, before any of them writes, so that all share the same cases.
 
         Raises:
             DataError: if two images would have one result, or an image is a result itself.
-            ConfigError: if there are results of another origin.
+            ConfigError: if there are results of another provenance.
         """
-        cases = find_images(self.source)
+        files = {str(paths[0]): paths for paths in (ensure_tuple(case["image"]) for case in cases)}
         images = [str(ensure_tuple(case["image"])[0]) for case in cases]
         for saver in self.savers:
             self._check_images(images, saver)
-        unfinished = gather(self._look(cases, images) if idist.get_rank() == 0 else [])
+        for provenance in self.provenances:
+            provenance.images.update(files)  # a result knows its first file only
+        unfinished = gather(self._unfinished(cases, images) if idist.get_rank() == 0 else [])
         self.finished = len(cases) - len(unfinished)
         return [unfinished[index] for index in share(unfinished)]
 
-    def _look(self, cases: list[dict[str, Any]], images: list[str]) -> list[dict[str, Any]]:
+    def _unfinished(self, cases: Sequence[dict[str, Any]], images: list[str]) -> list[dict[str, Any]]:
         # a list first: every file there is looked at, also behind one that is missing
         saved = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
         present = [done and self._is_drawn(number, image) for number, (done, image) in enumerate(zip(saved, images))]

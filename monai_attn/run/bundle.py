@@ -11,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_attn.errors import ConfigError
-from monai_attn.workflow.call import BundleCall
+from monai_attn.run.checks import check_overrides
 
 __all__ = ["components", "find_bundle", "parse_override", "read_bundle"]
 
@@ -52,7 +52,7 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
         if not file.is_file():
             present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
             raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
-    BundleCall([str(file) for file in files], dict(overrides)).check_overrides()
+    check_overrides([str(file) for file in files], overrides)
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
     parser.update({"bundle_root": str(folder), **overrides})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of a distributed run do differently. On one process nothing of this does anything."""
+"""Share the work among the processes of a distributed run; on one process nothing of this does anything."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from monai.handlers import StatsHandler, TensorBoardHandler
-from torch import nn
 
 from monai_attn.errors import ConfigError
 
-__all__ = ["distribute", "gather", "handlers_of_rank", "join", "local_device", "share"]
+__all__ = ["gather", "handlers_of_rank", "join", "share"]
 
 # a process waits for the others as long as their cases take; the launcher sees to those that have died
 _PATIENCE = timedelta(days=1)
@@ -43,36 +41,8 @@ def join() -> None:
     sys.excepthook = hook  # torch puts one in front that loses what a hook prints before it chooses the exit code
 
 
-def local_device() -> torch.device:
-    """The device of this process in a distributed run: its own GPU, or the CPU.
-
-    Example:
-        ``"device": "$monai_attn.workflow.local_device()"`` in a configuration
-    """
-    return idist.device()
-
-
-def distribute(network: nn.Module) -> nn.Module:
-    """Wrap a network for a trainer, to average its gradients over the processes of a distributed run.
-
-    Running statistics stay those of the process; :class:`monai_attn.handlers.AverageStatistics` averages them.
-
-    Args:
-        network: the network, on the device of this process.
-
-    Example:
-        >>> type(distribute(torch.nn.Linear(1, 1))).__name__
-        'Linear'
-    """
-    if idist.get_world_size() == 1:
-        return network
-    device = idist.device()
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
-
-
 def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
-    """The handlers that this process of a distributed run needs: all for the first, none that only report elsewhere.
+    """Return the handlers that this process needs: all for the first, none that only report elsewhere.
 
     Example:
         >>> [type(handler).__name__ for handler in handlers_of_rank([StatsHandler()])]
@@ -83,7 +53,7 @@ def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
 
 
 def share(items: Sized, least: int = 0) -> range:
-    """The indices of the items that this process of a distributed run works on. Every item is in one share.
+    """Return the indices of the items that this process works on; every item is in one share.
 
     The shares follow one another, so what is gathered from the processes in their order is in that of the items.
 
@@ -107,9 +77,11 @@ def share(items: Sized, least: int = 0) -> range:
 
 
 def gather(items: Sequence[Any]) -> list[Any]:
-    """The items of all processes of a distributed run, in the order of the processes."""
-    if idist.get_world_size() == 1:
-        return list(items)
-    parts: list[Any] = [None] * idist.get_world_size()
-    dist.all_gather_object(parts, list(items))
+    """Return the items of all processes, in the order of the processes.
+
+    Example:
+        >>> gather([1, 2])
+        [1, 2]
+    """
+    parts: Any = idist.all_gather(list(items))
     return [item for part in parts for item in part]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from monai_attn.errors import ConfigError
-from monai_attn.workflow.bundle import component, find_bundle, parse_override, read_bundle
+from monai_attn.run.bundle import components, find_bundle, parse_override, read_bundle
 
 
 @pytest.fixture
@@ -65,6 +65,6 @@ def test_an_override_is_python_or_else_text(text, expected):
 
 def test_a_component_is_built_wherever_it_stands_with_what_it_refers_to(bundle):
     parser = read_bundle(bundle, ["train"], {"rate": 0.125})
-    assert component(parser, "torch.nn.Dropout").p == 0.125
+    assert components(parser, ["torch.nn.Dropout", "torch.nn.Linear"])[0].p == 0.125
     with pytest.raises(ConfigError, match=r"no component torch\.nn\.Linear"):
-        component(parser, "torch.nn.Linear")
+        components(parser, ["torch.nn.Linear"])

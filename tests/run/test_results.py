@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import AsDiscreted, Compose, Spacing
+from torch import nn
 
+from monai_attn.data import find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers import OverlaySaver
+from monai_attn.run import FinishedCases, Provenance, processes
 from monai_attn.transforms import SafeSaveImaged, origin_of
-from monai_attn.workflow import FinishedCases, Provenance, processes
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=Non
         meta = {"filename_or_obj": case["image"], "spatial_shape": (4, 4, 4)}
         post({"pred": MetaTensor(torch.ones(1, 4, 4, 4, dtype=torch.uint8), meta=meta)})
 
-    return FinishedCases(source, post, overwrite, handlers), segment
+    results = FinishedCases(post, overwrite, handlers)
+    return results, segment, lambda: results(find_images(source))
 
 
 def names(cases, folder):
@@ -50,134 +53,153 @@ def names(cases, folder):
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, ["a/t1.nii.gz"]), (1, ["a/t2.nii.gz", "b/t1.nii.gz"])])
 def test_processes_share_what_the_first_one_found(folder, monkeypatch, rank, expected):
-    first, _ = look(folder)
-    everything = first.unfinished()
+    _, _, unfinished = look(folder)
+    everything = unfinished()
     monkeypatch.setattr(processes.idist, "get_world_size", lambda: 2)
     monkeypatch.setattr(processes.idist, "get_rank", lambda: rank)
     given = []
 
-    def exchange(parts, items):
+    def exchange(items):
         given.append(items)
-        parts[:] = [everything, []]
+        return [everything, []]
 
-    monkeypatch.setattr(processes.dist, "all_gather_object", exchange)
-    results, _ = look(folder)
-    assert names(results.unfinished(), folder) == expected
+    monkeypatch.setattr(processes.idist, "all_gather", exchange)
+    results, _, unfinished = look(folder)
+    assert names(unfinished(), folder) == expected
     assert given == [everything if rank == 0 else []]
     assert results.finished == 0
 
 
 def test_what_is_finished_is_not_segmented_again_and_said_so(folder, capsys):
-    results, segment = look(folder)
-    cases = results.unfinished()
+    results, segment, unfinished = look(folder)
+    cases = unfinished()
     assert names(cases, folder) == ["a/t1.nii.gz", "a/t2.nii.gz", "b/t1.nii.gz"]
     assert capsys.readouterr().err == ""
     for case in cases[:2]:
         segment(case)
 
-    results, _ = look(folder)
-    assert names(results.unfinished(), folder) == ["b/t1.nii.gz"]
+    results, _, unfinished = look(folder)
+    assert names(unfinished(), folder) == ["b/t1.nii.gz"]
     assert results.finished == 2
     assert capsys.readouterr().err == ("monai_attn: 2 of 3 cases are finished; --overwrite True segments them again\n")
 
 
 def test_a_folder_that_has_grown_and_moved_has_its_new_images_segmented(folder):
-    results, segment = look(folder)
-    for case in results.unfinished():
+    _, segment, unfinished = look(folder)
+    for case in unfinished():
         segment(case)
     write_image(folder / "in" / "b" / "t9.nii.gz", 5)
     (folder / "in").rename(folder / "moved")
-    results, _ = look(folder, source="moved")
-    assert [case["image"] for case in results.unfinished()] == [str(folder / "moved" / "b" / "t9.nii.gz")]
+    _, _, unfinished = look(folder, source="moved")
+    assert [case["image"] for case in unfinished()] == [str(folder / "moved" / "b" / "t9.nii.gz")]
 
 
 def test_with_overwrite_everything_is_segmented(folder):
-    results, segment = look(folder)
-    for case in results.unfinished():
+    _, segment, unfinished = look(folder)
+    for case in unfinished():
         segment(case)
-    results, _ = look(folder, overwrite=True)
-    assert len(results.unfinished()) == 3
+    _, _, unfinished = look(folder, overwrite=True)
+    assert len(unfinished()) == 3
 
 
 @pytest.mark.parametrize("overwrite", ["False", "true", 1, None])
 def test_overwrite_is_a_truth_value(folder, overwrite):
     with pytest.raises(ConfigError, match="give True or False"):
-        look(folder, overwrite=overwrite)[0].unfinished()
+        look(folder, overwrite=overwrite)[2]()
 
 
 @pytest.mark.parametrize("change", ["checkpoint", "configuration", "image of that name", "nothing says"])
 def test_a_result_of_another_origin_is_refused(folder, change):
-    results, segment = look(folder)
-    segment(results.unfinished()[1])
+    _, segment, unfinished = look(folder)
+    segment(unfinished()[1])
     origin = None
     if change == "checkpoint":
         (folder / "model.pt").write_text("other weights")
     elif change == "configuration":
-        origin = Provenance(str(folder / "model.pt"))
-        origin.configuration = "another"
+        origin = Provenance(str(folder / "model.pt"), [{"slice_dim": 1}])
     elif change == "image of that name":
         write_image(folder / "in" / "a" / "t2.nii.gz", 1)
     else:
         write_image(folder / "out" / "a" / "t2_seg.nii.gz", 1)
-    results, _ = look(folder, origin=origin)
+    _, _, unfinished = look(folder, origin=origin)
     with pytest.raises(ConfigError) as caught:
-        results.unfinished()
+        unfinished()
     assert caught.value.what == str(folder / "out" / "a" / "t2_seg.nii.gz")
     assert change in caught.value.problem
     assert caught.value.fix == "give another output_dir, or --overwrite True to replace it"
-    assert len(look(folder, origin=origin, overwrite=True)[0].unfinished()) == 3
+    assert len(look(folder, origin=origin, overwrite=True)[2]()) == 3
 
 
 def test_a_case_is_finished_when_all_of_its_files_are_there(folder):
-    results, segment = look(folder, postfixes=("seg", "edges"))
-    for case in results.unfinished():
+    _, segment, unfinished = look(folder, postfixes=("seg", "edges"))
+    for case in unfinished():
         segment(case)
     (folder / "out" / "a" / "t1_edges.nii.gz").unlink()
-    results, _ = look(folder, postfixes=("seg", "edges"))
-    assert names(results.unfinished(), folder) == ["a/t1.nii.gz"]
+    _, _, unfinished = look(folder, postfixes=("seg", "edges"))
+    assert names(unfinished(), folder) == ["a/t1.nii.gz"]
 
 
 def test_a_case_that_was_stopped_before_its_picture_is_segmented_again(folder):
     handlers = [object(), OverlaySaver(str(folder / "out"), max_cases=2)]
-    results, segment = look(folder, handlers=handlers)
-    for case in results.unfinished():
+    results, segment, unfinished = look(folder, handlers=handlers)
+    for case in unfinished():
         segment(case)
     (folder / "out" / "a" / "t2_overlay.png").touch()
-    results, _ = look(folder, handlers=handlers)
-    assert names(results.unfinished(), folder) == ["a/t1.nii.gz"]  # the third is to have none
+    results, _, unfinished = look(folder, handlers=handlers)
+    assert names(unfinished(), folder) == ["a/t1.nii.gz"]  # the third is to have none
     assert results.finished == 2
 
 
 def test_a_file_of_another_origin_is_refused_also_where_another_file_of_the_case_is_missing(folder):
     write_image(folder / "out" / "a" / "t1_edges.nii.gz", 1)
     with pytest.raises(ConfigError, match="t1_edges"):
-        look(folder, postfixes=("seg", "edges"))[0].unfinished()
+        look(folder, postfixes=("seg", "edges"))[2]()
 
 
 def test_two_images_that_would_have_one_result_are_refused(folder):
     (folder / "in" / "a" / "t1.nii").write_bytes(b"")
     with pytest.raises(DataError, match="its result would replace that of"):
-        look(folder)[0].unfinished()
+        look(folder)[2]()
 
 
 def test_results_are_not_segmented_in_their_turn(folder):
-    results, segment = look(folder)
-    segment(results.unfinished()[0])
+    _, segment, unfinished = look(folder)
+    segment(unfinished()[0])
     with pytest.raises(DataError, match="it is a result of an earlier run"):
-        look(folder, source=".")[0].unfinished()
+        look(folder, source=".")[2]()
 
 
-def test_a_line_of_origin_fits_into_a_header_and_is_read_as_it_was(folder):
-    results, segment = look(folder)
-    (case, *_) = results.unfinished()
+def test_a_line_of_provenance_fits_into_a_header_and_is_read_as_it_was(folder):
+    _, segment, unfinished = look(folder)
+    (case, *_) = unfinished()
     segment(case)
-    line = Provenance(str(folder / "model.pt"))(case["image"])
-    assert len(line) < 80
-    assert origin_of(folder / "out" / "a" / "t1_seg.nii.gz") == line
-    assert [field.split("=")[0] for field in line.split()] == ["monai_attn", "weights", "config", "image"]
+    found = origin_of(folder / "out" / "a" / "t1_seg.nii.gz")
+    assert len(found) < 80
+    assert [field.split("=")[0] for field in found.split()] == ["monai_attn", "weights", "config", "image"]
 
 
-def test_an_origin_knows_a_dicom_series_by_its_files(folder):
+def test_the_settings_of_all_parts_count_and_those_of_the_writer_do_not(folder):
+    def line(pixdim=1.0, threshold=0.5, output_dir="a"):
+        origin = Provenance(str(folder / "model.pt"), [nn.Conv2d(1, 2, 3), Compose([Spacing(pixdim=pixdim)])])
+        saver = SafeSaveImaged("pred", str(folder / output_dir), origin=origin)
+        FinishedCases(Compose([AsDiscreted("pred", threshold=threshold), saver]))
+        return origin(str(folder / "in" / "a" / "t1.nii.gz"))
+
+    assert line() == line(output_dir="b")
+    assert len({line(), line(pixdim=2.0), line(threshold=0.4)}) == 3
+
+
+def test_an_image_is_known_by_all_of_its_files(folder):
+    origin = Provenance(str(folder / "model.pt"))
+    files = [str(folder / "in" / "a" / f"{name}.nii.gz") for name in ("t1", "t2")]
+    saver = SafeSaveImaged("pred", str(folder / "out"), origin=origin)
+    FinishedCases(Compose([saver]))([{"image": files}])
+    before = origin(files[0])
+    write_image(folder / "in" / "a" / "t2.nii.gz", 99)
+    assert origin(files[0]) != before
+
+
+def test_a_provenance_knows_a_dicom_series_by_its_files(folder):
     origin = Provenance(str(folder / "model.pt"))
     series = folder / "series"
     (series / "below").mkdir(parents=True)

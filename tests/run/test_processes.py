@@ -6,11 +6,11 @@ from datetime import timedelta
 
 import pytest
 import torch
-from monai.handlers import StatsHandler
+from monai.handlers import StatsHandler, TensorBoardHandler
 
 from monai_attn.errors import ConfigError
-from monai_attn.handlers import SafeCheckpointLoader, TensorBoardStats
-from monai_attn.workflow import processes
+from monai_attn.handlers import SafeCheckpointLoader
+from monai_attn.run import processes
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def two(monkeypatch):
 
 
 def test_processes_other_than_the_first_do_not_report(tmp_path, two):
-    loader = SafeCheckpointLoader("x.pt", torch.nn.Linear(1, 1))
-    handlers = [StatsHandler(), loader, TensorBoardStats(tmp_path)]
+    loader = SafeCheckpointLoader("x.pt", {"model": torch.nn.Linear(1, 1)})
+    handlers = [StatsHandler(), loader, TensorBoardHandler(log_dir=str(tmp_path))]
     two(0)
     assert processes.handlers_of_rank(handlers) == handlers
     two(1)
@@ -78,18 +78,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         processes.join()
 
 
-def test_a_single_process_has_a_device_and_a_plain_network():
-    network = torch.nn.Linear(1, 1)
-    assert processes.distribute(network) is network
-    assert processes.local_device().type in ("cpu", "cuda")
-
-
 def test_what_processes_gather_is_in_their_order(monkeypatch):
     assert processes.gather((1, 2)) == [1, 2]
-
-    def exchange(parts, items):
-        parts[:] = [items, [3]]
-
-    monkeypatch.setattr(processes.idist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(processes.dist, "all_gather_object", exchange)
+    monkeypatch.setattr(processes.idist, "all_gather", lambda items: [items, [3]])
     assert processes.gather((1, 2)) == [1, 2, 3]

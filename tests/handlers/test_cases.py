@@ -17,9 +17,8 @@ from monai.networks.nets import SegResNet
 from monai.transforms import AsDiscreted, Compose, LoadImaged
 
 from monai_attn.data import CaseDataset
-from monai_attn.engines import SkipFailedCases
 from monai_attn.errors import ConfigError, DataError, Failure, root_cause
-from monai_attn.handlers import AttentionMaps, OverlaySaver
+from monai_attn.handlers import AttentionMaps, OverlaySaver, SkipFailedCases
 from monai_attn.nets import EGCNN, AFNet
 from monai_attn.transforms import SafeSaveImaged
 
@@ -152,7 +151,7 @@ def test_another_word_than_stop_and_skip_is_refused():
 
 
 def test_nothing_of_a_failed_case_stays_in_memory(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("monai_attn.engines"), "disabled", True)  # pytest keeps what is logged
+    monkeypatch.setattr(logging.getLogger("monai_attn.handlers.cases"), "disabled", True)  # pytest keeps what is logged
     kept = []
 
     class Failing(torch.nn.Module):

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Describe the settings of transforms, losses and networks, to tell whether two runs are set up alike."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["describe", "differences", "digest"]
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), slice, range, enum.Enum, torch.dtype, np.generic, np.dtype)
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm, which are weights
+
+
+def describe(part: Any, name: str = "") -> dict[str, str]:
+    """Describe an object by its class and its public attributes, and theirs in turn.
+
+    Devices and the values of a network's parameters are left out: the same settings give the same result on another
+    device, and weights come from a checkpoint.
+
+    Args:
+        part: a transform, inferer, loss, network, plain value, or a container of these.
+        name: name of the object, which the names of its settings start with.
+
+    Returns:
+        settings by name, such as ``{"loss": "monai.losses.dice.DiceLoss", "loss.gamma": "2.0"}``.
+
+    Example:
+        >>> from monai.transforms import Flip
+        >>> describe(Flip(0), "flip")
+        {'flip': 'monai.transforms.spatial.array.Flip', 'flip.spatial_axis': '0'}
+    """
+    settings: dict[str, str] = {}
+    _describe(part, name, settings, [])
+    return settings
+
+
+def _describe(part: Any, name: str, settings: dict[str, str], above: list[Any]) -> None:
+    if isinstance(part, torch.device) or any(part is other for other in above):
+        return
+    if isinstance(part, _PLAIN):
+        settings[name] = str(part)
+        return
+    if isinstance(part, (torch.Tensor, np.ndarray)):
+        values = np.ascontiguousarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
+        settings[name] = f"{values.dtype}{list(values.shape)} {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
+        return
+    above = [*above, part]
+    for key, value in _parts(part, name, settings):
+        _describe(value, f"{name}.{key}" if name else str(key), settings, above)
+
+
+def _parts(part: Any, name: str, settings: dict[str, str]) -> Iterable[tuple[Any, Any]]:
+    if isinstance(part, Mapping):
+        return part.items()
+    if isinstance(part, (list, tuple)):
+        return enumerate(part)
+    kind = part if hasattr(part, "__qualname__") else type(part)  # a function or a class says who it is
+    settings[name] = f"{kind.__module__}.{kind.__qualname__}"
+    own = {key: value for key, value in getattr(part, "__dict__", {}).items() if not key.startswith("_")}
+    if kind is part:
+        return ()
+    if isinstance(part, nn.Module):
+        shapes = {key: list(value.shape) for key, value in part.named_parameters(recurse=False)}
+        buffers = {key: value for key, value in part.named_buffers(recurse=False) if key not in _STATISTICS}
+        own = {key: value for key, value in own.items() if key != "training"}
+        return [*own.items(), *shapes.items(), *buffers.items(), *part.named_children()]
+    return own.items()
+
+
+def digest(settings: Mapping[str, str]) -> str:
+    """Return a hash of settings.
+
+    Example:
+        >>> digest({"lr": "0.1"}) == digest({"lr": "0.2"})
+        False
+    """
+    return hashlib.sha256("\n".join(f"{name} {settings[name]}" for name in sorted(settings)).encode()).hexdigest()
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str], shown: int = 3) -> str:
+    """Return how settings differ, in words; empty if they do not.
+
+    Example:
+        >>> differences({"lr": "0.1"}, {"lr": "0.2"})
+        'lr 0.1, now 0.2'
+    """
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    text = "; ".join(f"{key} {then.get(key, '(none)')}, now {now.get(key, '(none)')}" for key in keys[:shown])
+    return f"{text} …" if len(keys) > shown else text

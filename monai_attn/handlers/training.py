@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers of a training: seeds, loss terms, progress, and a stop on NaN."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from ignite.utils import manual_seed
+from monai.data import MetaTensor
+from monai.data.utils import set_rnd
+from monai.engines import IterationEvents
+from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
+from torch import nn
+
+from monai_attn.data.datalist import case_name
+from monai_attn.errors import DataError
+
+__all__ = [
+    "AverageStatistics",
+    "EpochProgressBar",
+    "EpochSeed",
+    "LossTerms",
+    "StopOnNonFinite",
+    "training_loss",
+]
+
+
+class EpochSeed:
+    """Seed every source of random numbers when an epoch starts.
+
+    An epoch then draws the same augmentations, order of cases, dropout and noise whether the training ran through or
+    was resumed before it, and every process of a distributed training draws its own. Ignite makes the iterator of the
+    data loader behind this event, so workers are seeded too, except persistent ones; each worker draws its own numbers,
+    so another ``num_workers`` gives other weights.
+
+    Args:
+        seed: the seed of the training.
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[EpochSeed(0)])``
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to one of MONAI's trainers."""
+        state: Any = engine.state
+        state.seed = self.seed
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed Python, NumPy, PyTorch and MONAI's random transforms."""
+        trainer: Any = engine
+        entropy = np.random.SeedSequence([self.seed, trainer.state.epoch, idist.get_rank()])
+        seed = int(entropy.generate_state(1)[0])
+        manual_seed(seed)
+        set_rnd(getattr(trainer.data_loader, "dataset", None), seed)
+
+
+_FIX = (
+    "look for NaN and for wrong intensities in the data, or lower the learning rate; the weights in ckpt_dir are those "
+    "of the epochs before"
+)
+
+
+class StopOnNonFinite:
+    """Stop training on NaN or infinite loss, before it reaches the weights.
+
+    The weights themselves are checked when an epoch ends, before they are validated or saved. A step that mixed
+    precision skips because of infinite gradients is normal and stops nothing.
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[StopOnNonFinite()])``
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to one of MONAI's trainers."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.check_weights)
+
+    def check_loss(self, engine: Engine) -> None:
+        """Check the loss of the batch.
+
+        Raises:
+            DataError: if it is not finite, with the names of the cases.
+        """
+        state: Any = engine.state
+        loss = state.output[CommonKeys.LOSS].detach()
+        if not loss.isfinite():
+            place = f"iteration {state.iteration} (epoch {state.epoch})"
+            raise DataError(_cases(state.batch), f"their loss is {float(loss)} in {place}", _FIX)
+
+    def check_weights(self, engine: Engine) -> None:
+        """Check the weights after the last iteration of an epoch.
+
+        Raises:
+            DataError: if they are not all finite.
+        """
+        trainer: Any = engine
+        state = trainer.state
+        if state.iteration % state.epoch_length:
+            return
+        finite = [value.isfinite().all() for value in trainer.network.state_dict().values()]
+        if not torch.stack(finite).all():
+            raise DataError("the network", f"its weights are NaN or infinite after epoch {state.epoch}", _FIX)
+
+
+def _cases(batch: Any) -> str:
+    """The cases of a batch as far as their names are known."""
+    image = batch.get(CommonKeys.IMAGE) if isinstance(batch, dict) else None
+    files = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
+    names = dict.fromkeys(case_name(str(file)) for file in ensure_tuple(files or ()))
+    return f"the cases {', '.join(names)}" if names else "the batch"
+
+
+class AverageStatistics:
+    """Average batch norm statistics over the processes of a training.
+
+    Each process has those of its own cases during an epoch. With their mean, what is validated and saved after the
+    epoch knows the cases of all processes, and all processes validate the same network.
+
+    Args:
+        network: the network, not wrapped.
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[AverageStatistics(network)])``
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer; it works before the handlers of the epoch's end, wherever it stands in the list."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Average after the last iteration of an epoch."""
+        state: Any = engine.state
+        statistics = [
+            value for name, value in self.network.named_buffers() if name.endswith(("running_mean", "running_var"))
+        ]
+        processes = idist.get_world_size()
+        if processes == 1 or not statistics or state.iteration % state.epoch_length:
+            return
+        total = torch.as_tensor(idist.all_reduce(torch.cat([value.flatten() for value in statistics])))
+        for value, mean in zip(statistics, (total / processes).split([value.numel() for value in statistics])):
+            value.copy_(mean.view_as(value))
+
+
+class LossTerms:
+    """Add the mean of each loss term to a trainer's metrics.
+
+    They are there as ``loss_<term>`` from the last iteration of an epoch until the next epoch starts, so that
+    ``StatsHandler``, ``TensorBoardStatsHandler`` and :class:`CurveSaver` show them wherever they stand in the list of
+    handlers. Until then they stay on their device, so that nothing waits for it. On several processes the mean is that
+    of all of them.
+
+    Args:
+        loss: a loss with an attribute ``terms``, a dictionary of the scalar terms of its last call, such as
+            :class:`monai_attn.losses.EGCNNLoss` or :class:`monai_attn.losses.EdgeLoss`.
+
+    Raises:
+        TypeError: if the loss has no such attribute.
+
+    Example:
+        ``SupervisedTrainer(..., loss_function=loss, train_handlers=[LossTerms(loss), StatsHandler()])``
+    """
+
+    def __init__(self, loss: Any) -> None:
+        if not isinstance(getattr(loss, "terms", None), dict):
+            raise TypeError(f"loss must have a dictionary `terms`, as EGCNNLoss has; {type(loss).__name__} has none.")
+        self.loss = loss
+        self.totals: dict[str, torch.Tensor] = {}
+        self.count = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to one of MONAI's trainers."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._update)
+
+    def _reset(self, engine: Engine) -> None:
+        for name in self.totals:
+            engine.state.metrics.pop(f"loss_{name}", None)
+        self.totals, self.count = {}, 0
+
+    def _update(self, engine: Engine) -> None:
+        for name, term in self.loss.terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + term
+        self.count += 1
+        state: Any = engine.state
+        if self.totals and state.iteration % state.epoch_length == 0:
+            state.metrics.update(self._means())
+
+    def _means(self) -> dict[str, float]:
+        totals = torch.stack(list(self.totals.values()))
+        reduced: Any = idist.all_reduce(torch.cat([totals, totals.new_tensor([self.count])]))
+        *sums, count = reduced.tolist()
+        return {f"loss_{name}": total / count for name, total in zip(self.totals, sums)}
+
+
+def training_loss(output: dict[str, Any]) -> float:
+    """Return the loss in the output of a trainer with ``decollate=False``.
+
+    Not decollating saves time in every iteration; ``monai.handlers.from_engine`` expects the decollated form.
+
+    Example:
+        ``StatsHandler(output_transform=training_loss)``
+    """
+    return float(output[CommonKeys.LOSS].detach())
+
+
+class EpochProgressBar(ProgressBar):
+    """Show ignite's progress bar with the training loss, on a terminal only.
+
+    MONAI attaches ignite's bar without a loss. Of several processes the first one shows it.
+
+    Args:
+        show_loss: whether the engine is a trainer whose loss is to be shown.
+        desc: text in front of the bar.
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[EpochProgressBar()])``
+    """
+
+    def __init__(self, show_loss: bool = True, desc: str = "") -> None:
+        super().__init__(desc=desc, disable=not sys.stderr.isatty() or idist.get_rank() > 0)
+        self.show_loss = show_loss
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Attach to an engine, as MONAI does with its handlers."""
+        if self.show_loss:
+            kwargs.setdefault("output_transform", lambda output: {"loss": training_loss(output)})
+        super().attach(engine, *args, **kwargs)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run bundles: MONAI's workflow, and what a configuration calls in ``initialize`` and ``finalize``."""
+
+from __future__ import annotations
+
+from monai_attn.run.checks import check_overrides, check_settings
+from monai_attn.run.manifest import RunManifest
+from monai_attn.run.processes import handlers_of_rank, share
+from monai_attn.run.results import FinishedCases, Provenance
+from monai_attn.run.start import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILURE,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    finish,
+    start,
+    summarize,
+)
+from monai_attn.run.workflow import Workflow
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILURE",
+    "EXIT_INCOMPLETE",
+    "EXIT_INTERRUPTED",
+    "FinishedCases",
+    "Provenance",
+    "RunManifest",
+    "Workflow",
+    "check_overrides",
+    "check_settings",
+    "finish",
+    "handlers_of_rank",
+    "share",
+    "start",
+    "summarize",
+]

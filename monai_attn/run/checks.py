@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a run's overrides and settings before any data are read."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import run as bundle_run
+from monai.utils import ensure_tuple
+from torch import nn
+
+from monai_attn.errors import ConfigError
+
+__all__ = ["check_command", "check_overrides", "check_settings"]
+
+_MULTIPLES = (2, 4, 8, 16, 32, 64)
+
+
+def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides that no configuration file knows, and paths with ``#``.
+
+    Args:
+        config_files: the configuration files.
+        overrides: new values by name, such as ``{"network_def#features": 8}``.
+
+    Raises:
+        ConfigError: for the first one, with the nearest name.
+    """
+    known = ConfigParser.load_config_files([str(path) for path in config_files])
+    top_level = {_top_level(key) for key in known}
+    for override, value in overrides.items():
+        if isinstance(value, str) and "#" in value and value[0] not in "$@%":
+            raise ConfigError(
+                f"--{override} {value}",
+                "in a configuration '#' separates names: MONAI would read it as '::'",
+                "rename the folder or the file, or give the folder above it",
+            )
+        key = _top_level(override)
+        if key not in top_level:
+            nearest = difflib.get_close_matches(key, top_level, n=1, cutoff=0.4)
+            hint = f"did you mean --{nearest[0]}? " if nearest else ""
+            raise ConfigError(
+                f"--{override}",
+                f"no entry named '{key}' in {', '.join(Path(path).name for path in config_files)}",
+                f"{hint}The bundle's docs/README.md lists the entries",
+            )
+
+
+def _top_level(key: str) -> str:
+    return ReferenceResolver.normalize_id(key).lstrip("+").split("::")[0]
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Check the overrides of ``python -m monai.bundle run``, which MONAI tells nobody.
+
+    Args:
+        argv: the command line; one of another program is not looked at.
+
+    Raises:
+        ConfigError: see :func:`check_overrides`.
+    """
+    if not Path(argv[0]).as_posix().endswith("monai/bundle/__main__.py") or list(argv[1:2]) != ["run"]:
+        return
+    options: dict[str, Any] = {}
+    for position, word in enumerate(argv):
+        if word.startswith("--"):  # `--name=value`, `--name value`, or `--name` alone
+            name, equals, value = word[2:].partition("=")
+            options[name] = value if equals else (*argv[position + 1 : position + 2], "")[0]
+    if "args_file" in options:
+        options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+    files = options.get("config_file", ())
+    if isinstance(files, str) and files.startswith(("[", "(")):
+        files = ast.literal_eval(files)
+    own = set(inspect.signature(bundle_run).parameters)
+    check_overrides(ensure_tuple(files), {name: value for name, value in options.items() if name not in own})
+
+
+def check_settings(
+    device: torch.device | str,
+    network: nn.Module,
+    in_channels: int,
+    out_channels: int,
+    *,
+    crop_size: Sequence[int] = (),
+    image_size: Sequence[int] = (),
+    softmax: bool = True,
+    regions: Sequence[Sequence[int]] = (),
+    region_values: Sequence[int] = (),
+    save_attention: bool = False,
+) -> None:
+    """Refuse settings of a bundle that cannot work together.
+
+    Args:
+        device: the device, which must be there.
+        network: the network, which must take images of these sizes; it is not changed.
+        in_channels: number of channels of its input.
+        out_channels: number of channels of its output.
+        crop_size: size of crops in voxels.
+        image_size: size of images in pixels; -1 for any.
+        softmax: whether the output goes through a softmax or an arg max, for which one channel is none.
+        regions: label values of each region, for overlapping regions.
+        region_values: the label value that each region is written as, which must be one of its own.
+        save_attention: a switch, for which the string "false" would be true.
+
+    Raises:
+        ConfigError: with a setting that works, as far as there is one.
+
+    Example:
+        ``"$run.check_settings(@device, @network_def, @in_channels, @out_channels, crop_size=@crop_size)"``
+    """
+    _check_device(device)
+    if softmax and out_channels == 1:
+        raise ConfigError(
+            "--out_channels 1",
+            "the softmax or argmax of one channel is the same for every image",
+            "count the background as a class too (2), or use sigmoid and threshold in place of softmax and argmax",
+        )
+    if region_values and not _are_own(region_values, regions):
+        raise ConfigError(
+            f"--region_values {list(region_values)}",
+            f"a voxel of a region must get one of its labels, and the regions are {list(map(list, regions))}",
+            "give for each region one of its labels, which the regions after it go over",
+        )
+    if not isinstance(save_attention, bool):
+        raise ConfigError(f"--save_attention {save_attention}", "it is not a truth value", "give True or False")
+    for name, size in {"crop_size": crop_size, "image_size": image_size}.items():
+        if size and min(size) > 0:
+            _check_size(name, list(size), network, in_channels)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        accelerator = torch.accelerator.current_accelerator()
+        others = [f"{accelerator}:{i}" for i in range(torch.accelerator.device_count())] if accelerator else []
+        raise ConfigError(
+            f"--device {device}", str(error).splitlines()[0], f"this machine has {', '.join(['cpu', *others])}"
+        ) from error
+
+
+def _are_own(region_values: Sequence[int], regions: Sequence[Sequence[int]]) -> bool:
+    return len(region_values) == len(regions) and all(
+        map(lambda value, region: value in region, region_values, regions)
+    )
+
+
+def _check_size(name: str, size: list[int], network: nn.Module, channels: int) -> None:
+    """Try the size on a copy of the network without data, which computes shapes alone."""
+    if isinstance(network, torch.jit.ScriptModule):
+        return
+    network = copy.deepcopy(network).to("meta").eval()
+    if _takes(network, channels, size):
+        return
+    multiple = next((m for m in _MULTIPLES if _takes(network, channels, [3 * m] * len(size))), 1)
+    better = [-(-length // multiple) * multiple for length in size]
+    if better != size and _takes(network, channels, better):
+        raise ConfigError(
+            f"--{name} {size}", f"{type(network).__name__} needs multiples of {multiple}", f'--{name} "{better}"'
+        )
+
+
+def _takes(network: nn.Module, channels: int, size: Sequence[int]) -> bool:
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, channels, *size, device="meta"))
+    except Exception:  # each network fails in its own way
+        return False
+    return True

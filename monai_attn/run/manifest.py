@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record what a run was made with, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
+
+import monai_attn
+from monai_attn.errors import CasesError, DataError, InputError
+from monai_attn.files import atomic_write
+from monai_attn.run.processes import gather
+from monai_attn.run.start import open_log
+
+__all__ = ["RunManifest", "file_hash", "fingerprint", "image_hash"]
+
+_END = 1 << 16
+_PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk", "pytorch-ignite")
+
+
+class RunManifest:
+    """Write ``<name>_run.json``: command, versions, data, device, time, state and results.
+
+    It is written when the engine starts and again when it ends, however it ends. For an inference it counts the cases
+    and, after the last one, lists those without a result. It must be the first of the handlers, so that it sees an
+    error before MONAI's ``StatsHandler`` raises it again.
+
+    Args:
+        name: name of the run.
+        output_dir: folder for the manifest.
+        seed: seed of the run.
+        data: the data set or the input, to be fingerprinted.
+        weights: files of weights, to be hashed.
+        evaluator: the engine whose metrics are the results, if it is not the one that the handler is attached to.
+
+    Raises:
+        DataError: when the engine starts, if the folder cannot be written.
+        CasesError: when an inference ends, if cases have no result (:class:`monai_attn.handlers.SkipFailedCases`).
+
+    Example:
+        ``SupervisedTrainer(..., train_handlers=[RunManifest("train", "out", seed=0, evaluator=evaluator)])``
+    """
+
+    def __init__(
+        self,
+        name: str,
+        output_dir: str,
+        *,
+        seed: int,
+        data: str | Sequence[str] | None = None,
+        weights: Sequence[str] | str = (),
+        evaluator: Engine | None = None,
+    ) -> None:
+        self.path = Path(output_dir) / f"{name}_run.json"
+        self.seed = seed
+        self.data = data
+        self.weights = ensure_tuple(weights)
+        self.evaluator = evaluator
+        self.content: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer or an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        self.begun, self.worked = time.perf_counter(), time.process_time()
+        self.content = {
+            "state": "running",
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seed": self.seed,
+            "data": fingerprint(self.data),
+            "weights": {str(path): file_hash(path) for path in self.weights},
+            "processes": idist.get_world_size(),
+            "device": str(getattr(engine.state, "device", "")),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "versions": _versions(),
+            "revision": _git_revision(),
+        }
+        open_log()
+        self._write()
+
+    def _finish(self, engine: Engine) -> None:
+        measured: Any = (self.evaluator or engine).state
+        self.content |= {
+            "state": "finished",
+            "seconds": round(time.perf_counter() - self.begun, 1),
+            "cpu_seconds": round(time.process_time() - self.worked, 1),
+            "results": {name: value for name, value in measured.metrics.items() if isinstance(value, (int, float))},
+        }
+        if self.evaluator is not None and measured.best_metric_epoch > 0:
+            self.content["best"] = float(measured.best_metric)
+        failed = self._account(engine)
+        self._write()
+        if failed is not None and idist.get_rank() == 0:  # one list is enough
+            raise failed
+
+    def _account(self, engine: Engine) -> CasesError | None:
+        """Record the cases of an inference; the error to end with if some of them failed."""
+        state: Any = engine.state
+        before = getattr(getattr(state.dataloader, "dataset", None), "finished", None)
+        if before is None and not hasattr(state, "failures"):
+            return None
+        failures = gather(getattr(state, "failures", []))
+        segmented = sum(gather([state.iteration])) - len(failures)
+        self.content["cases"] = {
+            "finished before": before,
+            "segmented": segmented,
+            "failed": [failure._asdict() for failure in failures],
+        }
+        if not failures:
+            return None
+        self.content["state"] = "incomplete"
+        return CasesError(failures, (before or 0) + segmented)
+
+    def _fail(self, _engine: Engine, error: BaseException) -> None:
+        if self.content.get("state") == "running":
+            self.content["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(InputError):  # on a full disk, say, which is what the error is about
+                self._write()
+        raise error
+
+    def _write(self) -> None:
+        if idist.get_rank() > 0:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"it cannot be written: {error.strerror}"
+            raise DataError(str(self.path.parent), problem, "give another output_dir") from error
+        with atomic_write(self.path) as draft:
+            draft.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those that it is built on."""
+    found = {"python": platform.python_version(), "monai_attn": monai_attn.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_revision() -> str | None:
+    """The commit of the checkout that this package runs from, with ``-dirty`` behind it if files were changed."""
+    package = Path(monai_attn.__file__)
+    if not _git(package.parent, "ls-files", package.name):  # installed, perhaps within somebody else's repository
+        return None
+    return _git(package.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        found = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
+    """What the data were: a hash of the data list, or else of all names and sizes; of an image's first file if many."""
+    path = Path(ensure_tuple(source)[0] if source else "")
+    if not source or not path.exists():
+        return None
+    listing = path / "dataset.json"
+    if listing.is_file():
+        content = listing.read_bytes()
+    else:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        content = "\n".join(f"{file.relative_to(path.parent)} {file.stat().st_size}" for file in files).encode()
+    return {"source": str(path), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def file_hash(path: str) -> str:
+    """Return the SHA-256 of a file's content.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    if not Path(path).is_file():
+        raise DataError(path, "there is no such file", "correct the path, train first, or get the published weights")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def image_hash(files: Sequence[str]) -> str:
+    """Return what identifies an image, wherever it lies: a hash of its files, or of all files of its folder.
+
+    Of gzip, which ends in a checksum of the content, both ends are enough, and take no time.
+    """
+    digest = hashlib.sha256()
+    for path in map(Path, files):
+        for part in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+            size = part.stat().st_size
+            with open(part, "rb") as file:
+                digest.update(f"{size} ".encode() + file.read(_END))
+                file.seek(max(size - _END, 0) if part.suffix == ".gz" else 0)
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()

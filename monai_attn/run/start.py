@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start and finish a run: short errors, exit codes, and a log file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from contextlib import suppress
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from textwrap import shorten
+from types import TracebackType
+
+import ignite.distributed as idist
+from monai.apps import get_logger
+
+from monai_attn.errors import CasesError, DataError, InputError, root_cause
+from monai_attn.run.checks import check_command
+from monai_attn.run.processes import join
+
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "EXIT_FAILURE",
+    "EXIT_INCOMPLETE",
+    "EXIT_INTERRUPTED",
+    "finish",
+    "open_log",
+    "start",
+    "summarize",
+]
+
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130
+# notices of other packages that a user of a bundle can do nothing about
+_NOTICES = (
+    r".*`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated.*",
+    r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not available.*",
+    r".*User provided device_type of 'cuda', but CUDA is not available.*",
+    r".*'pin_memory' argument is set as true but no accelerator is found.*",
+    r".*get_mask_edges.*always_return_as_numpy.*",
+    r".*Orientationd\.__init__:labels: Current default value.*",
+    r".*`dataloader` is empty or the specified `epoch_length` is 0.*",
+    r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
+    r".*`broadcast_buffers` is deprecated.*",
+)
+
+
+class _Run:
+    """What a run changes in its process, to be put back."""
+
+    def __init__(self, name: str, log: Path | None, append: bool) -> None:
+        self.name, self.log, self.append = name, log, append
+        # nothing is written before the run works: a program may only be looking at the bundle
+        self.buffer = MemoryHandler(capacity=0)
+        # MONAI's logger of losses and metrics does not propagate to the root
+        self.loggers = [logging.getLogger(), get_logger("monai.handlers.StatsHandler")]
+        self.consoles = list(logging.getLogger().handlers)
+        for logger in self.loggers:
+            logger.addHandler(self.buffer)
+        for console in self.consoles:
+            console.addFilter(_without_traces)
+        self.hook, sys.excepthook = sys.excepthook, self.report
+
+    def open_log(self) -> None:
+        """Write the log to its file from now on, all processes to the same: the first one all, others what is wrong.
+
+        Raises:
+            DataError: if the folder cannot be written.
+        """
+        if self.log is None or self.buffer.target is not None:
+            return
+        rank = idist.get_rank()
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            if rank == 0 and not self.append:
+                self.log.write_text("", encoding="utf-8")
+            idist.barrier()
+            file = logging.FileHandler(self.log, encoding="utf-8")
+        except OSError as error:
+            problem = f"it cannot be written: {error.strerror}"
+            raise DataError(str(self.log.parent), problem, "give another output_dir") from error
+        file.setLevel(logging.WARNING if rank else logging.NOTSET)
+        file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        self.buffer.setTarget(file)
+        self.buffer.flush()
+
+    def end(self) -> None:
+        """Put everything back."""
+        if sys.excepthook == self.report:
+            sys.excepthook = self.hook
+        for logger in self.loggers:
+            logger.removeHandler(self.buffer)
+        for console in self.consoles:
+            console.removeFilter(_without_traces)
+        if self.buffer.target is not None:
+            self.buffer.target.close()
+        self.buffer.close()
+
+    def report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Stand in for ``sys.excepthook`` until an error has passed."""
+        message, code = summarize(error)
+        foreseen = isinstance(root_cause(error), (InputError, CasesError, KeyboardInterrupt))
+        passed = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(trace)]
+        # an error of the program that goes on after a run keeps its trace
+        of_run = foreseen or any("/monai/bundle/" in file for file in passed)
+        if of_run:
+            with suppress(InputError):  # where the log cannot be written, the message matters more
+                self.open_log()
+            logging.getLogger(__name__).error("the run has failed", exc_info=(kind, error, trace))
+        logged = self.buffer.target is not None
+        self.end()
+        if not of_run or os.environ.get("MONAI_ATTN_DEBUG") == "1":
+            self.hook(kind, error, trace)
+        if of_run:
+            if code == EXIT_INTERRUPTED and self.name == "train":
+                message += "; --resume auto goes on after the last whole epoch"
+            print(f"monai_attn: {message}", file=sys.stderr)
+            print(f"  full trace: {self.log if logged else 'set MONAI_ATTN_DEBUG=1'}", file=sys.stderr)
+            raise SystemExit(code)  # how the interpreter lets a hook choose the exit code
+
+
+_current: _Run | None = None
+
+
+def start(name: str, output_dir: str | None = None, append: bool = False) -> None:
+    """Prepare the process for a run; the first entry of a bundle's ``initialize``.
+
+    It joins the other processes that ``torchrun`` started, silences notices that nobody can act on, collects the log
+    for ``<output_dir>/<name>.log``, and refuses misspelt overrides of the command line. Until :func:`finish`, or until
+    an error has passed, an uncaught error of the run ends the process with at most four lines on the screen, the full
+    trace in the log, and exit code 2 if the user can fix it (:class:`monai_attn.errors.InputError`), 3 if some cases
+    have no result, else 1. With ``MONAI_ATTN_DEBUG=1`` the trace comes on the screen, too.
+
+    Args:
+        name: name of the run: ``"train"``, ``"evaluate"`` or ``"inference"``.
+        output_dir: folder for the log, or None for no log; nothing is written before an engine starts.
+        append: whether to add to an earlier log, for a training that goes on.
+
+    Raises:
+        ConfigError: if an override of the command line names no entry of the configuration, or there are fewer GPUs
+            than processes on this machine.
+
+    Example:
+        ``"initialize": ["$run.start('train', @output_dir)", ...]``
+    """
+    global _current
+    if _current is not None:
+        _current.end()
+    for notice in _NOTICES:
+        warnings.filterwarnings("ignore", message=notice)
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append)
+    check_command(sys.argv)
+    join()
+
+
+def open_log() -> None:
+    """Begin to write the log of the run that was started, if one was; see :func:`start`."""
+    if _current is not None:
+        _current.open_log()
+
+
+def finish() -> None:
+    """Give the process back as it was before :func:`start`; a bundle's ``finalize``.
+
+    Example:
+        ``"finalize": "$run.finish()"``
+    """
+    global _current
+    if _current is not None:
+        _current.end()
+    _current = None
+    idist.finalize()
+
+
+def summarize(error: BaseException) -> tuple[str, int]:
+    """Return what to tell the user about the error that ends a run, and the exit code.
+
+    Example:
+        >>> summarize(KeyboardInterrupt())
+        ('stopped by the user', 130)
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by the user", EXIT_INTERRUPTED
+    cause = root_cause(error)
+    if isinstance(cause, InputError):
+        return str(cause), EXIT_BAD_INPUT
+    if isinstance(cause, CasesError):
+        expected = all(failure.expected for failure in cause.failures)
+        return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if expected else EXIT_FAILURE
+    lines = [line for part in (cause, error) for line in str(part).strip().splitlines()[:1]]
+    context = f"\n  in: {shorten(lines[1], 150)}" if cause is not error and len(lines) > 1 else ""
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}{context}", EXIT_FAILURE
+
+
+def _without_traces(record: logging.LogRecord) -> bool:
+    """Keep traces, and what engines log on their way down, off the screen; the log file has them."""
+    return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import random
+import sys
+
+import ignite.distributed as idist
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.handlers import StatsHandler, TensorBoardStatsHandler
+from monai.transforms import RandGaussianNoise
+from torch.utils.data import ConcatDataset
+
+from monai_attn.errors import DataError
+from monai_attn.handlers import (
+    AverageStatistics,
+    CurveSaver,
+    EpochProgressBar,
+    EpochSeed,
+    LossTerms,
+    StopOnNonFinite,
+    training,
+    training_loss,
+)
+from monai_attn.losses import EGCNNLoss
+
+
+def draws(
+    *, number: int = 0, workers: int = 0, epochs: int = 3, spoil: bool = False, copies: int = 1
+) -> list[list[float]]:
+    """What the epochs of a training draw from each source of random numbers."""
+    dataset = Dataset([torch.zeros(1, 4)] * 4, RandGaussianNoise(prob=1.0))
+    loader = DataLoader(ConcatDataset([dataset] * copies), batch_size=1, shuffle=True, num_workers=workers)
+    drawn: list[list[float]] = []
+
+    def step(engine, batch):
+        numbers = [batch.sum().item(), torch.rand(1).item(), np.random.rand(), random.random()]
+        drawn[-1] += numbers
+        if spoil:  # as a validation within the training might
+            torch.rand(3)
+            np.random.rand(3)
+
+    engine = Engine(step)
+    engine.data_loader = loader
+    engine.add_event_handler("EPOCH_STARTED", lambda: drawn.append([]))
+    EpochSeed(number).attach(engine)
+    engine.run(loader, max_epochs=epochs)
+    return drawn
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_draws_the_same_in_every_training_and_each_epoch_its_own(workers):
+    first = draws(workers=workers)
+    torch.rand(5)
+    np.random.rand(5)
+    assert draws(workers=workers, epochs=2) == first[:2]
+    assert first[0] != first[1] != first[2]
+    assert all(a != b for a, b in zip(first[0], first[1]))
+
+
+def test_transforms_are_found_in_a_data_set_that_is_repeated():
+    assert draws(copies=2) == draws(copies=2)
+
+
+def test_seeds_and_processes_draw_differently(monkeypatch):
+    first = draws(epochs=1)
+    assert draws(number=1, epochs=1) != first
+    monkeypatch.setattr(training.idist, "get_rank", lambda: 1)
+    assert draws(epochs=1) != first
+
+
+def trainer(values: list[float], *, named: bool = True, lr: float = 0.1, **options) -> SupervisedTrainer:
+    """A trainer whose images hold one value each."""
+    images = [torch.full((1, 2, 2), value) for value in values]
+    if named:
+        images = [MetaTensor(x, meta={"filename_or_obj": f"/secret/case{i}.nii.gz"}) for i, x in enumerate(images)]
+    network = torch.nn.Conv2d(1, 1, 1)
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=2,
+        train_data_loader=DataLoader(
+            Dataset([{"image": image, "label": torch.zeros(1, 2, 2)} for image in images]), batch_size=2
+        ),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr),
+        loss_function=torch.nn.MSELoss(),
+        train_handlers=[StopOnNonFinite()],
+        decollate=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_the_first_loss_that_is_not_finite_stops_the_training_with_the_cases_and_keeps_the_weights(value):
+    engine = trainer([1.0, 1.0, 1.0, value])
+    with pytest.raises(DataError) as caught:
+        engine.run()
+    assert caught.value.what == "the cases case2, case3"
+    assert "in iteration 2 (epoch 1)" in caught.value.problem
+    assert all(weight.isfinite().all() for weight in engine.network.parameters())
+
+
+def test_batches_without_names_are_reported_too():
+    with pytest.raises(DataError, match="cannot use the batch\n  problem: their loss is nan"):
+        trainer([float("nan"), 1.0], named=False).run()
+
+
+def test_weights_that_are_not_finite_are_found_when_the_epoch_ends():
+    engine = trainer([1e3, 1e3], lr=3e38)  # the loss is that of the step before
+    with pytest.raises(DataError, match="NaN or infinite after epoch 1"):
+        engine.run()
+
+
+def test_finite_trainings_run_to_their_end():
+    engine = trainer([1.0, 2.0, 3.0])
+    engine.run()
+    assert engine.state.epoch == 2
+
+
+def test_a_step_that_is_left_out_for_infinite_gradients_is_no_error():
+    engine = trainer([1.0, 1.0])
+
+    class Scaler:
+        """A gradient scaler that finds infinite gradients every time."""
+
+        scale = staticmethod(lambda loss: loss * float("inf"))
+        step = update = staticmethod(lambda *_: None)
+
+    @engine.on(Events.STARTED)
+    def simulate_amp():
+        engine.amp, engine.scaler = True, Scaler()
+
+    before = [weight.clone() for weight in engine.network.parameters()]
+    engine.run()
+    assert engine.state.epoch == 2
+    assert all(map(torch.equal, before, engine.network.parameters()))
+
+
+@pytest.fixture
+def network():
+    return torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+
+
+def train_batches(network, iterations=3):
+    """Two epochs; returns the running means that the end of each epoch sees."""
+    seen = []
+    engine = Engine(lambda _engine, batch: network(batch))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(network[2].running_mean.clone()))
+    AverageStatistics(network).attach(engine)
+    torch.manual_seed(0)
+    engine.run([torch.rand(2, 3, 4, 4) for _ in range(iterations)], max_epochs=2)
+    return seen
+
+
+def test_the_end_of_an_epoch_sees_the_mean_over_the_processes(network, monkeypatch):
+    sums = []
+
+    def add_another_process(total):
+        sums.append(total)
+        return total + 2 * torch.ones_like(total)
+
+    monkeypatch.setattr(training.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(training.idist, "all_reduce", add_another_process)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    seen = train_batches(network)
+    assert [len(total) for total in sums] == [10, 10]  # means and variances of 3 + 2 channels, once an epoch
+    for mean, total in zip(seen, sums):
+        torch.testing.assert_close(mean, total[6:8] / 2 + 1)
+    assert network[0].num_batches_tracked == 6
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+
+def test_one_process_keeps_its_statistics(network, monkeypatch):
+    monkeypatch.setattr(training.idist, "all_reduce", None)
+    train_batches(network)
+
+
+def test_a_network_without_statistics_has_none_to_average(monkeypatch):
+    monkeypatch.setattr(training.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(training.idist, "all_reduce", None)
+    engine = Engine(lambda engine, batch: None)
+    AverageStatistics(torch.nn.InstanceNorm2d(2)).attach(engine)
+    engine.run([0])
+
+
+class TwoTerms(torch.nn.Module):
+    """A loss whose terms are known: the mean of the input, and twice that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, torch.Tensor] = {}
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        mean = input.mean()
+        self.terms = {"one": mean.detach(), "two": 2 * mean.detach()}
+        return mean
+
+
+def train_with_terms(loss: TwoTerms, values: list[float], epochs: int = 1, handlers: tuple = ()) -> SupervisedTrainer:
+    """Run a trainer whose loss is the next of the values in every iteration."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(network.weight)
+    batches = [{"image": torch.full((1, 1), value), "label": torch.zeros(1, 1)} for value in values]
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=batches,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+        loss_function=loss,
+        train_handlers=list(handlers),
+        decollate=False,
+    )
+    trainer.run()
+    return trainer
+
+
+def test_the_mean_of_each_term_is_a_metric_of_the_trainer():
+    loss = TwoTerms()
+    trainer = train_with_terms(loss, [1.0, 2.0, 6.0], handlers=(LossTerms(loss),))
+    assert trainer.state.metrics == {"loss_one": pytest.approx(3.0), "loss_two": pytest.approx(6.0)}
+
+
+def test_every_epoch_starts_anew_and_has_no_mean_until_its_end():
+    seen, values = [], iter([1.0, 3.0, 5.0, 7.0])
+
+    def see(engine):
+        seen.append(dict(engine.state.metrics))
+
+    class See:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, see)
+
+    class NextLoss(TwoTerms):
+        def forward(self, input, target):
+            return super().forward(0 * input + next(values), target)
+
+    loss = NextLoss()
+    train_with_terms(loss, [0.0, 0.0], epochs=2, handlers=(See(), LossTerms(loss)))
+    assert seen == [{}, {"loss_one": 2.0, "loss_two": 4.0}, {}, {"loss_one": 6.0, "loss_two": 12.0}]
+
+
+def test_other_metrics_of_the_trainer_are_left_alone():
+    loss = TwoTerms()
+
+    class Other:
+        def attach(self, engine):
+            engine.add_event_handler(Events.STARTED, lambda: engine.state.metrics.update(other=1.0))
+
+    trainer = train_with_terms(loss, [1.0], epochs=2, handlers=(Other(), LossTerms(loss)))
+    assert trainer.state.metrics["other"] == 1.0
+
+
+def test_a_validation_with_the_same_loss_between_two_iterations_changes_nothing():
+    loss = TwoTerms()
+
+    class Validate:
+        def attach(self, engine):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: loss(torch.tensor([100.0]), None))
+
+    trainer = train_with_terms(loss, [1.0, 2.0, 6.0], handlers=(Validate(), LossTerms(loss)))
+    assert trainer.state.metrics["loss_one"] == pytest.approx(3.0)
+
+
+def test_monais_logs_and_the_curves_show_one_value_for_each_epoch(tmp_path, capsys):
+    loss, written = TwoTerms(), []
+
+    class Writer:
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            pass
+
+    shown = (
+        StatsHandler(name="terms", iteration_log=False, output_transform=training_loss),
+        TensorBoardStatsHandler(Writer(), iteration_log=False),
+        CurveSaver(str(tmp_path)),
+    )
+    train_with_terms(loss, [1.0, 2.0, 6.0], epochs=2, handlers=(*shown, LossTerms(loss)))
+    assert capsys.readouterr().out.count("loss_one: 3.0000 loss_two: 6.0000") == 2
+    assert [(name, step) for name, _, step in written] == [
+        ("loss_one", 1),
+        ("loss_two", 1),
+        ("loss_one", 2),
+        ("loss_two", 2),
+    ]
+    with open(tmp_path / "curves.csv") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file) if row["name"] == "loss_one"]
+    assert rows == [("3", "loss_one", "3.0"), ("6", "loss_one", "3.0")]
+
+
+def test_the_mean_is_that_of_all_processes(monkeypatch):
+    loss, reductions = TwoTerms(), []
+
+    def all_reduce(tensor):  # another process had a single iteration with the terms 9 and 18
+        reductions.append(tensor.tolist())
+        return tensor + torch.tensor([9.0, 18.0, 1.0])
+
+    monkeypatch.setattr(idist, "all_reduce", all_reduce)
+    trainer = train_with_terms(loss, [1.0, 2.0, 6.0], handlers=(LossTerms(loss),))
+    assert reductions == [[9.0, 18.0, 3.0]]
+    assert trainer.state.metrics == {"loss_one": pytest.approx(18 / 4), "loss_two": pytest.approx(36 / 4)}
+
+
+def test_a_loss_without_terms_is_refused():
+    with pytest.raises(TypeError, match="L1Loss has none"):
+        LossTerms(torch.nn.L1Loss())
+
+
+def test_the_terms_of_egcnn_are_shown():
+    class TwoOutputs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.segmentation, self.edges = torch.nn.Conv2d(1, 3, 1), torch.nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            return self.segmentation(x), self.edges(x)
+
+    network, loss = TwoOutputs(), EGCNNLoss()
+    label = torch.zeros(2, 1, 8, 8)
+    label[..., 3:6] = 1
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": MetaTensor(torch.rand(2, 1, 8, 8)), "label": MetaTensor(label)}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=loss,
+        train_handlers=[LossTerms(loss)],
+        decollate=False,
+    )
+    trainer.run()
+    terms = {name.removeprefix("loss_"): value for name, value in trainer.state.metrics.items()}
+    assert list(terms) == ["semantic", "consistency", "edge_dice", "edge_bce"]
+    assert training_loss(trainer.state.output) == pytest.approx(
+        terms["semantic"] + terms["consistency"] + terms["edge_dice"] + 0.5 * terms["edge_bce"]
+    )
+
+
+class Terminal:
+    """Stands in for a terminal and keeps what is drawn on it."""
+
+    def __init__(self, interactive: bool) -> None:
+        self.interactive, self.text = interactive, ""
+
+    def isatty(self) -> bool:
+        return self.interactive
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def draw(monkeypatch, interactive: bool, **options) -> str:
+    terminal = Terminal(interactive)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(0.25)})
+    EpochProgressBar(**options).attach(engine)
+    engine.run([1, 2, 3], max_epochs=2)
+    return terminal.text
+
+
+def test_the_bar_shows_epoch_and_loss_on_a_terminal(monkeypatch):
+    text = draw(monkeypatch, interactive=True)
+    assert "[2/2]" in text
+    assert "loss=0.25" in text
+
+
+def test_the_bar_needs_no_loss(monkeypatch):
+    text = draw(monkeypatch, interactive=True, show_loss=False)
+    assert "loss" not in text
+    assert "[2/3]" in text
+
+
+def test_the_bar_is_silent_where_there_is_no_terminal(monkeypatch):
+    assert draw(monkeypatch, interactive=False) == ""
+
+
+def test_the_training_loss_is_a_number_without_a_graph():
+    loss = training_loss({"loss": torch.ones(1, requires_grad=True).sum()})
+    assert type(loss) is float
+    assert loss == 1.0
