@@ -44,8 +44,8 @@ _RELU = ("relu", {"inplace": True})
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: parallel dilated convolutions that end in class scores.
 
-    ``"cat"``: the convolutions' outputs are concatenated - norm - activation - 1x1 convolution (ASPP-c).
-    ``"sum"``: every convolution - norm - activation - 1x1 convolution; the scores are summed (ASPP-s).
+    ``"cat"``: the convolutions' 30 channels are concatenated - norm - activation - 1x1 convolution (ASPP-c).
+    ``"sum"``: every convolution to 120 channels - norm - activation - 1x1 convolution; the scores are summed (ASPP-s).
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
@@ -53,7 +53,6 @@ class ASPP(nn.Module):
         out_channels: number of classes.
         dilations: the dilations, one convolution each.
         fusion: ``"cat"`` or ``"sum"``.
-        features: channels of each convolution; by default 30 for ``"cat"`` and 120 for ``"sum"``.
 
     Attributes:
         radius: how far the output sees, in voxels: the largest dilation.
@@ -74,15 +73,13 @@ class ASPP(nn.Module):
         *,
         dilations: Sequence[int] = (2, 6, 10, 14),
         fusion: str = "cat",
-        features: int | None = None,
     ) -> None:
         super().__init__()
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations must be positive, such as (2, 6, 10, 14), got {tuple(dilations)}.")
         self.sums = look_up_option(fusion, {"cat": False, "sum": True})
         self.radius = int(max(dilations))
-        width = features or (120 if self.sums else 30)
-        ending = "NA" if self.sums else ""
+        width, ending = (120, "NA") if self.sums else (30, "")
         conv = partial(Convolution, spatial_dims, in_channels, width, bias=False, adn_ordering=ending, norm="batch")
         classifier = partial(Conv[Conv.CONV, spatial_dims], out_channels=out_channels, kernel_size=1)
         self.branches = nn.ModuleList()
@@ -97,9 +94,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to scores (B, out_channels, *spatial)."""
-        scales: list[torch.Tensor] = []
-        for branch in self.branches:
-            scales.append(branch(x))
+        scales = [branch(x) for branch in self.branches]
         joined = torch.stack(scales).sum(0) if self.sums else torch.cat(scales, dim=1)
         return self.joint(joined)
 
@@ -113,7 +108,6 @@ class ASPPNet(nn.Module):
         out_channels: number of classes, with the background.
         fusion: ``"cat"`` for the paper's ASPP-c, ``"sum"`` for its ASPP-s.
         channels: channels of the trunk's layers: two plain layers, then two for each residual block.
-        features: channels of each dilated convolution of the pyramid; by default 30 for ``"cat"``, 120 for ``"sum"``.
         dilations: dilations of the pyramid.
         padding: ``"same"``, or ``"official"``: 14 voxels fewer at every side, as in the authors' code.
         init: ``"default"``, PyTorch's, or ``"paper"``, N(0, 0.01) as in the authors' code.
@@ -139,15 +133,14 @@ class ASPPNet(nn.Module):
         *,
         fusion: str = "cat",
         channels: Sequence[int] = (30, 30, 40, 40, 40, 40, 50, 50),
-        features: int | None = None,
         dilations: Sequence[int] = (2, 6, 10, 14),
         padding: str = "same",
         init: str = "default",
     ) -> None:
         super().__init__()
         self.trunk = DilatedTrunk(spatial_dims, in_channels, channels=channels, padding=padding)
-        pyramid = partial(ASPP, dilations=dilations, fusion=fusion, features=features)
-        self.classifier = pyramid(spatial_dims, self.trunk.out_channels, out_channels)
+        width = self.trunk.out_channels
+        self.classifier = ASPP(spatial_dims, width, out_channels, dilations=dilations, fusion=fusion)
         self.receptive_radius = self.trunk.receptive_radius + self.classifier.radius
         self.crop = self.trunk.crop
         initialize_weights(self, init)

@@ -38,114 +38,6 @@ __all__ = ["FocusNet"]
 _KERAS_BATCH_NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
 
 
-class FocusNet(nn.Module):
-    """FocusNet; the defaults are the paper's network, 18,933,497 parameters for 3 to 1 channels in 2D.
-
-    Args:
-        spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels; the output are logits.
-        channels: widths at the full resolution and at each halving of it. The attention branch uses all but the last.
-            Half and an eighth of the first are the widths of the last two blocks.
-        variant: ``"isbi2019"``, or ``"series"`` for the later code whose output is fused from the main head and one
-            head for each coarser decoder level (19,063,933 parameters).
-        padding: ``"symmetric"`` or ``"tf"``, see :class:`monai_attn.blocks.PreActResidual`; weights trained with the
-            authors' Keras code need ``"tf"``.
-        preact: ``"first"`` where only the blocks of stride 2 begin with norm and activation (authors' code), ``"full"``
-            where all do (paper).
-        dropout: probability to drop a value at the bottleneck of the attention branch.
-        dropout_everywhere: whether every residual block drops values too.
-        se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
-        gated: whether there is an attention branch; without it the levels stay as they are.
-        norm: normalisation, as a name or ``(name, {args})``.
-        upsample: ``"nearest"`` or ``"linear"``.
-
-    Raises:
-        ValueError: if an option is unknown, or ``channels`` has fewer than 3 entries or begins below 8.
-
-    Example:
-        >>> network = FocusNet(2, 3, 1, channels=(8, 8, 16), se_reduction=4)
-        >>> network(torch.rand(1, 3, 40, 61)).shape
-        torch.Size([1, 1, 40, 61])
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        *,
-        channels: Sequence[int] = (32, 64, 128, 256, 512),
-        variant: str = "isbi2019",
-        padding: str = "symmetric",
-        preact: str = "first",
-        dropout: float = 0.2,
-        dropout_everywhere: bool = False,
-        se_reduction: int = 16,
-        gated: bool = True,
-        norm: str | tuple = _KERAS_BATCH_NORM,
-        upsample: str = "nearest",
-    ) -> None:
-        super().__init__()
-        if len(channels) < 3 or channels[0] < 8:
-            raise ValueError(f"channels must be at least 3 widths, the first at least 8, got {tuple(channels)}.")
-        self.pads_like_tensorflow = padding == "tf"
-        fused = look_up_option(variant, {"isbi2019": False, "series": True})
-        block = partial(
-            PreActResidual, spatial_dims, padding=padding, norm=norm, dropout=dropout if dropout_everywhere else 0.0
-        )
-        layers = _Layers(
-            residual=partial(block, preact=look_up_option(preact, {"first": False, "full": True})),
-            down=partial(block, stride=2),
-            up=partial(_UpConv, spatial_dims, upsample=upsample),
-            se=partial(ChannelSE, spatial_dims, reduction=se_reduction, bias=False),
-        )
-        widths = list(channels[1:])
-
-        self.attention: nn.Module = _NoAttention(len(widths))
-        if gated:
-            stem = nn.Sequential(
-                Conv[Conv.CONV, spatial_dims](in_channels, channels[0], 3, padding=1, bias=False),
-                get_norm_layer(norm, spatial_dims, channels[0]),
-                nn.LeakyReLU(0.3),
-            )
-            self.attention = _AttentionBranch(stem, channels[:-1], layers, dropout)
-        self.stem = nn.Sequential(
-            Conv[Conv.CONV, spatial_dims](in_channels, widths[0], 7, padding=3),
-            get_norm_layer(norm, spatial_dims, widths[0]),
-            nn.ReLU(),
-        )
-        self.levels = nn.ModuleList(
-            _Level(before, width, layers, gated=index < len(widths) - 1)
-            for index, (before, width) in enumerate(pairwise([widths[0], *widths]))
-        )
-        self.decoders = nn.ModuleList(
-            _Decoder(below, width, width, layers) for width, below in reversed(list(pairwise(widths)))
-        )
-        self.last_decoder = _Decoder(widths[0], channels[0], widths[0], layers)
-        thin = (channels[0], channels[0] // 2, channels[0] // 8)
-        self.thinning = nn.Sequential(*(layers.residual(*pair) for pair in pairwise(thin)))
-        self.head = Conv[Conv.CONV, spatial_dims](thin[-1], out_channels, 1)
-        self.fusion: nn.Module | None = None
-        if fused:
-            self.fusion = _Fusion(spatial_dims, list(reversed(widths[:-1])), out_channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
-        gates = self.attention(x)
-        features = [self.stem(x)]
-        for index, level in enumerate(self.levels):
-            features.append(level(features[-1], gates[index]))
-
-        x = features.pop()
-        decoded: list[torch.Tensor] = []
-        for decoder in self.decoders:
-            x = decoder(x, features.pop())
-            decoded.append(x)
-        logits = self.head(self.thinning(self.last_decoder(x, features.pop())))
-        return logits if self.fusion is None else self.fusion(decoded, logits)
-
-
 class _Layers(NamedTuple):
     """What both branches are built of; all but the last are called with input and output channels."""
 
@@ -158,9 +50,9 @@ class _Layers(NamedTuple):
 class _UpConv(nn.Module):
     """Interpolation to a given size, 2x2 convolution padded at the far end, ReLU."""
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, *, upsample: str) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.up = Upsample(spatial_dims, upsample)
+        self.up = Upsample(spatial_dims)
         self.pad = Pad[Pad.CONSTANTPAD, spatial_dims]((0, 1) * spatial_dims, 0.0)
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, 2)
 
@@ -259,3 +151,103 @@ class _Fusion(nn.Module):
             outputs.append(torch.sigmoid(head(self.up(decoded[index], logits.shape[2:]))))
         outputs.append(torch.sigmoid(logits))
         return self.fuse(torch.cat(outputs, dim=1))
+
+
+class FocusNet(nn.Module):
+    """FocusNet; the defaults are the paper's network, 18,933,497 parameters for 3 to 1 channels in 2D.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
+        in_channels: number of input channels.
+        out_channels: number of output channels; the output are logits.
+        channels: widths at the full resolution and at each halving of it. The attention branch uses all but the last.
+            Half and an eighth of the first are the widths of the last two blocks.
+        variant: ``"isbi2019"``, or ``"series"`` for the later code whose output is fused from the main head and one
+            head for each coarser decoder level (19,063,933 parameters).
+        padding: ``"symmetric"`` or ``"tf"``, see :class:`monai_attn.blocks.PreActResidual`; weights trained with the
+            authors' Keras code need ``"tf"``.
+        preact: ``"first"`` where only the blocks of stride 2 begin with norm and activation (authors' code), ``"full"``
+            where all do (paper).
+        dropout: probability to drop a value at the bottleneck of the attention branch.
+        dropout_everywhere: whether every residual block drops values too.
+        se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
+        gated: whether there is an attention branch; without it the levels stay as they are.
+        norm: normalisation, as a name or ``(name, {args})``.
+
+    Raises:
+        ValueError: if an option is unknown, or ``channels`` has fewer than 3 entries or begins below 8.
+
+    Example:
+        >>> network = FocusNet(2, 3, 1, channels=(8, 8, 16), se_reduction=4)
+        >>> network(torch.rand(1, 3, 40, 61)).shape
+        torch.Size([1, 1, 40, 61])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        variant: str = "isbi2019",
+        padding: str = "symmetric",
+        preact: str = "first",
+        dropout: float = 0.2,
+        dropout_everywhere: bool = False,
+        se_reduction: int = 16,
+        gated: bool = True,
+        norm: str | tuple = _KERAS_BATCH_NORM,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 3 or channels[0] < 8:
+            raise ValueError(f"channels must be at least 3 widths, the first at least 8, got {tuple(channels)}.")
+        self.pads_like_tensorflow = padding == "tf"
+        fused = look_up_option(variant, {"isbi2019": False, "series": True})
+        block = partial(
+            PreActResidual, spatial_dims, padding=padding, norm=norm, dropout=dropout if dropout_everywhere else 0.0
+        )
+        layers = _Layers(
+            residual=partial(block, preact=look_up_option(preact, {"first": False, "full": True})),
+            down=partial(block, stride=2),
+            up=partial(_UpConv, spatial_dims),
+            se=partial(ChannelSE, spatial_dims, reduction=se_reduction, bias=False),
+        )
+        conv, widths = Conv[Conv.CONV, spatial_dims], list(channels[1:])
+
+        def stem(width: int, size: int, act: nn.Module, bias: bool) -> nn.Module:
+            first = conv(in_channels, width, size, padding=size // 2, bias=bias)
+            return nn.Sequential(first, get_norm_layer(norm, spatial_dims, width), act)
+
+        self.attention: nn.Module = _NoAttention(len(widths))
+        if gated:
+            image = stem(channels[0], 3, nn.LeakyReLU(0.3), bias=False)
+            self.attention = _AttentionBranch(image, channels[:-1], layers, dropout)
+        self.stem = stem(widths[0], 7, nn.ReLU(), bias=True)
+        self.levels = nn.ModuleList(
+            _Level(before, width, layers, gated=index < len(widths) - 1)
+            for index, (before, width) in enumerate(pairwise([widths[0], *widths]))
+        )
+        self.decoders = nn.ModuleList(
+            _Decoder(below, width, width, layers) for width, below in reversed(list(pairwise(widths)))
+        )
+        self.last_decoder = _Decoder(widths[0], channels[0], widths[0], layers)
+        thin = (channels[0], channels[0] // 2, channels[0] // 8)
+        self.thinning = nn.Sequential(*(layers.residual(*pair) for pair in pairwise(thin)))
+        self.head = conv(thin[-1], out_channels, 1)
+        self.fusion = _Fusion(spatial_dims, widths[-2::-1], out_channels) if fused else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
+        gates = self.attention(x)
+        features = [self.stem(x)]
+        for index, level in enumerate(self.levels):
+            features.append(level(features[-1], gates[index]))
+
+        x = features.pop()
+        decoded: list[torch.Tensor] = []
+        for decoder in self.decoders:
+            x = decoder(x, features.pop())
+            decoded.append(x)
+        logits = self.head(self.thinning(self.last_decoder(x, features.pop())))
+        return logits if self.fusion is None else self.fusion(decoded, logits)

@@ -29,7 +29,7 @@ def count(kind: type[nn.Module], *args, **options) -> int:
 
 
 def aspp(fusion: str, dims: int = 2, **options) -> ASPPNet:
-    return ASPPNet(dims, 2, 3, fusion=fusion, **{"channels": NARROW, "features": 3, **options}).eval()
+    return ASPPNet(dims, 2, 3, fusion=fusion, **{"channels": NARROW, **options}).eval()
 
 
 def deepmedic(dims: int = 2, **options) -> DeepMedic:
@@ -115,7 +115,7 @@ def normalized(norm: nn.Module, u: torch.Tensor) -> torch.Tensor:
 @both
 @pytest.mark.parametrize("dims", DIMS)
 def test_the_pyramid_equals_its_definition_to_1e_12(dims, fusion):
-    block = trained(ASPP(dims, 4, 3, fusion=fusion, features=5)).double()
+    block = trained(ASPP(dims, 4, 3, fusion=fusion)).double()
     u, conv = torch.randn(2, 4, *SIZES[dims], dtype=torch.float64), CONV[dims]
     convs = [branch if fusion == "cat" else branch[0] for branch in block.branches]
     scales = [conv(u, c.conv.weight, padding=d, dilation=d) for c, d in zip(convs, (2, 6, 10, 14), strict=True)]
@@ -131,7 +131,7 @@ def test_the_pyramid_equals_its_definition_to_1e_12(dims, fusion):
 
 @both
 def test_the_receptive_radius_of_aspp_is_that_of_the_trunk_and_the_largest_dilation(fusion):
-    network = aspp(fusion, features=2)
+    network = aspp(fusion)
     assert network.receptive_radius == 28
     assert support(network, 2, 65) == [57, 57]
     assert aspp(fusion, dilations=(1, 9, 4)).receptive_radius == 14 + 9

@@ -27,13 +27,15 @@ def network():
     [("isbi2019", 3, 18_933_497), ("series", 3, 19_063_933), ("isbi2019", 1, 18_926_649), ("series", 1, 19_057_085)],
 )
 def test_the_number_of_parameters_is_that_of_the_authors_code(variant, in_channels, count):
-    network = FocusNet(2, in_channels, 1, variant=variant)
+    with torch.device("meta"):
+        network = FocusNet(2, in_channels, 1, variant=variant)
     assert parameters(network) == count
     assert sum(buffer.numel() for name, buffer in network.named_buffers() if "running" in name) == 9_640
 
 
 def test_the_parts_have_the_numbers_of_parameters_of_the_table():
-    network = FocusNet(2, 3, 1)
+    with torch.device("meta"):
+        network = FocusNet(2, 3, 1)
     assert parameters(network.attention.stem) == 864 + 64
     assert parameters(network.attention.encoders[0][0]) == 19_680
     assert parameters(network.attention.decoders[0].up) == 262_400
@@ -42,7 +44,8 @@ def test_the_parts_have_the_numbers_of_parameters_of_the_table():
 
 
 def test_intermediate_sizes_are_those_of_the_table():
-    network = FocusNet(2, 3, 1).eval()
+    with torch.device("meta"):
+        network, image = FocusNet(2, 3, 1), torch.rand(1, 3, 64, 96)
     sizes = {}
     for name, module in network.named_modules():
         module.register_forward_hook(
@@ -50,9 +53,7 @@ def test_intermediate_sizes_are_those_of_the_table():
                 sizes.update({name: tuple(output.shape[1:])}) if isinstance(output, torch.Tensor) else None
             )
         )
-    with torch.no_grad():
-        output = network(torch.rand(1, 3, 64, 96))
-    assert output.shape == (1, 1, 64, 96)
+    assert network(image).shape == (1, 1, 64, 96)
     expected = {
         "attention.stem": (32, 64, 96),
         "attention.encoders.0": (64, 32, 48),
@@ -75,18 +76,11 @@ def test_intermediate_sizes_are_those_of_the_table():
     assert {name: sizes[name] for name in expected} == expected
 
 
-@given(size=st.lists(st.integers(1, 40), min_size=2, max_size=2), out_channels=st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
-def test_any_size_works(size, out_channels):
-    network = FocusNet(2, 1, out_channels, **SMALL).eval()
-    assert network(torch.rand(1, 1, *size)).shape == (1, out_channels, *size)
-
-
-@pytest.mark.parametrize("size", [(61,), (61, 83), (17, 20, 9)], ids=str)
-@pytest.mark.parametrize("variant", ["isbi2019", "series"])
-def test_it_works_in_any_number_of_dimensions(size, variant):
-    network = FocusNet(len(size), 2, 2, variant=variant, **SMALL)
-    assert network(torch.rand(2, 2, *size)).shape == (2, 2, *size)
+@given(size=st.lists(st.integers(1, 20), min_size=1, max_size=3), variant=st.sampled_from(["isbi2019", "series"]))
+@settings(max_examples=8, deadline=None)
+def test_any_size_works_in_any_number_of_dimensions(size, variant):
+    network = FocusNet(len(size), 2, 3, variant=variant, channels=(8, 8, 8, 8), se_reduction=4).eval()
+    assert network(torch.rand(2, 2, *size)).shape == (2, 3, *size)
 
 
 def test_capture_sees_the_three_gates_and_all_excitations(network):
@@ -166,12 +160,14 @@ def test_excitation_without_weights_is_a_half_and_two_of_them_a_quarter(network)
     assert torch.equal(level.se2(level.se1(x)), 0.25 * x)
 
 
-@pytest.mark.parametrize("variant", ["isbi2019", "series"])
-@pytest.mark.parametrize("padding", ["symmetric", "tf"])
-@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(
+    ("variant", "padding", "gated"),
+    [("isbi2019", "symmetric", True), ("series", "tf", True), ("isbi2019", "tf", False)],
+)
 def test_script_trace_and_export_equal_eager(variant, padding, gated):
-    network = FocusNet(2, 3, 1, variant=variant, padding=padding, gated=gated, **SMALL).eval()
-    x = torch.rand(1, 3, 32, 48)
+    options = {"variant": variant, "padding": padding, "gated": gated}
+    network = FocusNet(2, 3, 1, channels=(8, 8, 16), se_reduction=4, **options).eval()
+    x = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
         expected = network(x)
         for other in (
@@ -213,7 +209,6 @@ def test_batch_norm_has_the_constants_of_keras():
         ({"variant": "miccai"}, "isbi2019"),
         ({"preact": "none"}, "first"),
         ({"padding": "same"}, "symmetric"),
-        ({"upsample": "cubic"}, "nearest"),
         ({"se_reduction": 64}, "reduction"),
     ],
     ids=str,

@@ -4,8 +4,8 @@
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
 
-One drawing serves the paper's three networks and ReLayNet; their own files say which stage, which way up and which
-constants::
+One drawing serves the paper's three networks and ReLayNet; :mod:`monai_attn.nets.scse.presets` says which stage, which
+way up and which constants::
 
     x ─► encoder ─► SE ─┬────────────────── skip ──────────────────┬─► decoder ─► SE ─► classifier ─► SE ─► logits
               P1        └─► pool ─► … ─► bottleneck ─► SE ─► … ─► up    P2                      P4
@@ -38,7 +38,7 @@ class SqueezeExciteFCN(nn.Module):
         in_channels: number of input channels.
         out_channels: number of classes.
         stage: builds one encoder or decoder stage from its numbers of input and output channels.
-        bottleneck: builds the bottleneck in the same way.
+        bottleneck: builds the bottleneck in the same way; by default the same stage.
         up: the way up, called with features, the indices of the pooling and the size to reach.
         depth: number of encoder stages and of decoder stages.
         features: number of channels of every stage.
@@ -70,7 +70,7 @@ class SqueezeExciteFCN(nn.Module):
         out_channels: int,
         *,
         stage: Callable[[int, int], nn.Module],
-        bottleneck: Callable[[int, int], nn.Module],
+        bottleneck: Callable[[int, int], nn.Module] | None = None,
         up: nn.Module,
         depth: int,
         features: int,
@@ -108,7 +108,7 @@ class SqueezeExciteFCN(nn.Module):
         self.encoders = nn.ModuleList(stage(channels, features) for channels in encoder_inputs)
         self.encoder_se = nn.ModuleList(recalibrate("encoders") for _ in range(depth))
         self.pool = MaxPoolWithIndices(spatial_dims)
-        self.bottleneck = bottleneck(width("encoders"), features)
+        self.bottleneck = (bottleneck or stage)(width("encoders"), features)
         self.bottleneck_se = recalibrate("bottleneck")
         self.up = up
         self.decoders = nn.ModuleList(stage(channels, features) for channels in decoder_inputs)
