@@ -63,7 +63,7 @@ clean:
 	rm -rf $(VENV) $(LABEL) benchmarks demo build dist docs/_build *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
-$(VENV)/installed-%: setup.cfg setup.py pyproject.toml constraints.txt monai_attn/blocks/native/scse_kernels.c | $(VENV)/bin/python
+$(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[$*]"
 	touch $@
 

@@ -25,7 +25,6 @@ OTHERS = {
     "startfile", "system", "urllib", "webbrowser", "xmlrpc", "yaml",
 }  # fmt: skip
 REVIEWED = {
-    ("blocks/scse_kernels.py", "ctypes"),  # the library that was compiled with this package, by its fixed name
     ("demo.py", "socket"),  # a time limit for MONAI's checksummed download
 }
 

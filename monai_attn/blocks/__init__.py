@@ -7,15 +7,24 @@ from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.residual import PreActResidual
-from monai_attn.blocks.squeeze_excite import ChannelSE, ChannelSpatialSE, SpatialSE, get_se_layer
+from monai_attn.blocks.squeeze_excite import (
+    ChannelGate,
+    ChannelSE,
+    ChannelSpatialSE,
+    SpatialGate,
+    SpatialSE,
+    get_se_layer,
+)
 
 __all__ = [
     "AutofocusConv",
+    "ChannelGate",
     "ChannelSE",
     "ChannelSpatialSE",
     "EdgeGate",
     "Gate",
     "PreActResidual",
+    "SpatialGate",
     "SpatialSE",
     "get_se_layer",
 ]

@@ -18,10 +18,19 @@ from monai.networks.layers.factories import Conv, split_args
 from monai.utils import has_option, look_up_option
 from torch import nn
 
-from monai_attn.blocks.fast_max import can_fuse, excite, fast_max, larger_product, pays_off, squeeze
+from monai_attn.blocks.fast_max import larger_product
 from monai_attn.blocks.gate import Gate
 
-__all__ = ["SE_POSITIONS", "ChannelSE", "ChannelSpatialSE", "SpatialSE", "complete_se", "get_se_layer"]
+__all__ = [
+    "SE_POSITIONS",
+    "ChannelGate",
+    "ChannelSE",
+    "ChannelSpatialSE",
+    "SpatialGate",
+    "SpatialSE",
+    "complete_se",
+    "get_se_layer",
+]
 
 # Table IV: the parts of an encoder-decoder whose outputs are recalibrated
 SE_POSITIONS = {
@@ -34,46 +43,26 @@ SE_POSITIONS = {
 }
 
 
-class _Recalibration(nn.Module):
-    """What the three blocks have in common: they say how many channels they give."""
-
-    def __init__(self, spatial_dims: int, out_channels: int) -> None:
-        super().__init__()
-        if spatial_dims not in (1, 2, 3):
-            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
-        self._out_channels = out_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Number of channels of the output."""
-        return self._out_channels
-
-
-class ChannelSE(_Recalibration):
-    r"""Spatial squeeze and channel excitation, cSE (Fig. 1b, eqs. 2 and 3).
-
-    With :math:`z` the spatial mean of the input :math:`U`, the output is
-    :math:`U \cdot \sigma(W_1\,\mathrm{relu}(W_2 z))`: every channel is scaled by one number.
+class ChannelGate(nn.Module):
+    r"""Attention map of cSE, :math:`\sigma(W_1\,\mathrm{relu}(W_2 z))`, with :math:`z` the spatial mean.
 
     Args:
         spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
         in_channels: number of channels C of the input.
-        reduction: the paper's r; the excitation has C // r hidden channels.
+        reduction: the paper's r; there are C // r hidden channels.
         bias: whether the two linear layers have a bias. The paper's formula has none, the authors' code has it.
-
-    Attributes:
-        out_channels: number of channels of the output, C.
 
     Raises:
         ValueError: if ``reduction`` is below 1, or so large that no hidden channel is left.
 
     Example:
-        >>> ChannelSE(2, 64)(torch.rand(1, 64, 32, 32)).shape
-        torch.Size([1, 64, 32, 32])
+        >>> ChannelGate(2, 64)(torch.rand(1, 64, 32, 32)).shape
+        torch.Size([1, 64, 1, 1])
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, *, reduction: int = 2, bias: bool = True) -> None:
-        super().__init__(spatial_dims, in_channels)
+        super().__init__()
+        _check_dims(spatial_dims)
         if reduction < 1 or in_channels // reduction < 1:
             raise ValueError(
                 f"reduction must be between 1 and in_channels={in_channels} so that in_channels // reduction >= 1, "
@@ -83,54 +72,103 @@ class ChannelSE(_Recalibration):
         self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
         self.gate = Gate()
 
-    def excitation(self, x: torch.Tensor) -> torch.Tensor:
-        """The map of shape (B, C, 1, ...) that ``forward`` multiplies ``x`` by."""
-        return self.excite(x.mean(dim=list(range(2, x.dim()))), x.dim())
-
-    def excite(self, squeezed: torch.Tensor, dims: int) -> torch.Tensor:
-        """The map, of ``dims`` dimensions, that the channels' means (B, C) give."""
-        logits = self.fc2(torch.relu(self.fc1(squeezed)))
-        return self.gate(logits.reshape(list(logits.shape) + [1] * (dims - 2)))
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map (B, C, 1, ...)."""
+        logits = self.fc2(torch.relu(self.fc1(x.mean(dim=list(range(2, x.dim()))))))
+        return self.gate(logits.reshape(list(logits.shape) + [1] * (x.dim() - 2)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
-        return x * self.excitation(x)
+        """Map (B, C, *spatial) to the attention map (B, C, 1, ...)."""
+        return self.attend(x)
 
 
-class SpatialSE(_Recalibration):
-    r"""Channel squeeze and spatial excitation, sSE (Fig. 1c).
-
-    A 1x1 convolution to one channel makes the map: :math:`U \cdot \sigma(W_{sq} \star U)`. Every position is scaled
-    by one number, which depends on that position alone.
+class SpatialGate(nn.Module):
+    r"""Attention map of sSE, :math:`\sigma(W_{sq} \star U)`, by a 1x1 convolution to one channel.
 
     Args:
         spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
         in_channels: number of channels C of the input.
         bias: whether the convolution has a bias. The paper's formula has none, the authors' code has it.
 
+    Raises:
+        ValueError: if ``spatial_dims`` is not 1, 2 or 3.
+
+    Example:
+        >>> SpatialGate(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
+        torch.Size([1, 1, 8, 8, 8])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, *, bias: bool = True) -> None:
+        super().__init__()
+        _check_dims(spatial_dims)
+        self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
+        self.gate = Gate()
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map (B, 1, *spatial)."""
+        return self.gate(self.conv(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, *spatial) to the attention map (B, 1, *spatial)."""
+        return self.attend(x)
+
+
+class ChannelSE(ChannelGate):
+    r"""Spatial squeeze and channel excitation, cSE (Fig. 1b, eqs. 2 and 3).
+
+    The output is the input times the map of :class:`ChannelGate`: every channel is scaled by one number.
+
+    Args:
+        spatial_dims, in_channels, reduction, bias: see :class:`ChannelGate`.
+
     Attributes:
         out_channels: number of channels of the output, C.
 
-    Raises:
-        ValueError: if ``spatial_dims`` is not 1, 2 or 3.
+    Example:
+        >>> ChannelSE(2, 64)(torch.rand(1, 64, 32, 32)).shape
+        torch.Size([1, 64, 32, 32])
+    """
+
+    @property
+    def out_channels(self) -> int:
+        """Number of channels of the output."""
+        return self.fc2.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
+        return x * self.attend(x)
+
+
+class SpatialSE(SpatialGate):
+    r"""Channel squeeze and spatial excitation, sSE (Fig. 1c).
+
+    The output is the input times the map of :class:`SpatialGate`: every position is scaled by one number, which
+    depends on that position alone.
+
+    Args:
+        spatial_dims, in_channels, bias: see :class:`SpatialGate`.
+
+    Attributes:
+        out_channels: number of channels of the output, C.
 
     Example:
         >>> SpatialSE(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
         torch.Size([1, 16, 8, 8, 8])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, *, bias: bool = True) -> None:
-        super().__init__(spatial_dims, in_channels)
-        self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
-        self.gate = Gate()
-
-    def excitation(self, x: torch.Tensor) -> torch.Tensor:
-        """The map of shape (B, 1, *spatial) that ``forward`` multiplies ``x`` by."""
-        return self.gate(self.conv(x))
+    @property
+    def out_channels(self) -> int:
+        """Number of channels of the output."""
+        return self.conv.in_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
-        return x * self.excitation(x)
+        return x * self.attend(x)
+
+
+def _check_dims(spatial_dims: int) -> None:
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
 
 
 def _add(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
@@ -152,7 +190,7 @@ def _concat(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> to
 _AGGREGATIONS = {"max": larger_product, "add": _add, "mul": _mul, "mul_gate": _mul_gate, "concat": _concat}
 
 
-class ChannelSpatialSE(_Recalibration):
+class ChannelSpatialSE(nn.Module):
     r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1d).
 
     With :math:`g_c` the channel map and :math:`g_s` the spatial map of the same input :math:`U`:
@@ -167,9 +205,8 @@ class ChannelSpatialSE(_Recalibration):
     ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
     ============== ==================================== ============ ==================================================
 
-    For large inputs, ``"max"`` takes a shorter way (``monai_attn/blocks/fast_max.py``) with the values and gradients of
-    the definition up to the order of sums. For contiguous float32 on a CPU that way is compiled, if a C compiler was
-    there when the package was installed. Scripted, traced, exported and compiled networks have the definition.
+    Training of ``"max"`` takes a shorter way for large inputs (``monai_attn/blocks/fast_max.py``), with equal values.
+    Scripted, traced, exported and compiled networks have the definition.
 
     Args:
         spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
@@ -192,28 +229,20 @@ class ChannelSpatialSE(_Recalibration):
     def __init__(
         self, spatial_dims: int, in_channels: int, *, reduction: int = 2, aggregation: str = "max", bias: bool = True
     ) -> None:
-        aggregate = look_up_option(aggregation, _AGGREGATIONS)
-        super().__init__(spatial_dims, 2 * in_channels if aggregate is _concat else in_channels)
-        self.channel = ChannelSE(spatial_dims, in_channels, reduction=reduction, bias=bias)
-        self.spatial = SpatialSE(spatial_dims, in_channels, bias=bias)
-        self.aggregate = aggregate
+        super().__init__()
+        self.aggregate = look_up_option(aggregation, _AGGREGATIONS)
+        self.channel = ChannelGate(spatial_dims, in_channels, reduction=reduction, bias=bias)
+        self.spatial = SpatialGate(spatial_dims, in_channels, bias=bias)
+        self._out_channels = 2 * in_channels if aggregation == "concat" else in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Number of channels of the output."""
+        return self._out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C or 2 C, *spatial)."""
-        if not torch.jit.is_scripting():
-            worth_it = pays_off(x)
-            if worth_it and self.aggregate is larger_product:
-                return self._fast_max(x)
-        return self.aggregate(x, self.channel.excitation(x), self.spatial.excitation(x))
-
-    @torch.jit.unused
-    def _fast_max(self, x: torch.Tensor) -> torch.Tensor:
-        """``forward`` in less time and memory."""
-        conv = self.spatial.conv
-        if not can_fuse(x, conv):
-            return fast_max(x, self.channel.excitation(x), self.spatial.excitation(x))
-        means, logits, link = squeeze(x, conv.weight, conv.bias)
-        return excite(x, self.channel.excite(means, x.dim()), self.spatial.gate(logits), link)
+        return self.aggregate(x, self.channel(x), self.spatial(x))
 
 
 _LAYERS: dict[str, type[nn.Module]] = {"scse": ChannelSpatialSE, "cse": ChannelSE, "sse": SpatialSE}

@@ -13,7 +13,7 @@ from torch import nn
 
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
-from monai_attn.blocks.squeeze_excite import ChannelSE
+from monai_attn.blocks.squeeze_excite import ChannelGate
 from monai_attn.errors import ConfigError
 from monai_attn.nets.egcnn import EGCNN
 from monai_attn.visualize.capture import capture_attention
@@ -123,7 +123,7 @@ def voxel_sizes(image: torch.Tensor) -> list[float]:
 
 def _spatial_gates(network: nn.Module) -> dict[str, nn.Module]:
     modules = list(network.modules())
-    of_channels = {id(module.gate) for module in modules if isinstance(module, ChannelSE)}
+    of_channels = {id(module.gate) for module in modules if isinstance(module, ChannelGate)}
     gates = {path: module for path, module in network.named_modules() if isinstance(module, Gate)}
     return {_short(path): gate for path, gate in gates.items() if id(gate) not in of_channels}
 

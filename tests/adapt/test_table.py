@@ -33,7 +33,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from monai_attn.adapt import autofocus, places_of, recalibrate, stream_of
 from monai_attn.adapt.autofocus import ZeroInitGate
 from monai_attn.adapt.recalibrate import ZeroInitResidual
-from monai_attn.blocks import ChannelSE
+from monai_attn.blocks import ChannelGate
 from monai_attn.nets import EGCNN, SCSEFCDenseNet
 from monai_attn.visualize import capture_attention
 
@@ -272,7 +272,7 @@ def test_after_one_step_of_an_optimiser_every_new_parameter_has_a_gradient(metho
     network = METHODS[method][0](plain, name).train()
     new = {key: value for key, value in network.named_parameters() if id(value) not in old}
     for module in network.modules():
-        if isinstance(module, ChannelSE):  # a small layer may start with all its units off
+        if isinstance(module, ChannelGate):  # a small layer may start with all its units off
             nn.init.ones_(module.fc1.bias)
         elif isinstance(module, _DropoutNd):  # VNet drops whole images of a batch where they are 2D
             module.p = 0.0

@@ -68,7 +68,7 @@ def test_a_second_pass_replaces_the_maps_of_the_first():
         block(2 * u)
     assert list(maps) == list(first)
     assert not torch.equal(maps["spatial.gate"], first["spatial.gate"])
-    torch.testing.assert_close(maps["spatial.gate"], block.spatial.excitation(2 * u).detach())
+    torch.testing.assert_close(maps["spatial.gate"], block.spatial(2 * u).detach())
 
 
 def test_maps_are_in_the_order_of_the_last_pass():
