@@ -13,6 +13,7 @@ import ignite.distributed as idist
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
+from monai_attn.data import common_root
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
 from monai_attn.handlers.settings import describe, digest
@@ -120,6 +121,7 @@ class FinishedCases:
         files = {str(paths[0]): paths for paths in (ensure_tuple(case["image"]) for case in cases)}
         images = [str(ensure_tuple(case["image"])[0]) for case in cases]
         for saver in self.savers:
+            saver.data_root_dir = common_root(cases)
             self._check_images(images, saver)
         for provenance in self.provenances:
             provenance.images.update(files)  # a result knows its first file only

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from monai.config import PathLike
@@ -27,7 +27,6 @@ def save_attention(
     output_dir: PathLike,
     *,
     output_ext: str = ".nii.gz",
-    source: str | Sequence[str] | None = None,
     origin: Callable[[str], str] | None = None,
 ) -> Compose:
     """Bring the maps of :class:`monai_attn.handlers.AttentionMaps` back to the grid of the image file and save them.
@@ -40,7 +39,6 @@ def save_attention(
         transform: the preprocessing, to be inverted.
         output_dir: folder for the files.
         output_ext: their ending.
-        source: what is segmented, see :class:`monai_attn.transforms.SafeSaveImage`.
         origin: tells of an image file what makes its maps.
 
     Returns:
@@ -50,7 +48,7 @@ def save_attention(
         ConfigError: if the network has no spatial gate.
 
     Example:
-        ``Compose([..., save_attention(network, preprocessing, "out", source="scans")])``
+        ``Compose([..., save_attention(network, preprocessing, "out")])``
     """
     maps = GateMaps(network)
     steps: list[Transform] = []
@@ -66,7 +64,6 @@ def save_attention(
                 output_ext=output_ext,
                 output_dtype=torch.uint8 if in_grey else torch.float32,
                 scale=255 if in_grey and not is_scale else None,
-                source=source,
                 origin=origin,
             ),
         ]

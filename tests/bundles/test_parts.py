@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage
 
-from monai_attn.data import cases
+from monai_attn.data import case_name, cases
 
 
 def without(transforms: Compose, name: str) -> Compose:
@@ -30,7 +31,7 @@ def without(transforms: Compose, name: str) -> Compose:
 def test_a_program_that_loads_and_saves_by_itself_gets_the_same_mask(bundle_on_phantom, tmp_path, name):
     bundle = bundle_on_phantom(name)
     file = cases(bundle.data, "validation")[0]["image"]
-    parser = bundle.parsed("inference", output_dir=str(tmp_path), input=file, origin=None)
+    parser = bundle.parsed("inference", output_dir=str(tmp_path), provenance=None)
     before, inferer, after = map(parser.get_parsed_content, ("preprocessing", "inferer", "postprocessing"))
     levels = torch.linspace(
         -1, 1, bundle.entries("metadata")["network_data_format"]["outputs"]["pred"]["num_channels"] + 1
@@ -60,3 +61,18 @@ def test_a_program_that_loads_and_saves_by_itself_gets_the_same_mask(bundle_on_p
     plain = first.as_tensor()
     assert torch.equal(segment(plain.numpy(), *parts), segment(MetaTensor(plain), *parts))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_program_may_set_the_data_of_an_inference(bundle_on_phantom, tmp_path):
+    bundle = bundle_on_phantom("hippocampus_mri_scse_segmentation")
+    weights, output = tmp_path / "model.pt", tmp_path / "out"
+    torch.save(bundle.parsed("inference").get_parsed_content("network_def").state_dict(), weights)
+    files = {"bundle_root": str(bundle.root), "checkpoint": str(weights), "output_dir": str(output)}
+    options = {**files, **bundle.small("inference"), "dataset_dir": str(tmp_path / "nothing"), "device": "cpu"}
+    workflow = ConfigWorkflow(bundle.config("inference"), logging_file=False, workflow_type="infer", **options)
+    image = cases(bundle.data, "validation")[0]["image"]
+    workflow.dataset_data = [{"image": image}]
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    assert [path.name for path in output.glob("*.nii.gz")] == [f"{case_name(image)}_seg.nii.gz"]

@@ -155,7 +155,7 @@ def test_a_map_lies_over_its_structure_in_the_file_however_that_is_stored(tmp_pa
         postprocessing=Compose(
             [
                 AsDiscreted("pred", argmax=True),
-                save_attention(network, preprocessing, out, source=str(path)),
+                save_attention(network, preprocessing, out),
             ]
         ),
         val_handlers=[handler := AttentionMaps(network, inferer, str(out))],

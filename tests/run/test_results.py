@@ -34,9 +34,7 @@ def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=Non
     """Results of a run, and what it does with a case."""
     origin = origin or Provenance(str(folder / "model.pt"))
     output, source = str(folder / "out"), str(folder / source)
-    savers = [
-        SafeSaveImaged("pred", output, output_postfix=postfix, source=source, origin=origin) for postfix in postfixes
-    ]
+    savers = [SafeSaveImaged("pred", output, output_postfix=postfix, origin=origin) for postfix in postfixes]
     post = Compose([Compose(savers)])
 
     def segment(case):

@@ -54,9 +54,9 @@ def test_only_pos_or_neg_gives_every_slice_with_or_without_foreground(axis):
 
 @pytest.mark.parametrize(("pos", "neg"), [(1, 4), (0.3, 0.2)])
 def test_the_share_of_slices_with_foreground_is_pos_of_pos_and_neg(pos, neg):
-    drawn = indices(cutter(num_samples=4000, pos=pos, neg=neg)(volumes()))
-    share = sum(index in FOREGROUND[2] for index in drawn) / 4000
-    assert share == pytest.approx(pos / (pos + neg), abs=0.04)  # five standard deviations
+    drawn = indices(cutter(num_samples=1000, pos=pos, neg=neg)(volumes()))
+    share = sum(index in FOREGROUND[2] for index in drawn) / 1000
+    assert share == pytest.approx(pos / (pos + neg), abs=0.08)  # five standard deviations
 
 
 @pytest.mark.parametrize(("pos", "foreground"), [(1, []), (0, list(range(10)))], ids=["none", "all"])
@@ -77,7 +77,7 @@ def test_equal_seeds_draw_equal_slices_and_other_seeds_and_calls_draw_others():
 
 def test_slices_are_views_and_other_entries_are_kept():
     data = {**volumes(), "image": torch.rand(1, *SHAPE), "name": "case_1", "weights": torch.ones(3)}
-    items = RandSlicesd("image", "label", num_samples=2)(data)
+    items = RandSlicesd(["image", "mask"], "label", num_samples=2, allow_missing_keys=True)(data)
     assert all(item["name"] == "case_1" and item["weights"] is data["weights"] for item in items)
     assert all(item["label"] is data["label"] for item in items)
     assert items[0]["image"].untyped_storage().data_ptr() == data["image"].untyped_storage().data_ptr()
@@ -91,14 +91,6 @@ def test_slices_of_a_file_keep_its_name_and_no_other_metadata():
     assert cut["image"].meta["filename_or_obj"] == "scan.nii.gz"
     assert "spatial_shape" not in cut["image"].meta
     assert type(cut["label"]) is torch.Tensor
-
-
-def test_a_missing_key_raises_unless_it_is_allowed():
-    with pytest.raises(KeyError, match="mask"):
-        RandSlicesd(["image", "mask"], "label")(volumes())
-    (item,) = RandSlicesd(["image", "mask"], "label", allow_missing_keys=True)(volumes())
-    assert "mask" not in item
-    assert item["image"].ndim == 3
 
 
 @pytest.mark.parametrize(

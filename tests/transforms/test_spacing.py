@@ -40,9 +40,8 @@ def test_stock_spacing_fails_where_a_path_stands_beside_the_image(loaded):
     "extra",
     [
         {},
-        {"image_path": Path("scan.nii.gz"), "label_path": "label.nii.gz"},
+        {"image_path": Path("scan.nii.gz"), "label_path": "label.nii.gz", "image_mask": torch.ones(3)},
         {"image_names": ["a", "b"], "image_index": 3, "image_nothing": None, "label_": (1, 2), "name": "case"},
-        {"image_mask": torch.ones(3)},
     ],
     ids=lambda extra: ",".join(extra),
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
+from monai.data.utils import create_file_basename, to_affine_nd
 from monai.transforms import SaveImage, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy, get_equivalent_dtype, optional_import
 
-from monai_attn.data.datalist import common_root, find_images
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
@@ -32,8 +31,8 @@ class SafeSaveImage(SaveImage):
 
     A file gets its name only when it has been read again and is what was meant, so there is never half a result. There
     is one writer for each format, and its error is the user's error (``SaveImage`` tries another one, whatever the
-    first one left). A volume of a single slice stays a volume. The folders below the deepest one that holds all images
-    are kept, so that images of one name in two folders give two results, and no result lies outside of ``output_dir``.
+    first one left). A volume of a single slice stays a volume. The folders of the images below ``data_root_dir`` are
+    kept, so that images of one name in two folders give two results, and no result lies outside of ``output_dir``.
 
     Args:
         output_dir: folder for the results.
@@ -41,8 +40,8 @@ class SafeSaveImage(SaveImage):
         output_ext: ``.nii.gz``, ``.nii`` or ``.png``.
         output_dtype: type of the values.
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255 (``.png`` only).
-        source: what is segmented, as :func:`monai_attn.data.find_images` takes it; without it, all results lie in
-            ``output_dir`` itself.
+        data_root_dir: folder that holds all images; without it, all results lie in ``output_dir`` itself.
+            :class:`monai_attn.run.FinishedCases` sets it.
         origin: returns for an image file what its result was made with, in at most 79 characters to be written into
             the file, such as :class:`monai_attn.run.Provenance`.
 
@@ -51,7 +50,7 @@ class SafeSaveImage(SaveImage):
         DataError: when called, if a result cannot be written, or is not what was meant once it is read again.
 
     Example:
-        ``SafeSaveImage("out", source="scans")(label_map)``
+        ``SafeSaveImage("out", data_root_dir="scans")(label_map)``
     """
 
     def __init__(
@@ -62,27 +61,26 @@ class SafeSaveImage(SaveImage):
         output_ext: str = ".nii.gz",
         output_dtype: torch.dtype = torch.uint8,
         scale: int | None = None,
-        source: str | Sequence[str] | None = None,
+        data_root_dir: PathLike = "",
         origin: Callable[[str], str] | None = None,
     ) -> None:
         if output_ext not in _WRITERS:
             raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}.")
         super().__init__(output_dir, output_postfix, output_ext, separate_folder=False)
         self.output_dir = output_dir
+        self.output_postfix = output_postfix
         self.output_dtype = get_equivalent_dtype(output_dtype, np.ndarray)
         self.scale = scale
-        self.source = source
+        self.data_root_dir = data_root_dir
         self.origin = origin
-        self._root: str | None = None
         self._unnamed = 0  # images without a file so far
 
     def path_of(self, subject: PathLike) -> Path:
         """Return the file for the result of an image file; make its folder."""
-        if self._root is None:  # not earlier: a configuration is also read where there are no images
-            self._root = "" if self.source is None else common_root(find_images(self.source))
-            self.folder_layout.data_root_dir = self._root  # type: ignore[attr-defined]
         try:
-            path = Path(self.folder_layout.filename(subject=subject))
+            path = create_file_basename(
+                self.output_postfix, str(subject), self.output_dir, self.data_root_dir, separate_folder=False
+            )
         except OSError as error:
             raise DataError(
                 str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
@@ -90,10 +88,10 @@ class SafeSaveImage(SaveImage):
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.output_dir)):
             raise DataError(
                 str(subject),
-                f"it is not below {self._root}, so its result would not be in {self.output_dir}",
+                f"it is not below {self.data_root_dir}, so its result would not be in {self.output_dir}",
                 "give the folder that holds it",
             )
-        return path
+        return Path(f"{path}{self.output_ext}")
 
     def __call__(
         self, img: torch.Tensor | np.ndarray, meta_data: dict | None = None, filename: PathLike | None = None
@@ -128,12 +126,12 @@ class SafeSaveImaged(SaveImaged):
         output_ext: ending of the files.
         output_dtype: type of the values.
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255.
-        source: what is segmented.
+        data_root_dir: folder that holds all images.
         origin: returns for an image file what its result was made with.
         allow_missing_keys: do not raise if a key is missing.
 
     Example:
-        ``SafeSaveImaged("pred", "out", source="scans", output_ext=".png", scale=255)``
+        ``SafeSaveImaged("pred", "out", data_root_dir="scans", output_ext=".png", scale=255)``
     """
 
     def __init__(
@@ -145,7 +143,7 @@ class SafeSaveImaged(SaveImaged):
         output_ext: str = ".nii.gz",
         output_dtype: torch.dtype = torch.uint8,
         scale: int | None = None,
-        source: str | Sequence[str] | None = None,
+        data_root_dir: PathLike = "",
         origin: Callable[[str], str] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -156,7 +154,7 @@ class SafeSaveImaged(SaveImaged):
             output_ext=output_ext,
             output_dtype=output_dtype,
             scale=scale,
-            source=source,
+            data_root_dir=data_root_dir,
             origin=origin,
         )
 

@@ -44,18 +44,13 @@ def test_another_value_is_refused_with_those_allowed_and_a_way_to_map_it(value):
     assert f"{{{value}: 1}}, by MONAI's MapLabelValue" in found.fix
 
 
-@pytest.mark.parametrize("value", [0.996, -0.25])
 @pytest.mark.parametrize("values", [None, [0, 1]])
-def test_broken_numbers_are_refused_though_they_may_be_close_to_a_class(values, value):
-    found = error(case([1, value]), values=values)
-    assert f"values {value:g}, expected {'0, 1' if values else 'whole numbers'}" in found.problem
+def test_broken_numbers_are_refused_though_they_may_be_close_to_a_class(values):
+    found = error(case([1, 0.996, -0.25]), values=values)
+    assert found.problem == f"it has the values -0.25, 0.996, expected {'0, 1' if values else 'whole numbers'}"
     assert "integers" in found.fix
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("values", [None, [0, 1]])
-def test_nan_and_infinity_are_refused(values, value):
-    assert f"the values {value}" in error(case([1, value]), values=values).problem
+    for value in (float("nan"), float("inf")):
+        assert f"the values {value}" in error(case([1, value]), values=values).problem
 
 
 def test_an_image_in_place_of_a_label_is_recognized():
