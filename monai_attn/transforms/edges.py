@@ -77,7 +77,7 @@ def edge_targets(
 
 
 class SobelEdges(Transform):
-    """Compute the edge map of a label with a Sobel filter.
+    """Compute the edge map of a label by a Sobel filter.
 
     :class:`monai_attn.losses.EGCNNLoss` makes the same map by itself, on the device. MONAI's ``SobelGradients`` casts
     its result to the type of the label, so that it gives zeros for one of uint8; this transform gives float32.
@@ -116,7 +116,7 @@ class SobelEdges(Transform):
         self.soft = soft
 
     def __call__(self, label: NdarrayOrTensor) -> torch.Tensor:
-        """Map a label (1 or C, *spatial) to its edges (1 or number of foreground classes, *spatial), float32.
+        """Return the edges of a label (1 or C, *spatial), float32.
 
         Raises:
             ValueError: if the label has several channels of class indices, or values that are none.
@@ -177,7 +177,7 @@ class SobelEdgesd(MapTransform):
         self.new_key_prefix = new_key_prefix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Map the labels of ``data`` (1 or C, *spatial) to edges (1 or number of foreground classes, *spatial)."""
+        """Compute the edges of labels (1 or C, *spatial)."""
         output = dict(data)
         for key in self.key_iterator(output):
             output[f"{self.new_key_prefix}{key}"] = self.edges(output[key])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load images and bring them to the shape that all other transforms expect."""
+"""Load images, channel first."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class ReloadImaged(MapTransform):
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the contents of the files (C, *spatial), on the device of the images."""
+        """Load the files again, to the devices of the images."""
         item = dict(data)
         for key in self.key_iterator(item):
             item[key] = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]).to(item[key].device)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert labels to regions, such as the whole tumor, and back.
+"""Convert labels to regions, and back.
 
-Challenges of tumors score nested regions, while files hold one label for each voxel. MONAI's
+Challenges of tumors score nested regions such as the whole tumor, while files hold one label for each voxel. MONAI's
 ``ConvertToMultiChannelBasedOnBratsClasses`` knows one of these conventions; here the regions are an argument.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["BrainMaskd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels
 
 
 class LabelsToRegions(Transform):
-    """Convert a label map to one binary channel for each region.
+    """Convert a label map to a binary channel per region.
 
     Args:
         regions: for each region the label values that belong to it.
@@ -38,7 +38,7 @@ class LabelsToRegions(Transform):
         self.regions = [list(region) for region in regions]
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Map labels (1, *spatial) to regions (R, *spatial) of 0 and 1."""
+        """Convert labels (1, *spatial) to regions (R, *spatial)."""
         labels = convert_to_tensor(img, track_meta=False)
         if labels.shape[0] != 1:
             raise ValueError(f"a label map of shape (1, *spatial) is needed, got {tuple(labels.shape)}.")
@@ -103,7 +103,7 @@ class RegionsToLabels(Transform):
         self.values = ensure_tuple(values)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Map regions (R, *spatial) of 0 and 1 to labels (1, *spatial)."""
+        """Convert regions (R, *spatial) to labels (1, *spatial)."""
         regions = convert_to_tensor(img, track_meta=False)
         if len(regions) != len(self.values):
             raise ValueError(f"{len(self.values)} regions are needed, got {len(regions)} channels.")

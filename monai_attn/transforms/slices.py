@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw 2D slices of volumes to train a 2D network on."""
+"""Draw 2D slices of volumes for training."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
         self.indices: list[int] = []
 
     def randomize(self, label: torch.Tensor) -> None:
-        """Draw the slices of the volume whose label (C, *spatial) is given."""
+        """Draw slices by their label (C, *spatial)."""
         other_axes = [axis for axis in range(label.ndim) if axis != self.axis]
         has_foreground = label.amax(dim=other_axes) > 0
         with_foreground, without = has_foreground.nonzero().flatten(), (~has_foreground).nonzero().flatten()
@@ -80,13 +80,13 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
             self.indices.append(int(candidates[self.R.randint(len(candidates))]))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """Map one dictionary of volumes to ``num_samples`` dictionaries of slices (C, *spatial without the axis)."""
+        """Return ``num_samples`` cases of slices (C, *spatial without the axis)."""
         keys = list(self.key_iterator(data))
         self.randomize(convert_to_tensor(data[self.label_key], track_meta=False))
         return [{**data, **{key: self._select(data[key], index) for key in keys}} for index in self.indices]
 
     def _select(self, volume: Any, index: int) -> torch.Tensor:
-        """Return a slice with the name of its file; none of the other metadata holds for it."""
+        """Return a slice, with the name of its file only."""
         image = convert_to_tensor(volume, track_meta=False).select(self.axis, index)
         name = getattr(volume, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
         return image if name is None else MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resample images of dictionaries that hold more than images."""
+"""Resample images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SafeSpacingd"]
 
 
 class SafeSpacingd(Spacingd):
-    """MONAI's ``Spacingd``, usable where a key such as ``"image_path"`` holds a string.
+    """MONAI's ``Spacingd``, for dictionaries that hold more than images.
 
     From MONAI 1.6.0 on ``Spacingd`` updates every entry whose key begins with ``"<key>_"`` as if it were a dictionary
     of metadata, and fails on the path that MONAI Label puts there. This class hides such entries while it works. All
@@ -27,7 +27,7 @@ class SafeSpacingd(Spacingd):
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
-        """Resample the keys of ``data`` (C, *spatial) and leave everything else as it is."""
+        """Resample images (C, *spatial), and keep all other entries."""
         hidden = {name: value for name, value in data.items() if name not in self.keys and not isinstance(value, dict)}
         visible = {name: value for name, value in data.items() if name not in hidden}
         return {**super().__call__(visible, lazy=lazy), **hidden}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of images and labels that a network could not be trained on, or would segment without sense.
+"""Check images and labels before training or inference.
 
-MONAI and its readers pass NaN, labels shifted against their images and much more on without a word. Here a problem is
-a :class:`monai_attn.errors.DataError` that names the file, or, where the result is right nevertheless, a warning.
+MONAI and its readers pass on NaN, labels shifted against their images and much more without a warning. Here a problem
+is a :class:`monai_attn.errors.DataError` that names the file or, where the result is right nevertheless, a warning.
 """
 
 from __future__ import annotations

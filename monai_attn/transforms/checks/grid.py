@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the grid of an image: its dimensions, and where its voxels lie."""
+"""Check the shape and affine of an image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
-    """Return the file of an image, or of each channel, or ``[default]``."""
+    """Return the files of an image, or ``[default]``."""
     meta: dict[str, Any] = getattr(image, "meta", {})
     return list(meta.get(CHANNEL_FILES, ())) or [str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, default))]
 
@@ -64,7 +64,7 @@ def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: 
 
 
 def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = None) -> NdarrayOrTensor:
-    """Raise unless the position and orientation of a volume are known.
+    """Raise unless the affine of a volume is valid.
 
     Args:
         image: image (C, *spatial). Images without metadata, and those that are not volumes, are left alone.
@@ -92,7 +92,7 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
 
 
 def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, name: str) -> None:
-    """Raise unless a label lies on the grid of its image.
+    """Raise unless a label matches the grid of its image.
 
     Args:
         image: image (C, *spatial).

@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class CheckLabeld(MapTransform):
-    """Raise unless labels hold class indices and lie on their image.
+    """Raise unless labels are class indices that match their image.
 
     Empty labels are warned about.
 
@@ -87,7 +87,7 @@ class CheckLabeld(MapTransform):
         return value in self.values if self.values is not None else value >= 0 and float(value).is_integer()
 
     def _explain(self, wrong: list[float], number: int) -> tuple[str, str]:
-        """Return the problem and the fix of the values in ``wrong``, of ``number`` different ones."""
+        """Return the problem and the fix; ``number`` counts all distinct values."""
         allowed = "whole numbers" if self.values is None else ", ".join(map(str, self.values))
         problem = f"it has the values {', '.join(f'{value:g}' for value in wrong[:5])}"
         problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the output of a network to files."""
+"""Convert the output of a network to files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From scores on the network's grid to a label map on the image's."""
+"""Convert scores to a label map on the image's grid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class InvertArgmaxd(MapTransform):
         ]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Map scores (C, *spatial on the network's grid) to label maps (1, *spatial on the image's)."""
+        """Return label maps (1, *spatial) for scores (C, *spatial)."""
         item = dict(data)
         for key, inverse in self.key_iterator(item, self.inverses):
             item[key] = self._label_map(item, key, inverse)

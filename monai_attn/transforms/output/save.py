@@ -76,7 +76,7 @@ class SafeSaveImage(SaveImage):
         self._unnamed = 0  # images without a file so far
 
     def path_of(self, subject: PathLike) -> Path:
-        """Return the file for the result of an image file; make its folder."""
+        """Return the path of the result of an image file."""
         try:
             path = create_file_basename(
                 self.output_postfix, str(subject), self.output_dir, self.data_root_dir, separate_folder=False
@@ -96,7 +96,10 @@ class SafeSaveImage(SaveImage):
     def __call__(
         self, img: torch.Tensor | np.ndarray, meta_data: dict | None = None, filename: PathLike | None = None
     ) -> torch.Tensor | np.ndarray:
-        """Write an image (C, *spatial), or (*spatial) if its metadata say so, and return it."""
+        """Write and return an image (C, *spatial) or (*spatial).
+
+        It has channels if it has more axes than the ``spatial_shape`` in its metadata.
+        """
         meta = img.meta if isinstance(img, MetaTensor) else meta_data or {}
         subject = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._unnamed))
         self._unnamed += ImageMetaKey.FILENAME_OR_OBJ not in meta
@@ -178,7 +181,7 @@ def origin_of(path: str | Path) -> str:
 
 
 def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: Any) -> bool:
-    """Write a volume, with its affine as qform and sform; return whether it reads the same."""
+    """Write a volume; return whether it reads the same."""
     affine = to_affine_nd(3, convert_to_numpy(affine))
     image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
     image.set_sform(affine, code=1)
@@ -192,7 +195,7 @@ def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: 
 
 
 def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _affine: Any) -> bool:
-    """Write a picture, whose first axis goes to the right; return whether it reads the same."""
+    """Write a picture (x, y); return whether it reads the same."""
     info = PngInfo()
     info.add_text("Description", line)
     PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1)).save(path, pnginfo=info)
