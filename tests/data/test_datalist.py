@@ -12,18 +12,18 @@ from monai_attn.data import case_name, case_names, cases, common_root, find_imag
 from monai_attn.errors import DataError
 
 
-def touch(folder: Path, *names: str) -> None:
+def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+    return folder
 
 
-def listing(folder: Path, **sections: object) -> Path:
+def listing(folder: Path, **sections: list) -> Path:
     """Write a dataset.json and every file that it lists."""
-    for items in sections.values():
-        for item in items:
-            for path in item.values() if isinstance(item, dict) else [item]:
-                touch(folder, *([path] if isinstance(path, str) else path))
+    for item in (item for items in sections.values() for item in items):
+        for path in item.values() if isinstance(item, dict) else [item]:
+            touch(folder, *([path] if isinstance(path, str) else path))
     (folder / "dataset.json").write_text(json.dumps(sections))
     return folder
 
@@ -33,31 +33,24 @@ def pairs(*numbers: int) -> list[dict[str, str]]:
 
 
 def two_folders(folder: Path, number: int, images: str = "images", labels: str = "labels") -> Path:
-    for n in range(number):
-        touch(folder, f"{images}/c{n:03}.nii.gz", f"{labels}/c{n:03}.nii")
-    return folder
+    numbers = range(number)
+    return touch(folder, *(f"{images}/c{n:03}.nii.gz" for n in numbers), *(f"{labels}/c{n:03}.nii" for n in numbers))
 
 
 def names(items: list[dict[str, str]], key: str = "image") -> list[str]:
     return [case_name(item[key]) for item in items]
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("a.b.c.nii.gz", "a.b.c"),
-        ("scan.NII.GZ", "scan"),
-        (Path("x") / "y.nrrd", "y"),
-        ("notes.txt", "notes"),
-        ("series", "series"),
-        ("dir.nii.gz/scan.mha", "scan"),
-    ],
-)
-def test_the_name_of_a_case_is_the_file_name_without_its_ending(path, expected):
-    assert case_name(path) == expected
+def refused(words: str, function, *arguments: object) -> str:
+    """Assert that a function refuses with all of the words; return what it refuses."""
+    with pytest.raises(DataError, match=words) as caught:
+        function(*arguments)
+    return caught.value.what
 
 
-def test_cases_of_one_file_name_are_told_apart_by_their_folders():
+def test_the_name_of_a_case_is_the_file_name_without_its_ending_and_with_its_folder_where_two_share_it():
+    paths = ["a.b.c.nii.gz", "scan.NII.GZ", Path("x") / "y.nrrd", "notes.txt", "series", "dir.nii.gz/scan.mha"]
+    assert [case_name(path) for path in paths] == ["a.b.c", "scan", "y", "notes", "series", "scan"]
     assert case_names(["/d/a/t1.nii", "/d/t2.nii"]) == {"/d/a/t1.nii": "t1", "/d/t2.nii": "t2"}
     assert case_names(["/d/a/t1.nii", "/d/b/t1.nii.gz"]) == {"/d/a/t1.nii": "a_t1", "/d/b/t1.nii.gz": "b_t1"}
 
@@ -68,7 +61,7 @@ def test_folders_are_paired_by_name_to_absolute_paths(tmp_path, monkeypatch, fol
     touch(tmp_path / "set", f"{folders[0]}/.DS_Store", f"{folders[0]}/._c000.nii.gz", f"{folders[1]}/readme.txt")
     monkeypatch.chdir(tmp_path)
     found = cases("set") + cases("set", "validation")
-    assert sorted(names(found)) == [f"c{n:03}" for n in range(10)]
+    assert sorted(names(found)) == sorted(names(found, "label")) == [f"c{n:03}" for n in range(10)]
     for item in found:
         assert item.keys() == {"image", "label"}
         assert names([item]) == names([item], "label")
@@ -76,28 +69,23 @@ def test_folders_are_paired_by_name_to_absolute_paths(tmp_path, monkeypatch, fol
 
 
 @pytest.mark.parametrize(
-    ("removed", "words"), [("labels/c002.nii", "no label"), ("images/c002.nii.gz", "no image")], ids=["label", "image"]
+    ("removed", "words", "what"),
+    [
+        (["labels/c002.nii"], "there is no label named 'c002'", "images/c002.nii.gz"),
+        (["images/c002.nii.gz"], "there is no image named 'c002'", "labels/c002.nii"),
+        ([f"labels/c00{n}.nii" for n in (1, 2, 3)], r"named 'c001' \(and 2 more: c002, c003\)", "images/c001.nii.gz"),
+    ],
 )
-def test_a_case_without_its_partner_is_named_instead_of_shifting_all_others(tmp_path, removed, words):
-    (two_folders(tmp_path, 5) / removed).unlink()
-    with pytest.raises(DataError, match=f"there is {words} named 'c002'"):
-        cases(tmp_path)
-
-
-def test_more_cases_without_a_partner_are_counted(tmp_path):
-    two_folders(tmp_path, 4)
-    for n in (1, 2, 3):
-        (tmp_path / f"labels/c00{n}.nii").unlink()
-    with pytest.raises(DataError, match=r"named 'c001' \(and 2 more: c002, c003\)") as caught:
-        cases(tmp_path)
-    assert caught.value.what == str(tmp_path / "images/c001.nii.gz")
+def test_a_case_without_its_partner_is_named_instead_of_shifting_all_others(tmp_path, removed, words, what):
+    two_folders(tmp_path, 5)
+    for path in removed:
+        (tmp_path / path).unlink()
+    assert refused(words, cases, tmp_path) == str(tmp_path / what)
 
 
 def test_two_files_of_one_case_are_both_named(tmp_path):
     touch(two_folders(tmp_path, 2), "labels/c001.png")
-    with pytest.raises(DataError, match=r"case 'c001' is also in .*c001\.nii\b") as caught:
-        cases(tmp_path)
-    assert caught.value.what == str(tmp_path / "labels/c001.png")
+    assert refused(r"case 'c001' is also in .*c001\.nii\b", cases, tmp_path) == str(tmp_path / "labels/c001.png")
 
 
 @pytest.mark.parametrize(("number", "held_out"), [(5, 1), (40, 8)])
@@ -114,26 +102,26 @@ def test_the_validation_split_is_a_fifth_disjoint_complete_random_and_the_same_e
 def test_listed_sections_are_followed(tmp_path):
     several = {"image": ["images/a_t1.nii", "images/a_t2.nii"], "label": "labels/a_seg.nii"}
     listing(tmp_path, training=[several], validation=pairs(9, 8), test=["./images/t1.nii", "images/t2.nii"])
-    (first,) = cases(tmp_path)
-    assert first["image"] == [str(tmp_path / path) for path in several["image"]]
+    assert [item["image"] for item in cases(tmp_path)] == [[str(tmp_path / path) for path in several["image"]]]
     assert names(cases(tmp_path, "validation")) == ["c009", "c008"]
+    assert cases(tmp_path, "test") == find_images(tmp_path)
     assert cases(tmp_path, "test") == [{"image": str(tmp_path / f"images/t{n}.nii")} for n in (1, 2)]
 
 
-def test_a_listing_that_pairs_an_image_with_the_label_of_another_case_raises(tmp_path):
+def test_without_test_cases_those_to_validate_on_are_segmented_without_their_labels(tmp_path):
+    assert find_images(listing(tmp_path, training=pairs(1), validation=pairs(2))) == [
+        {"image": str(tmp_path / "images/c002.nii.gz")}
+    ]
+
+
+def test_a_listed_label_named_after_another_case_or_a_file_that_is_not_there_raises(tmp_path):
     mixed = pairs(1, 2, 3)
     mixed[0]["label"], mixed[1]["label"] = mixed[1]["label"], mixed[0]["label"]
-    with pytest.raises(DataError, match=r"pairs it with .*c001\.nii\.gz, but it is named after another") as caught:
-        cases(listing(tmp_path, training=mixed))
-    assert caught.value.what == str(tmp_path / "labels/c002.nii.gz")
-
-
-@pytest.mark.parametrize("path", ["images/c002.nii.gz", "labels/c002.nii.gz"])
-def test_a_listed_file_that_does_not_exist_is_named(tmp_path, path):
-    (listing(tmp_path, training=pairs(1, 2, 3)) / path).unlink()
-    with pytest.raises(DataError, match="but it is not there") as caught:
-        cases(tmp_path)
-    assert caught.value.what == str(tmp_path / path)
+    words = r"pairs it with .*c001\.nii\.gz, but it is named after another"
+    assert refused(words, cases, listing(tmp_path, training=mixed)) == str(tmp_path / "labels/c002.nii.gz")
+    for path in ("labels/c003.nii.gz", "images/c001.nii.gz"):
+        (tmp_path / path).unlink()
+        assert refused("but it is not there", cases, tmp_path) == str(tmp_path / path)
 
 
 @pytest.mark.parametrize(
@@ -144,49 +132,15 @@ def test_a_listed_file_that_does_not_exist_is_named(tmp_path, path):
         (b"[]", "it holds a list"),
         (b"{}", r"no cases for 'training' \(found: none\)"),
         (b'{"training": [{"label": "dataset.json"}]}', "has no 'image'"),
+        (b'{"training": [{"image": "../a.nii", "label": "dataset.json"}]}', "leads out of that folder"),
+        (b'{"training": [{"image": ["dataset.json", "images/../../a.nii"]}]}', "leads out of that folder"),
+        (b'{"training": [{"image": "dataset.json", "mask": "../a.nii"}]}', "leads out of that folder"),
+        (b'{"test": ["../a.nii"]}', "leads out of that folder"),
     ],
 )
-def test_a_listing_of_nonsense_is_told(tmp_path, content, words):
+def test_a_listing_that_cannot_be_meant_is_refused(tmp_path, content, words):
     (tmp_path / "dataset.json").write_bytes(content)
-    with pytest.raises(DataError, match=words):
-        cases(tmp_path)
-
-
-def test_a_missing_section_is_told_with_what_there_is(tmp_path):
-    listing(tmp_path, training=pairs(1, 2), validation=pairs(3))
-    with pytest.raises(DataError, match=r"no cases for 'test' \(found: 2 training, 1 validation\)"):
-        cases(tmp_path, "test")
-
-
-def test_a_folder_of_something_else_is_told_with_what_it_holds(tmp_path):
-    touch(tmp_path, "pictures/a.nii", "notes.txt")
-    for folder, words in ((tmp_path, r"holds: notes\.txt, pictures"), (tmp_path / "nowhere", "holds: nothing")):
-        with pytest.raises(DataError, match=words):
-            cases(folder)
-
-
-def test_too_few_cases_to_set_some_apart_are_told_with_the_number_needed(tmp_path):
-    two_folders(tmp_path, 2)
-    with pytest.raises(DataError, match="it has 2 cases for training, and at least 3 are needed"):
-        cases(tmp_path, "validation")
-    assert len(cases(tmp_path)) == 2
-    assert len(cases(two_folders(tmp_path, 3), "validation")) == 1
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"image": "../scan.nii", "label": "scan.nii"},
-        {"image": ["scan.nii", "images/../../scan.nii"]},
-        {"image": "scan.nii", "mask": "../scan.nii"},
-        "../scan.nii",
-    ],
-)
-def test_a_relative_path_that_leads_out_of_the_data_set_raises(tmp_path, entry):
-    touch(tmp_path, "scan.nii", "data/scan.nii", "data/images/scan.nii")
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"test": [entry]}))
-    with pytest.raises(DataError, match="leads out of that folder"):
-        cases(tmp_path / "data", "test")
+    refused(words, cases, tmp_path)
 
 
 def test_an_absolute_path_may_lead_anywhere_and_a_relative_one_out_and_in_again(tmp_path):
@@ -195,6 +149,17 @@ def test_an_absolute_path_may_lead_anywhere_and_a_relative_one_out_and_in_again(
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({"test": [entry]}))
     (case,) = cases(tmp_path / "data", "test")
     assert (case["image"], case["label"]) == (str(tmp_path / "scan.nii"), str(tmp_path / "data" / "scan.nii"))
+
+
+def test_where_there_are_no_or_too_few_cases_it_is_told_what_there_is(tmp_path):
+    touch(tmp_path, "in/notes.txt", "in/table.csv")
+    refused(r"neither a dataset\.json nor folders .* holds: notes\.txt, table\.csv", cases, tmp_path / "in")
+    refused(r"no image \(\.nii\.gz, .*\); it holds: notes\.txt, table\.csv", find_images, tmp_path / "in")
+    refused("holds: nothing", cases, tmp_path / "nowhere")
+    refused("no such file or folder", find_images, tmp_path / "nowhere.nii")
+    refused(r"no cases for 'test' \(found: 2 training\)", cases, two_folders(tmp_path, 2), "test")
+    refused("it has 2 cases for training, and at least 3 are needed", cases, tmp_path, "validation")
+    assert len(cases(two_folders(tmp_path, 3), "validation")) == 1
 
 
 def save_labels(folder: Path, *values: float) -> Path:
@@ -211,21 +176,14 @@ def test_labels_are_read_until_one_is_not_empty(tmp_path):
     (tmp_path / "labels/c002.nii.gz").write_text("damaged")
     assert training_cases(tmp_path) == cases(tmp_path)
     (tmp_path / "labels/c000.nii.gz").write_text("damaged")
-    with pytest.raises(DataError) as caught:
-        training_cases(tmp_path)
-    assert caught.value.what == str(tmp_path / "labels/c000.nii.gz")
+    assert refused("", training_cases, tmp_path) == str(tmp_path / "labels/c000.nii.gz")
 
 
-def test_nothing_but_empty_labels_raise(tmp_path):
-    with pytest.raises(DataError, match="labels of all its 3 cases for training are empty"):
-        training_cases(save_labels(tmp_path, 0, 0, 0))
-
-
-def test_training_cases_without_a_label_are_named(tmp_path):
+def test_there_is_nothing_to_learn_from_empty_labels_or_none(tmp_path):
+    refused("labels of all its 3 cases for training are empty", training_cases, save_labels(tmp_path, 0, 0, 0))
     lonely = [{"image": "images/c002.nii.gz"}, {"image": "images/c003.nii.gz"}]
-    listing(tmp_path, training=pairs(1) + lonely, validation=pairs(4))
-    with pytest.raises(DataError, match="2 of its 3 cases for training have no label: c002, c003"):
-        training_cases(tmp_path)
+    words = "2 of its 3 cases for training have no label: c002, c003"
+    refused(words, training_cases, listing(tmp_path, training=pairs(1) + lonely, validation=pairs(4)))
 
 
 def test_images_are_found_in_order_at_any_depth_and_a_series_is_one(tmp_path):
@@ -238,24 +196,6 @@ def test_images_are_found_in_order_at_any_depth_and_a_series_is_one(tmp_path):
     assert find_images(channels) == [{"image": [str(path) for path in channels]}]
 
 
-@pytest.mark.parametrize(
-    ("sections", "expected"),
-    [({"validation": pairs(2), "test": ["images/t.nii.gz"]}, ["t"]), ({"validation": pairs(2)}, ["c002"])],
-)
-def test_a_data_set_gives_its_test_cases_or_else_its_validation_cases_without_labels(tmp_path, sections, expected):
-    found = find_images(listing(tmp_path, training=pairs(1), **sections))
-    assert names(found) == expected
-    assert all(item.keys() == {"image"} for item in found)
-
-
-def test_a_folder_without_images_is_told_with_what_it_holds(tmp_path):
-    touch(tmp_path, "in/notes.txt", "in/table.csv")
-    with pytest.raises(DataError, match=r"it holds: notes\.txt, table\.csv"):
-        find_images(tmp_path / "in")
-    with pytest.raises(DataError, match="no such file or folder"):
-        find_images(tmp_path / "nowhere.nii")
-
-
 def test_the_common_root_is_the_deepest_folder_above_all_images(monkeypatch, tmp_path):
     several = [["/d/ab/1.nii", "/d/ab/2.nii"], ["/d/ac/1.nii", "/d/ac/2.nii"]]
     assert common_root([{"image": image} for image in several]) == "/d"
@@ -266,11 +206,8 @@ def test_the_common_root_is_the_deepest_folder_above_all_images(monkeypatch, tmp
 
 
 def test_locate_gives_the_first_folder_that_exists_and_else_the_last_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("MONAI_DATA_DIRECTORY", str(tmp_path))
-    touch(tmp_path, "real")  # a file
-    assert locate("real", "other") == str(tmp_path / "other")
-    (tmp_path / "real").unlink()
-    (tmp_path / "real").mkdir()
+    monkeypatch.setenv("MONAI_DATA_DIRECTORY", str(touch(tmp_path, "file", "real/scan.nii")))
+    assert locate("file", "other") == str(tmp_path / "other")
     assert locate("real", "other") == str(tmp_path / "real")
     monkeypatch.delenv("MONAI_DATA_DIRECTORY")
     monkeypatch.chdir(tmp_path)
@@ -278,8 +215,7 @@ def test_locate_gives_the_first_folder_that_exists_and_else_the_last_one(tmp_pat
 
 
 def test_the_hippocampus_data_set_has_161_training_and_40_validation_cases(real_data):
-    folder = real_data("hippocampus")
-    training, validation = cases(folder), cases(folder, "validation")
+    training, validation = cases(real_data("hippocampus")), cases(real_data("hippocampus"), "validation")
     assert (len(training), len(validation)) == (161, 40)
     assert not set(names(training)) & set(names(validation))
     assert names(training) == names(training, "label")
