@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import groupby
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -55,12 +56,12 @@ class CaseReport(NamedTuple):
 
 
 def check_cases(
-    load: Callable[[Any], Mapping[Any, Any]], sections: Mapping[str, Sequence[Mapping[str, Any]]], source: str
+    steps: Sequence[Callable[[Any], Any]], sections: Mapping[str, Sequence[Mapping[str, Any]]], source: str
 ) -> Iterator[str]:
     """Load all cases, and report on each; on a terminal with a progress bar.
 
     Args:
-        load: transform that loads and checks the image and label of a case.
+        steps: transforms that load and check the image and label of a case.
         sections: cases of each section, as :func:`monai_attn.data.cases` gives them.
         source: name of the data set in errors.
 
@@ -71,7 +72,7 @@ def check_cases(
         DataError: at the end, if cases cannot be used, or all labels of the section ``training`` are empty.
 
     Example:
-        ``for line in check_cases(SafeLoadImaged("image", 3), {"input": find_images("scans")}, "scans"): print(line)``
+        ``for line in check_cases([SafeLoadImaged("image")], {"input": find_images("scans")}, "scans"): print(line)``
     """
     pairs = [(section, item) for section, items in sections.items() for item in items]
     root = common_root([item for _, item in pairs])
@@ -80,7 +81,7 @@ def check_cases(
     yield f"{'case':<{width}}  {'voxels':<15}  {'mm':<18}  {'labels':<12}"
     reports = []
     for name, (_, item) in zip(names, tqdm(pairs, "check", leave=False, unit="case", disable=None)):
-        reports.append(_check_case(load, name, item))
+        reports.append(_check_case(steps, name, item))
         yield from reports[-1].lines(width)
     bad = [report.name for report in reports if report.error]
     odd = sum(bool(report.warnings) for report in reports)
@@ -94,10 +95,10 @@ def check_cases(
         raise DataError(source, problem, "give other labels")
 
 
-def _check_case(load: Callable[[Any], Mapping[Any, Any]], name: str, item: Mapping[str, Any]) -> CaseReport:
+def _check_case(steps: Sequence[Callable[[Any], Any]], name: str, item: Any) -> CaseReport:
     with _collected_warnings() as records:
         try:
-            loaded = load(item)
+            loaded = reduce(lambda case, step: step(case), steps, item)
         except DataError as error:
             return CaseReport(name, warnings=[record.getMessage() for record in records], error=error)
     image, label = loaded[CommonKeys.IMAGE], loaded.get(CommonKeys.LABEL)

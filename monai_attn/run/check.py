@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from monai_attn.data.datalist import cases, find_images
 from monai_attn.data.inspection import check_cases
-from monai_attn.workflow.bundle import component, find_bundle, parse_override, read_bundle
+from monai_attn.workflow.bundle import components, find_bundle, parse_override, read_bundle
 
 __all__ = ["check_bundle"]
 
-_GUARD = "monai_attn.transforms.SafeLoadImaged"
+_CHECKS = [
+    f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
+]
 
 
 def check_bundle(
@@ -50,4 +52,4 @@ def check_bundle(
     else:
         source = str(parser.get_parsed_content("dataset_dir"))
         parts = {section: cases(source, section) for section in sections}
-    yield from check_cases(component(parser, _GUARD), parts, source)
+    yield from check_cases(components(parser, _CHECKS), parts, source)

@@ -176,7 +176,7 @@ def test_labels_are_read_until_one_is_not_empty(tmp_path):
     (tmp_path / "labels/c002.nii.gz").write_text("damaged")
     assert training_cases(tmp_path) == cases(tmp_path)
     (tmp_path / "labels/c000.nii.gz").write_text("damaged")
-    assert refused("", training_cases, tmp_path) == str(tmp_path / "labels/c000.nii.gz")
+    assert refused("neither gzip", training_cases, tmp_path) == str(tmp_path / "labels/c000.nii.gz")
 
 
 def test_there_is_nothing_to_learn_from_empty_labels_or_none(tmp_path):

@@ -29,19 +29,19 @@ def load(case):
 def failing(sections):
     lines: list[str] = []
     with pytest.raises(DataError) as caught:
-        lines.extend(check_cases(load, sections, "my data"))
+        lines.extend(check_cases([load], sections, "my data"))
     return lines, caught.value
 
 
 def test_cases_are_rows_of_a_table_with_names_that_keep_folders_apart():
-    head, *rows, summary = check_cases(load, {"training": TRAINING}, "my data")
+    head, *rows, summary = check_cases([load], {"training": TRAINING}, "my data")
     assert head.split() == ["case", "voxels", "mm", "labels"]
     assert [" ".join(row.split()) for row in rows] == [f"{name}/t1.nii 8 x 9 x 10 1 x 1 x 2.5 0-2 ok" for name in "ab"]
     assert summary == "2 cases: 2 can be used, 0 cannot; 0 with warnings"
 
 
 def test_pictures_have_no_spacing_and_images_without_label_no_values():
-    (_, row, _) = check_cases(lambda _: {"image": torch.rand(3, 4, 5)}, {"input": [{"image": "a.png"}]}, "my data")
+    (_, row, _) = check_cases([lambda _: {"image": torch.rand(3, 4, 5)}], {"input": [{"image": "a.png"}]}, "my data")
     assert row.split() == ["a.png", "4", "x", "5", "-", "-", "ok"]
 
 
@@ -65,12 +65,12 @@ def test_every_bad_case_is_in_the_table_with_its_reason_and_the_error_names_them
 def test_training_labels_that_are_all_empty_are_an_error():
     empty = [{"image": "/data/empty.nii"}]
     assert "all its 1 cases for training are empty" in failing({"training": empty, "validation": TRAINING})[1].problem
-    assert len(list(check_cases(load, {"validation": empty}, "my data"))) == 3
+    assert len(list(check_cases([load], {"validation": empty}, "my data"))) == 3
 
 
 def test_the_log_is_left_as_it_was(caplog):
     logger = logging.getLogger("monai_attn")
     before = (logger.propagate, list(logger.handlers))
-    assert len(list(check_cases(load, {"input": [{"image": "odd.nii"}]}, "my data"))) == 4
+    assert len(list(check_cases([load], {"input": [{"image": "odd.nii"}]}, "my data"))) == 4
     assert caplog.records == []
     assert (logger.propagate, logger.handlers) == before
