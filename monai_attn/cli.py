@@ -137,7 +137,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from monai_attn.workflow.check import check_bundle
+    from monai_attn.run.bundle import check_bundle
 
     lines = check_bundle(
         arguments.bundle,

@@ -23,8 +23,8 @@ from PIL import Image
 
 from monai_attn.data import case_name, cases
 from monai_attn.errors import CasesError, ConfigError, DataError, root_cause
+from monai_attn.run.bundle import check_bundle
 from monai_attn.visualize import GateMaps
-from monai_attn.workflow.check import check_bundle
 
 from .conftest import mostly_slow
 
