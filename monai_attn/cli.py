@@ -90,7 +90,7 @@ def _add_phantom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="name of the bundle, such as hippocampus_mri_scse_segmentation")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the anatomy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
 
 
 def _make_phantom(arguments: argparse.Namespace) -> None:
@@ -98,27 +98,6 @@ def _make_phantom(arguments: argparse.Namespace) -> None:
 
     folder = make_phantom(arguments.bundle, arguments.out, cases=arguments.cases, seed=arguments.seed)
     print(f"{arguments.cases} made-up cases in {folder}; give it to the bundle with --dataset_dir {folder}")
-
-
-def _add_synthesis_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("labels", help="folder of label maps, or one of them")
-    parser.add_argument(
-        "--like", nargs=2, required=True, metavar=("IMAGE", "LABEL"), help="real case whose intensities are imitated"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument(
-        "--copies", type=int, default=1, metavar="N", help="images for each label map (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
-
-
-def _synthesize(arguments: argparse.Namespace) -> None:
-    from monai_attn.data.synthesis import synthesize_dataset
-
-    folder = synthesize_dataset(
-        arguments.labels, arguments.out, like=arguments.like, copies=arguments.copies, seed=arguments.seed
-    )
-    print(f"synthesised images in {folder}; give it to the bundle with --dataset_dir {folder}")
 
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +137,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from monai_attn.data.inspection import check_bundle
+    from monai_attn.run.bundle import check_bundle
 
     lines = check_bundle(
         arguments.bundle,
@@ -243,7 +222,7 @@ _COMMANDS = {
         ),
     ),
     "phantom": _Command(
-        "Write a look-alike of a bundle's data set: made-up anatomy, for trying the software only.",
+        "Write a look-alike of a bundle's data set: made-up spheres, for trying the software only.",
         _add_phantom_arguments,
         _make_phantom,
         ("monai-attn phantom brain_mri_scse_segmentation --out data/brain_phantom --cases 20",),
@@ -259,11 +238,5 @@ _COMMANDS = {
             "monai-attn reproduce egcnn 1 --dataset_dir data/brats2019 --small --rows U-Net 'U-Net + EG-CNN'",
             "monai-attn reproduce autofocus 2 --dataset_dir data/brats2015 --print",
         ),
-    ),
-    "synthesize": _Command(
-        "Make images from label maps, to train on where labels are at hand and images are not.",
-        _add_synthesis_arguments,
-        _synthesize,
-        ("monai-attn synthesize label_maps --like image.nii.gz label.nii.gz --out synthetic",),
     ),
 }

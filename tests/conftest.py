@@ -146,14 +146,21 @@ class TrainedBundle(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def bundle_on_phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainedBundle]:
-    """Makes the phantom of a bundle, to train on, when it is first asked for."""
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes six cases of a bundle's phantom, to read or to copy, when they are first asked for."""
+    return cache(lambda bundle: make_phantom(bundle, tmp_path_factory.mktemp("phantom") / bundle, cases=6))
+
+
+@pytest.fixture(scope="session")
+def bundle_on_phantom(
+    phantom: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], TrainedBundle]:
+    """A bundle with its phantom, to train on."""
 
     @cache
     def make(name: str) -> TrainedBundle:
-        folder = tmp_path_factory.mktemp(name)
         root = next(root for root in BUNDLES if root.name == name)
-        return TrainedBundle(root, make_phantom(name, folder / "data", cases=6), folder / "out")
+        return TrainedBundle(root, phantom(name), tmp_path_factory.mktemp(name) / "out")
 
     return make
 

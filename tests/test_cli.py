@@ -106,11 +106,9 @@ class Terminal(io.StringIO):
 def test_long_commands_have_a_progress_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
     folder = str(Path(__file__).parents[1] / "bundles" / BUNDLE)
     data = tmp_path / "p"
-    maps, like = data / "labels", [str(data / kind / "phantom_000.nii.gz") for kind in ("images", "labels")]
     commands = {
         "phantom": ["phantom", BUNDLE, "--out", str(data), "--cases", "2"],
         "check": ["check", folder, "--dataset_dir", str(data)],
-        "synthesize": ["synthesize", str(maps), "--like", *like, "--out", str(tmp_path / "s")],
     }
     for name, arguments in commands.items():
         stderr = Terminal() if terminal else io.StringIO()

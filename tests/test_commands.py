@@ -135,10 +135,6 @@ def test_the_page_on_your_own_data_works_as_it_is_written(tmp_path, monkeypatch)
     small = {"network_def#features": 4, "device": "cpu"}
     for words in commands(ROOT / "docs" / "own_data.md"):
         if words[0] == "monai-attn":
-            if words[1] == "synthesize":  # the reader's own files
-                shutil.copytree("data/phantom/labels", "label_maps")
-                shutil.copy("data/phantom/images/phantom_000.nii.gz", "image.nii.gz")
-                shutil.copy("data/phantom/labels/phantom_000.nii.gz", "label.nii.gz")
             assert cli.main(words[1:]) == 0
         else:
             given = {**options(words), **small}
@@ -149,4 +145,3 @@ def test_the_page_on_your_own_data_works_as_it_is_written(tmp_path, monkeypatch)
             run(**given)
     assert len(list(Path("out/segmentation").glob("*_seg.nii.gz"))) == 6
     assert Path("out/evaluation/val_mean_dice_raw.csv").is_file()
-    assert len(list(Path("synthetic/images").iterdir())) == 24

@@ -1,34 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists, readers, class weights and look-alike data."""
+"""Data lists, readers that check what they read, and class weights."""
 
 from __future__ import annotations
 
 from monai_attn.data.class_weights import median_frequency_weights
-from monai_attn.data.datalist import (
-    case_name,
-    case_names,
-    cases,
-    common_root,
-    find_images,
-    locate,
-    pair_by_name,
-    training_cases,
-)
-from monai_attn.data.dataset import CaseDataset
-from monai_attn.data.files import check_file
-from monai_attn.data.reader import CheckingReader
+from monai_attn.data.datalist import case_name, case_names, cases, common_root, find_images, locate, training_cases
+from monai_attn.data.reader import CaseDataset, CheckingReader, check_file
 
-__all__ = [
-    "CaseDataset",
-    "CheckingReader",
-    "case_name",
-    "case_names",
-    "cases",
-    "check_file",
-    "common_root",
-    "find_images",
-    "locate",
-    "median_frequency_weights",
-    "pair_by_name",
-    "training_cases",
-]
+__all__ = ["CaseDataset", "CheckingReader", "case_name", "case_names", "cases", "check_file"]
+__all__ += ["common_root", "find_images", "locate", "median_frequency_weights", "training_cases"]

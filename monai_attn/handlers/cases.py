@@ -10,7 +10,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple, look_up_option
 
-from monai_attn.data.dataset import failure_in
+from monai_attn.data.reader import failure_in
 from monai_attn.errors import ConfigError, Failure, root_cause
 
 __all__ = ["SkipFailedCases"]

@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from monai_attn.data import cases
-from monai_attn.data.phantom import make_phantom
 
 from ..conftest import BUNDLES, TrainedBundle
 
@@ -31,13 +30,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def make_bundle(tmp_path_factory):
+def make_bundle(phantom, tmp_path_factory):
     """A bundle with three cases to train on and three, which two processes cannot share evenly, to validate on."""
 
     def make(name: str) -> TrainedBundle:
         folder = tmp_path_factory.mktemp(name)
         root = next(root for root in BUNDLES if root.name == name)
-        bundle = TrainedBundle(root, make_phantom(name, folder / "data", cases=6), folder / "out")
+        bundle = TrainedBundle(root, Path(shutil.copytree(phantom(name), folder / "data")), folder / "out")
         listing = json.loads((bundle.data / "dataset.json").read_text())
         everything = listing["training"] + listing["validation"]
         listing |= {"training": everything[:3], "validation": everything[3:]}

@@ -14,7 +14,6 @@ from monai.transforms import LoadImage, Orientation, SaveImage
 from PIL import Image
 
 from monai_attn.data import cases
-from monai_attn.data.phantom import chest
 
 SKIN, LUNG = "skin_lesion_focusnet_segmentation", "lung_ct_focusnet_segmentation"
 NAMES = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
@@ -109,13 +108,16 @@ def test_masks_of_255_and_of_1_are_the_same_lesion(train_bundle, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def volume(tmp_path_factory):
-    """A data set of one chest CT in Hounsfield units."""
+def volume(phantom, tmp_path_factory):
+    """A data set of one CT in Hounsfield units, with one structure for the lungs."""
     folder = tmp_path_factory.mktemp("volume")
-    for kind, data in zip(("image", "label"), chest.draw_volume(np.random.RandomState(0))):
-        writer = SaveImage(writer="NibabelWriter", output_dtype=data.dtype, resample=False, print_log=False)
+    case = cases(phantom("pelvic_ct_autofocus_segmentation"))[0]
+    for kind in ("image", "label"):
+        original = nibabel.load(case[kind])
+        voxels = np.asarray(original.dataobj)
         (folder / f"{kind}s").mkdir()
-        writer(data, filename=str(folder / f"{kind}s" / "chest"))
+        stored = nibabel.Nifti1Image(voxels.clip(max=1) if kind == "label" else voxels, original.affine)
+        nibabel.save(stored, folder / f"{kind}s" / "chest.nii.gz")
     listing = {"test": [{"image": "images/chest.nii.gz", "label": "labels/chest.nii.gz"}]}
     (folder / "dataset.json").write_text(json.dumps(listing))
     return folder

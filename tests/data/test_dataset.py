@@ -8,24 +8,23 @@ import torch
 from monai.data import DataLoader
 
 from monai_attn.data import CaseDataset
-from monai_attn.data.dataset import failure_in
+from monai_attn.data.reader import failure_in
 from monai_attn.errors import ConfigError, DataError, Failure
+
+ERRORS = {
+    "empty.nii": DataError("empty.nii", "it is empty", "copy it again"),
+    "odd.nii": ZeroDivisionError("division by zero\nand more"),
+    "config": ConfigError("pixdim", "it is 0", "give a number"),
+    "large.nii": MemoryError("30 TiB"),
+}
+DATA = [{"image": name} for name in ("good.nii", "empty.nii", ["odd.nii", "other.nii"], "large.nii")]
 
 
 def prepare(case):
-    errors = {
-        "empty.nii": DataError("empty.nii", "it is empty", "copy it again"),
-        "odd.nii": ZeroDivisionError("division by zero\nand more"),
-        "config": ConfigError("pixdim", "it is 0", "give a number"),
-        "large.nii": MemoryError("30 TiB"),
-    }
     name = case["image"][0] if isinstance(case["image"], list) else case["image"]
-    if name in errors:
-        raise errors[name]
+    if name in ERRORS:
+        raise ERRORS[name]
     return {"image": torch.ones(1, 2)}
-
-
-DATA = [{"image": name} for name in ("good.nii", "empty.nii", ["odd.nii", "other.nii"], "large.nii")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -41,27 +40,18 @@ def test_a_bad_case_becomes_an_item_that_says_what_is_wrong(workers):
     assert failure_in(large).problem == "memory ran out: 30 TiB"
 
 
-def test_an_item_that_was_not_collated_says_the_same():
-    assert failure_in(CaseDataset(DATA, prepare, on_error="skip")[1]).what == "empty.nii"
-
-
 def test_the_trace_goes_to_the_log(caplog):
     with caplog.at_level(logging.ERROR):
-        assert failure_in(CaseDataset(DATA, prepare, on_error="skip")[1])
+        assert failure_in(CaseDataset(DATA, prepare, on_error="skip")[1]).what == "empty.nii"
     assert caplog.records[0].exc_info
     assert "empty.nii cannot be prepared" in caplog.text
 
 
-def test_by_default_the_error_is_raised_with_what_it_came_from():
+@pytest.mark.parametrize(("case", "options"), [("empty.nii", {}), ("config", {"on_error": "skip"})])
+def test_by_default_an_error_is_raised_and_one_of_the_configuration_anyway(case, options):
     with pytest.raises(RuntimeError) as caught:
-        CaseDataset(DATA, prepare)[1]
-    assert isinstance(caught.value.__cause__, DataError)
-
-
-def test_an_error_of_the_configuration_is_raised_anyway():
-    with pytest.raises(RuntimeError) as caught:
-        CaseDataset([{"image": "config"}], prepare, on_error="skip")[0]
-    assert isinstance(caught.value.__cause__, ConfigError)
+        CaseDataset([{"image": case}], prepare, **options)[0]
+    assert caught.value.__cause__ is ERRORS[case]
 
 
 def test_another_word_than_stop_and_skip_is_refused():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from monai_attn.data import CheckingReader, check_file
-from monai_attn.data.dicom import check_series
+from monai_attn.data import CheckingReader
+from monai_attn.data.reader.dicom import check_series
 from monai_attn.errors import DataError
 
 
@@ -20,10 +20,9 @@ def problem(folder: Path) -> DataError:
     return caught.value
 
 
-@pytest.mark.parametrize("positions", [[0, 2.5, 5], [-5, -10, -15, -20], [0.0, 0.62, 1.25, 1.88], [7]])
-def test_a_whole_series_passes_and_is_loaded_in_order(write_series, tmp_path, positions):
+@pytest.mark.parametrize("positions", [[-5, -10, -15, -20], [0.0, 0.62, 1.25, 1.88], [7]])
+def test_a_whole_series_is_loaded_in_order(write_series, tmp_path, positions):
     folder = write_series(tmp_path / "series", positions)
-    check_file(folder)
     volume = LoadImage(image_only=True, ensure_channel_first=True)(folder, CheckingReader())
     order = np.argsort(positions)
     assert volume[0, 0, 0].flatten().tolist() == [10 * index for index in order] if len(positions) > 1 else True
@@ -31,7 +30,6 @@ def test_a_whole_series_passes_and_is_loaded_in_order(write_series, tmp_path, po
 
 def test_files_that_are_no_images_do_not_matter(write_series, tmp_path):
     folder = write_series(tmp_path / "series", [0, 2, 4])
-    (folder / "README.txt").write_text("from the archive")
     (folder / "broken.dcm").write_text("no DICOM")
     (folder / "preview.png").write_bytes(b"\x89PNG")
     (folder / "more").mkdir()
@@ -41,7 +39,7 @@ def test_files_that_are_no_images_do_not_matter(write_series, tmp_path):
     check_series(folder)
 
 
-def test_a_folder_without_images_is_refused_with_what_it_holds(write_series, tmp_path):
+def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
     assert "it holds: nothing" in problem(tmp_path).problem
     (tmp_path / "notes.txt").touch()
     assert "it holds: notes.txt" in problem(tmp_path).problem
@@ -59,10 +57,10 @@ def test_two_series_are_listed_not_the_first_taken(write_series, tmp_path):
 @pytest.mark.parametrize(
     ("positions", "words"),
     [
-        ([0, 2, 4, 10, 12, 14], "every 2.00 mm: 2 missing between the slices at 4.00 and 10.00 mm"),
-        ([0, 2, 4, 10, 12, 14, 18, 20], "(and 1 more such places)"),
+        ([0, 2, 4, 10, 12, 14, 18, 20], "every 2.00 mm: 2 missing between the slices at 4.00 and 10.00 mm (and 1 more"),
         ([0, 2, 4, 4, 6, 8], "two slices lie at 4.00 mm"),
-        ([0, 0, 2, 2, 4, 4], "two slices lie at 0.00 mm"),
+        ([0, 0, 2, 2, 4, 4], "every 2.00 mm: two slices lie at 0.00 mm (and 2 more"),
+        ([0, 0], "two slices lie at 0.00 mm"),
         ([0, 2, 4, 6.5, 8.5], "the slices at 4.00 and 6.50 mm are 2.50 mm apart"),
     ],
 )
@@ -78,8 +76,3 @@ def test_a_slice_that_was_cut_off_is_named_not_dropped(write_series, tmp_path, k
     error = problem(folder)
     assert error.what == str(slice_)
     assert "cut off" in error.problem
-
-
-def test_the_reader_checks_a_series_before_it_is_loaded(write_series, tmp_path):
-    with pytest.raises(DataError, match="missing between"):
-        LoadImage(image_only=True)(write_series(tmp_path / "series", [0, 2, 4, 10, 12]), CheckingReader())

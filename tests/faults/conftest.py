@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from monai_attn.data import case_name, cases
-from monai_attn.data.phantom import make_phantom
 
 QUICK_START = "hippocampus_mri_scse_segmentation"
 Change = Callable[[np.ndarray], np.ndarray]
@@ -144,9 +143,7 @@ class Lab:
 def learnt(train_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """The bundle, trained until it finds all structures, and its segmentation of the scan."""
     folder = tmp_path_factory.mktemp("faults")
-    bundle = train_bundle(QUICK_START)._replace(
-        output=folder / "models", data=make_phantom(QUICK_START, folder / "data", cases=6)
-    )
+    bundle = train_bundle(QUICK_START)._replace(output=folder / "models")
     lab = Lab(bundle, folder)
     thorough = {"epochs": 10, "val_interval": 5, "slices_per_volume": 20, "batch_size": 4}
     lab.attempt("train", ckpt_dir=str(bundle.output), output_dir=bundle.output, **thorough)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a folder is one whole DICOM series.
+"""Checks of DICOM series.
 
 ITK takes the first of several series, drops slices that it cannot read and spreads the others over the gaps; all it
 says is a line of its own on stderr.
@@ -19,13 +19,12 @@ __all__ = ["check_series"]
 
 itk, _ = optional_import("itk", allow_namespace_pkg=True)
 
-_PREAMBLE = 128
 _CLASS_TAG = b"\x02\x00\x02\x00UI"  # (0002,0002), the kind of object
 _STEP_TOLERANCE = 0.1  # of the usual distance of slices
 
 
 class _Slice(NamedTuple):
-    """A slice: its file, its position along the normal in mm, its series and what that calls itself."""
+    """A slice: its file, its position along the normal in mm, its series and the description of that."""
 
     file: Path
     position: float
@@ -46,16 +45,19 @@ def check_series(folder: Path) -> None:
     Example:
         ``check_series(Path("scans/patient_1"))``
     """
-    series = _find_series(folder)
+    names = itk.GDCMSeriesFileNames.New()  # tells series apart as MONAI's ITKReader does
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")
+    names.SetDirectory(str(folder))
+    series = [[_read_slice(Path(name)) for name in names.GetFileNames(uid)] for uid in names.GetSeriesUIDs()]
     if not series:
         present = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise DataError(str(folder), f"no DICOM image in it can be read; it holds: {present}", "give another folder")
     _check_readable(folder, {slice_.file for slices in series for slice_ in slices})
     if len(series) > 1:
         listed = "; ".join(
-            f"{slices[0].series} ({slices[0].description or 'no description'}: {len(slices)} files, "
-            f"{slices[0].file.name} …)"
-            for slices in series
+            f"{first.series} ({first.description or 'no description'}: {1 + len(others)} files, {first.file.name} …)"
+            for first, *others in series
         )
         raise DataError(
             str(folder), f"it holds {len(series)} DICOM series: {listed}", "move the files of one into their own folder"
@@ -63,22 +65,13 @@ def check_series(folder: Path) -> None:
     _check_positions(folder, sorted(slice_.position for slice_ in series[0]))
 
 
-def _find_series(folder: Path) -> list[list[_Slice]]:
-    """The slices of each series, told apart as MONAI's ``ITKReader`` does it."""
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    return [[_read_slice(Path(name)) for name in names.GetFileNames(uid)] for uid in names.GetSeriesUIDs()]
-
-
 def _read_slice(file: Path) -> _Slice:
     reader = itk.GDCMImageIO.New()
     reader.SetFileName(str(file))
     reader.ReadImageInformation()
-    normal, origin = (np.array(values) for values in (reader.GetDirection(2), [reader.GetOrigin(i) for i in range(3)]))
+    position = np.dot(reader.GetDirection(2), [reader.GetOrigin(axis) for axis in range(3)])
     tags = reader.GetMetaDataDictionary()
-    return _Slice(file, float(origin @ normal), _tag(tags, "0020|000e"), _tag(tags, "0008|103e"))
+    return _Slice(file, float(position), _tag(tags, "0020|000e"), _tag(tags, "0008|103e"))
 
 
 def _tag(tags: Any, name: str) -> str:
@@ -102,26 +95,25 @@ def _object_class(file: Path) -> bytes | None:
         return None
     with file.open("rb") as content:
         head = content.read(1024)
-    at = head.find(_CLASS_TAG)
-    if head[_PREAMBLE : _PREAMBLE + 4] != b"DICM" or at < 0:
+    _, found, rest = head.partition(_CLASS_TAG)
+    if head[128:132] != b"DICM" or not found:
         return None
-    begin = at + len(_CLASS_TAG) + 2
-    return head[begin : begin + int.from_bytes(head[begin - 2 : begin], "little")].rstrip(b"\0 ")
+    length = int.from_bytes(rest[:2], "little")
+    return rest[2 : 2 + length].rstrip(b"\0 ")
 
 
 def _check_positions(folder: Path, positions: list[float]) -> None:
+    """Raise unless slices are evenly spaced."""
     steps = np.diff(positions)
-    if not len(steps):
-        return
-    usual = float(np.median(steps))
-    odd = np.flatnonzero(np.abs(steps - usual) > _STEP_TOLERANCE * usual) if usual > 0 else np.flatnonzero(steps <= 0)
+    apart = steps[steps > 0]
+    usual = float(np.median(apart)) if len(apart) else 0.0
+    (odd,) = np.nonzero((np.abs(steps - usual) > _STEP_TOLERANCE * usual) | (steps <= 0))
     if not len(odd):
         return
     below, above, step = positions[odd[0]], positions[odd[0] + 1], steps[odd[0]]
-    missing = round(step / usual) - 1 if usual > 0 else 0
     if step <= _STEP_TOLERANCE * usual:
         problem = f"two slices lie at {below:.2f} mm"
-    elif missing > 0:
+    elif (missing := round(step / usual) - 1) > 0:
         problem = f"{missing} missing between the slices at {below:.2f} and {above:.2f} mm"
     else:
         problem = f"the slices at {below:.2f} and {above:.2f} mm are {step:.2f} mm apart"

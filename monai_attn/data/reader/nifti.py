@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of a NIfTI file says, and whether it can be true.
+"""Checks of NIfTI files.
 
-Format: https://nifti.nimh.nih.gov/nifti-1. Two headers are told apart here: the one in the file (``read_header``), and
-the one that nibabel and MONAI make of it, who fix contradictions without a word.
+Format: https://nifti.nimh.nih.gov/nifti-1. nibabel and MONAI correct contradictions in a header silently; here the
+header is also read as it stands in the file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from monai_attn.errors import DataError
 __all__ = ["NIFTI_SUFFIXES", "check_nifti", "describe_affine", "read_header", "warn_if_corrected"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_GZIP_MAGIC = b"\x1f\x8b"
 _AGAIN = "copy, download or export it again"
-_CHUNK = 1 << 20
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -35,18 +33,18 @@ def check_nifti(path: str) -> None:
         DataError: with what is wrong, before memory is taken for the voxels.
     """
     with open(path, "rb") as file:
-        begin = file.read(16)
-    compressed = begin.startswith(_GZIP_MAGIC)
+        begin = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    compressed = begin.startswith(b"\x1f\x8b")
     if compressed and not path.lower().endswith(".gz"):
         raise DataError(path, "it is compressed by gzip, but its name does not end in .gz", f"rename it to {path}.gz")
     if not compressed and path.lower().endswith(".gz"):
-        if _sizeof_header(begin):
+        if _header_class(begin):
             raise DataError(path, "it is NIfTI, but not compressed by gzip", f"rename it to {path[:-3]}")
         raise DataError(path, f"it is neither gzip nor NIfTI; it begins with {_quote(begin)}", _AGAIN)
     try:
-        header = read_header(path)
-        end = _check_header(path, header)
-        held = _length(path)
+        end = _check_header(path, read_header(path))
+        with _open(path) as file:
+            held = file.seek(0, os.SEEK_END)  # reading gzip to its end verifies its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(path, f"it is damaged: {str(error).rstrip('.')}", _AGAIN) from error
     if held < end:
@@ -54,18 +52,17 @@ def check_nifti(path: str) -> None:
 
 
 def read_header(path: str) -> nibabel.Nifti1Header:
-    """The header (of NIfTI-1 or NIfTI-2) as it stands in the file, nothing fixed.
+    """Read the header (of NIfTI-1 or NIfTI-2) as it stands in the file.
 
     Raises:
         DataError: if it is no such header.
     """
     with _open(path) as file:
         block = file.read(nibabel.Nifti2Header.sizeof_hdr)
-    kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-    kind = kinds.get(_sizeof_header(block))
-    if kind is None or len(block) < kind.sizeof_hdr:
+    header_class = _header_class(block)
+    if header_class is None:
         raise DataError(path, f"its content is not NIfTI; it begins with {_quote(block)}", _AGAIN)
-    return kind(block[: kind.sizeof_hdr], check=False)
+    return header_class(block[: header_class.sizeof_hdr], check=False)
 
 
 def warn_if_corrected(path: str, used: np.ndarray) -> None:
@@ -93,7 +90,7 @@ def warn_if_corrected(path: str, used: np.ndarray) -> None:
 
 
 def describe_affine(affine: np.ndarray) -> str:
-    """Spacing, axes and origin of an affine in words.
+    """Describe spacing, axes and origin of an affine.
 
     Example:
         >>> import numpy
@@ -115,36 +112,26 @@ def _check_header(path: str, header: nibabel.Nifti1Header) -> int:
     except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
         raise DataError(path, f"its header cannot be right: {error}", _AGAIN) from error
     size = " x ".join(map(str, shape))
-    voxels = math.prod(int(length) for length in shape)
+    voxels = math.prod(map(int, shape))
     if min(shape) < 1:
         raise DataError(path, f"its header gives it the size {size}", _AGAIN)
     if dtype.fields:
         raise DataError(path, "its voxels are colours (RGB)", "save it as PNG, or one number for each voxel")
     if dtype.kind not in "iuf":
         raise DataError(path, f"its voxels are {dtype.name} numbers", "save the magnitude, or what you need of them")
-    memory = _memory()
-    if 4 * voxels > memory:
+    needed, memory = 4 * voxels / 2**30, _memory() / 2**30
+    if needed > memory:
         raise DataError(
             path,
-            f"its header gives it the size {size}: {4 * voxels / 2**30:,.0f} GB, and this machine has "
-            f"{memory / 2**30:,.0f} GB of memory",
+            f"its header gives it the size {size}: {needed:,.0f} GB, and this machine has {memory:,.0f} GB of memory",
             "correct the header, or cut or resample the image",
         )
     return int(header.get_data_offset()) + voxels * dtype.itemsize
 
 
-def _sizeof_header(block: bytes) -> int:
-    """The size that a NIfTI header gives for itself in its first four bytes; 0 if that is none."""
-    sizes = [int.from_bytes(block[:4], order) for order in ("little", "big")]
-    return next((size for size in sizes if size in (348, 540)), 0)
-
-
-def _length(path: str) -> int:
-    """Number of bytes, after decompression; reading gzip to its end verifies its checksum."""
-    if not path.lower().endswith(".gz"):
-        return os.path.getsize(path)
-    with _open(path) as file:
-        return sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
+def _header_class(block: bytes) -> type[nibabel.Nifti1Header] | None:
+    classes = (nibabel.Nifti1Header, nibabel.Nifti2Header)
+    return next((header_class for header_class in classes if header_class.may_contain_header(block)), None)
 
 
 def _open(path: str) -> BinaryIO:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import PILReader
+from monai.transforms import LoadImage
+from PIL import Image
+
+from monai_attn.data import CheckingReader, check_file
+from monai_attn.data.reader import checking
+from monai_attn.errors import DataError
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.RandomState(0).rand(*shape).astype(np.float32)
+
+
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> str:
+    if path.suffix in (".mha", ".nrrd"):
+        itk.imwrite(itk.image_from_array(voxels), str(path))
+    elif path.suffix == ".npy":
+        np.save(path, voxels)
+    elif path.name.endswith((".nii", ".nii.gz")):
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    else:
+        Image.fromarray((np.tile(voxels, 10) * 255).astype(np.uint8)).save(path)
+    return str(path)
+
+
+def load(path: str | Path | list[str]) -> torch.Tensor:
+    return LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader())
+
+
+def refused(path: Path) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert caught.value.what == str(path)
+    assert len(str(caught.value).splitlines()) == 3
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.png", "a.npy", "with space, # and ü.nii.gz"])
+def test_the_image_and_metadata_are_those_of_monai(tmp_path, name):
+    path = save(tmp_path / name, random(6, 5) if name == "a.png" else random(4, 5, 6))
+    ours, theirs = load(path), LoadImage(image_only=True, ensure_channel_first=True)(path)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours.affine, theirs.affine)
+    assert ours.meta.keys() == theirs.meta.keys()
+    assert ours.meta["filename_or_obj"] == path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float64", ">i2", ">f4"])
+def test_numbers_are_the_same_whatever_their_type_in_the_file(tmp_path, dtype):
+    voxels = (random(4, 5, 6) * 200).round()
+    assert np.allclose(load(save(tmp_path / "a.nii.gz", voxels.astype(dtype))), voxels[None], atol=1e-4)
+
+
+def test_slope_and_intercept_are_applied(tmp_path):
+    image = nibabel.Nifti1Image(random(4, 5, 6), AFFINE)
+    image.header.set_data_dtype(np.int16)
+    nibabel.save(image, tmp_path / "a.nii.gz")  # nibabel chooses a slope
+    assert nibabel.load(tmp_path / "a.nii.gz").dataobj.slope < 1e-3
+    assert np.allclose(load(tmp_path / "a.nii.gz"), random(4, 5, 6)[None], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.png", "a.jpg", "a.bmp", "a.tif", "a.unknown"])
+def test_a_file_cut_off_is_named_in_every_format(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.unknown":
+        path.write_text("hello")
+    else:
+        save(path, random(8, 8, 8) if name in ("a.nrrd", "a.mha") else random(64, 6))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "it cannot be read" in refused(path).problem
+
+
+def test_nan_in_a_file_stays_nan_as_no_other_reader_is_tried(tmp_path):
+    voxels = random(4, 5, 6)
+    voxels[0, 0, 0] = np.nan
+    assert load(save(tmp_path / "a.nii.gz", voxels)).isnan().sum() == 1
+    assert load(save(tmp_path / "a.nrrd", voxels)).isnan().sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "affine", "words"),
+    [
+        ("t2.nii", (4, 5, 7), AFFINE, r"spatial_shape \[4, 5, 7\] is not that"),
+        ("t2.nii", (4, 5, 6), 2 * AFFINE, "affine"),
+        ("t2.nrrd", (4, 5, 6), AFFINE, "format"),
+    ],
+)
+def test_channels_on_different_grids_or_in_different_formats_are_both_named(tmp_path, name, shape, affine, words):
+    files = [save(tmp_path / "t1.nii.gz", random(4, 5, 6)), save(tmp_path / name, random(*shape), affine)]
+    with pytest.raises(DataError, match=words) as caught:
+        load([files[0], *files])
+    assert caught.value.what == files[1]
+    assert files[0] in caught.value.problem
+
+
+def test_a_missing_package_is_not_taken_for_a_bad_file(tmp_path, monkeypatch):
+    def missing(*_: object) -> None:
+        raise ImportError("no pillow")
+
+    monkeypatch.setattr(PILReader, "read", missing)
+    with pytest.raises(ImportError, match="no pillow"):
+        load(save(tmp_path / "a.png", random(6, 5)))
+
+
+def test_threads_do_not_disturb_each_other(tmp_path):
+    pair = [save(tmp_path / f"{name}.nii.gz", random(4, 5, 6)) for name in "ab"]
+    loader = LoadImage(image_only=True, ensure_channel_first=True)
+    with ThreadPoolExecutor(4) as pool:
+        channels = list(pool.map(lambda files: len(loader(files, CheckingReader())), [pair, pair[0]] * 10))
+    assert channels == [2, 1] * 10
+
+
+def test_a_file_that_is_missing_empty_or_a_git_lfs_pointer_is_told(tmp_path):
+    assert "no such file" in refused(tmp_path / "none.nii.gz").problem
+    (tmp_path / "a.nrrd").touch()
+    assert "0 bytes" in refused(tmp_path / "a.nrrd").problem
+    (tmp_path / "a.nii.gz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert "git lfs pull" in refused(tmp_path / "a.nii.gz").fix
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(checking, "_check_content", refuse)
+    assert "permission" in refused(Path(save(tmp_path / "a.nii.gz", random(4, 5, 6)))).problem
+
+
+def test_a_file_is_read_to_its_end_once_until_it_changes(tmp_path, monkeypatch):
+    looks, check_nifti = [], checking.check_nifti
+    monkeypatch.setattr(checking, "check_nifti", lambda path: looks.append(path) or check_nifti(path))
+    path = Path(save(tmp_path / "a.nii.gz", random(4, 5, 6)))
+    check_file(path)
+    check_file(str(path))
+    assert len(looks) == 1
+    path.write_bytes(path.read_bytes()[:100])
+    refused(path)
+    refused(path)  # an error is not remembered
+    assert len(looks) == 3
