@@ -31,7 +31,7 @@ extensions = [
     "links",
     "mathml",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "reproduce/results", "**/.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = f"monai_attn {version}"

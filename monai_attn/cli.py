@@ -7,11 +7,8 @@ A subcommand is an entry of ``_COMMANDS``; it imports what it needs when it runs
 from __future__ import annotations
 
 import argparse
-import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import monai_attn
@@ -58,7 +55,6 @@ _EXIT_CODES = """exit codes:
   0  everything was done
   1  an error that nobody foresaw, with its trace
   2  what was given cannot be used; three lines say what, why, and the fix
-  3  the rest was done, but some cells of a table have no result
   130  stopped by the user"""
 
 
@@ -152,64 +148,6 @@ def _check(arguments: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
-def _add_reproduction_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paper", nargs="?", default="", help="scse, focusnet, autofocus or egcnn")
-    parser.add_argument("table", nargs="?", default="", help="number of the table, such as III; without it, list them")
-    parser.add_argument("--dataset_dir", metavar="DIR", help="data set to train on; tables of parameters need none")
-    parser.add_argument(
-        "--output_dir", metavar="DIR", help="folder of the cells and of the table (default: reproduce/<paper>_<table>)"
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="S", help="seeds of the trainings (default: 0)"
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=math.inf,
-        metavar="HOURS",
-        help="begin no cell that would end later, all added up",
-    )
-    parser.add_argument("--small", action="store_true", help="narrow networks and short trainings, for a CPU")
-    parser.add_argument("--bundle", default="", help="folder or name of a bundle to run in place of the table's")
-    parser.add_argument("--section", default="", metavar="NAME", help="section to score (default: that of the bundle)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of entries of the bundle, for all cells"
-    )
-    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="run only these rows (default: all)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="train each cell on N GPUs by torchrun")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--parameters", action="store_true", help="count parameters only, without data")
-    what.add_argument("--print", action="store_true", help="print the commands of the cells, one cell a line; run none")
-
-
-def _reproduce(arguments: argparse.Namespace) -> None:
-    from monai_attn import reproduce
-
-    if not arguments.table:
-        for table in reproduce.tables_of(arguments.paper):
-            print(f"{table.paper} {table.number}: {table.title} ({table.data})")
-        return
-    table = reproduce.find_table(arguments.paper, arguments.table)
-    settings = reproduce.Settings(
-        dataset_dir=arguments.dataset_dir,
-        output_dir=Path(arguments.output_dir or f"reproduce/{table.paper}_{table.number}"),
-        seeds=tuple(arguments.seeds),
-        bundle=arguments.bundle,
-        small=arguments.small,
-        overrides=tuple(arguments.set),
-        section=arguments.section,
-        rows=tuple(arguments.rows),
-        processes=arguments.processes,
-    )
-    grid = reproduce.Grid(table, settings)
-    if arguments.print:
-        for cell in grid.wanted:
-            print(" && ".join(shlex.join(command) for command in cell.commands()))
-        return
-    reproduce.reproduce(grid, budget=0 if arguments.parameters else arguments.budget)
-    print((settings.output_dir / "table.md").read_text(encoding="utf-8"))
-
-
 _COMMANDS = {
     "check": _Command(
         "Load every case of a data set and say which ones a bundle cannot use, and why.",
@@ -226,17 +164,5 @@ _COMMANDS = {
         _add_phantom_arguments,
         _make_phantom,
         ("monai-attn phantom brain_mri_scse_segmentation --out data/brain_phantom --cases 20",),
-    ),
-    "reproduce": _Command(
-        "Run the grid of a paper's table and write the table, with the paper's values beside ours.",
-        _add_reproduction_arguments,
-        _reproduce,
-        (
-            "monai-attn reproduce",
-            "monai-attn reproduce scse I",
-            "monai-attn reproduce scse III --dataset_dir data/malc --seeds 0 1 2 --budget 100",
-            "monai-attn reproduce egcnn 1 --dataset_dir data/brats2019 --small --rows U-Net 'U-Net + EG-CNN'",
-            "monai-attn reproduce autofocus 2 --dataset_dir data/brats2015 --print",
-        ),
     ),
 }

@@ -21,7 +21,6 @@ from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.data.phantom import make_phantom
-from monai_attn.handlers.pictures import to_ras
 from monai_attn.visualize import figures
 
 if TYPE_CHECKING:
@@ -121,17 +120,10 @@ def draw_summary(case: dict[str, Any], results: Path) -> Figure:
     """
     name = case_name(case["image"])
     load = LoadImage(image_only=True, ensure_channel_first=True)
-    files = {
-        "manual segmentation": case["label"],
-        "prediction": results / f"{name}_seg.nii.gz",
-        "attention, 2nd encoder": results / f"{name}_attention_encoder_se.1.spatial.nii.gz",
-    }
-    # the hippocampus is long in sagittal slices, which the network works on
-    layers = {title: to_ras(layer, layer) for title, layer in zip(files, map(load, files.values()))}
-    image = load(case["image"])
-    heatmaps = {"attention, 2nd encoder": layers.pop("attention, 2nd encoder")}
-    return figures.overlay(
-        to_ras(image, image), layers, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
+    masks = {"manual segmentation": load(case["label"]), "prediction": load(results / f"{name}_seg.nii.gz")}
+    heatmaps = {"attention, 2nd encoder": load(results / f"{name}_attention_encoder_se.1.spatial.nii.gz")}
+    return figures.overlay(  # sagittal slices, which the network works on, show the hippocampus at its longest
+        load(case["image"]), masks, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
     )
 
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from monai_attn.handlers.attention import AttentionMapHandler
-from monai_attn.handlers.attention_maps import AttentionMaps
+from monai_attn.handlers.attention import AttentionMapHandler, AttentionMaps
 from monai_attn.handlers.cases import SkipFailedCases
 from monai_attn.handlers.checkpoint import AtomicSaver, BestModelSaver, SafeCheckpointLoader, keep_state
 from monai_attn.handlers.metrics import (

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How attention comes about in a training: the maps of a few slices after every epoch, as in Fig. 7 of scSE."""
+"""Attention maps of the cases of an inference, and of a few slices in a training."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ignite.distributed as idist
 import numpy as np
@@ -16,24 +16,116 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from monai.networks.utils import eval_mode
+from monai.transforms import Compose, Invertd, InvertibleTransform, Transform
 from monai.utils import CommonKeys, ImageMetaKey, optional_import
 from torch import nn
 
 from monai_attn.data.datalist import case_name
 from monai_attn.errors import ConfigError
 from monai_attn.files import atomic_write
+from monai_attn.handlers.pictures import CasePictures
 from monai_attn.inferers import SliceBatchInferer
+from monai_attn.transforms import AsLabelMapd, SafeSaveImaged
 from monai_attn.visualize import GateMaps, figures
+from monai_attn.visualize.figures.training import epoch_files
 
-__all__ = ["AttentionMapHandler"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["AttentionMapHandler", "AttentionMaps"]
 
 SummaryWriter, _ = optional_import("torch.utils.tensorboard", name="SummaryWriter")
 
-_EPOCH = re.compile(r"epoch_(\d+)\.npz")
+
+class AttentionMaps(CasePictures):
+    """Save the spatial attention maps of every case of an evaluator, and draw ``<case>_attention.png``.
+
+    Every map (:class:`monai_attn.visualize.GateMaps`) is a file ``<case>_attention_<path of the gate>`` on the grid of
+    the image file, so that it opens over the image in a viewer. In NIfTI the values are those of the map. In PNG 255
+    stands for 1, and the grey values of a map of scales are the scales. The network runs once more for the maps, in
+    the same windows or slices. The evaluator's output is left as it is.
+
+    Args:
+        network: the network, not wrapped.
+        inferer: that of the evaluator.
+        transform: the preprocessing, to be inverted.
+        output_dir: folder for the files.
+        output_ext: ending of the maps.
+        origin: tells of an image file what makes its maps.
+        spatial_dim: of a volume, the spatial axis to cut across for the picture: 0 sagittal, 1 coronal, 2 axial.
+        class_names: names of the classes 1, 2, …
+
+    Raises:
+        ConfigError: if the network has no spatial gate, or is an exported one.
+
+    Example:
+        ``SupervisedEvaluator(..., val_handlers=[AttentionMaps(network, inferer, preprocessing, "out")])``
+    """
+
+    ending = "_attention.png"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inferer: Inferer,
+        transform: InvertibleTransform,
+        output_dir: str,
+        *,
+        output_ext: str = ".nii.gz",
+        origin: Callable[[str], str] | None = None,
+        spatial_dim: int = 2,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(output_dir, class_names, max_cases=sys.maxsize)
+        self.network = network
+        self.inferer = inferer
+        self.spatial_dim = spatial_dim
+        self.maps = GateMaps(network)
+        self.amp = False
+        in_grey = output_ext == ".png"
+        files: dict[str, Any] = {"output_dir": output_dir, "output_ext": output_ext, "origin": origin}
+        files["output_dtype"] = torch.uint8 if in_grey else torch.float32
+        steps: list[Transform] = []
+        for name in self.maps.names:
+            is_scale = name in self.maps.layers
+            steps += [
+                Invertd(name, transform, CommonKeys.IMAGE, nearest_interp=is_scale),
+                AsLabelMapd(name, dtype=files["output_dtype"] if is_scale else torch.float32),
+                SafeSaveImaged(
+                    name, output_postfix=f"attention_{name}", scale=255 if in_grey and not is_scale else None, **files
+                ),
+            ]
+        self.postprocessing = Compose(steps)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        super().attach(engine)
+        self.amp = getattr(engine, "amp", False)
+
+    def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
+        """Save the maps of a case; draw image, prediction, and every map in the slice with the most of it."""
+        maps = self._save(case[CommonKeys.IMAGE])
+        return figures.overlay(
+            image,
+            masks,
+            heatmaps={f"{name}, mm" if name in self.maps.layers else name: layer for name, layer in maps.items()},
+            spatial_dim=self.spatial_dim,
+            title=f"{title}: attention",
+            class_names=self.class_names,
+        )
+
+    def _save(self, image: MetaTensor) -> dict[str, torch.Tensor]:
+        """Save the maps of a preprocessed image (C, *spatial), and return them, on the grid of its file."""
+        batch = image[None]
+        with eval_mode(self.network), torch.autocast("cuda", enabled=self.amp):
+            maps = self.maps.split(self.inferer(batch, self.maps), batch)
+        layers = {name: MetaTensor(layer[0].float()) for name, layer in maps.items()}
+        saved = self.postprocessing({**layers, CommonKeys.IMAGE: image})
+        return {name: saved[name] for name in layers}
 
 
 class AttentionMapHandler:
-    """Save the spatial attention maps of a few slices after the epochs of a training, for what comes of them.
+    """Save the spatial attention maps of a few slices after every epoch.
 
     ``epoch_<number>.npz`` holds the maps in half precision, one for each gate and case, and the slices that they
     belong to; :func:`monai_attn.visualize.figures.excitation_by_epoch` draws them. A file is small.
@@ -45,7 +137,7 @@ class AttentionMapHandler:
         network: the network, not wrapped.
         dataset: where the cases come from, the first of which are used; without random transforms, such as that of the
             validation.
-        save_dir: folder to write to. Files of later epochs that another training left there are removed.
+        output_dir: folder to write to. Files of later epochs that another training left there are removed.
         inferer: how the network sees a case, such as that of the validation; by default as a whole.
         cases: number of cases.
         spatial_dim: of volumes, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
@@ -63,7 +155,7 @@ class AttentionMapHandler:
         self,
         network: nn.Module,
         dataset: Any,
-        save_dir: str,
+        output_dir: str,
         *,
         inferer: Inferer | None = None,
         cases: int = 2,
@@ -77,7 +169,7 @@ class AttentionMapHandler:
         self.network = network
         self.maps = GateMaps(network)
         self.dataset = dataset
-        self.save_dir = Path(save_dir)
+        self.output_dir = Path(output_dir)
         self.inferer = inferer or SimpleInferer()
         self.cases = cases
         self.spatial_dim = spatial_dim
@@ -97,56 +189,56 @@ class AttentionMapHandler:
             return
         if not self.slices:
             self.slices = [self._slice(self.dataset[n], n) for n in range(min(self.cases, len(self.dataset)))]
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        maps = [self._maps_of(chosen) for chosen in self.slices]
         arrays: dict[str, np.ndarray] = {}
-        for chosen, of_gates in zip(self.slices, maps):
-            arrays[f"image/{chosen.name}"] = chosen.shown.half().numpy()
-            arrays[f"view/{chosen.name}"] = np.array(json.dumps(chosen.view))
-            arrays |= {f"map/{chosen.name}/{gate}": layer.half().numpy() for gate, layer in of_gates.items()}
-        with atomic_write(self.save_dir / f"epoch_{epoch:04}.npz") as draft, draft.open("wb") as file:
+        for shown in self.slices:
+            maps = self._maps_of(shown)
+            arrays[f"image/{shown.name}"] = shown.of(shown.case).half().numpy()
+            arrays[f"view/{shown.name}"] = np.array(json.dumps(shown.view))
+            arrays |= {f"map/{shown.name}/{gate}": layer.half().numpy() for gate, layer in maps.items()}
+            if self.log_dir is not None:
+                self._log(shown, maps, epoch)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.output_dir / f"epoch_{epoch:04}.npz") as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        for path in self.save_dir.glob("epoch_*.npz"):
-            if (number := _EPOCH.fullmatch(path.name)) and int(number[1]) > epoch:
+        for number, path in epoch_files(self.output_dir).items():
+            if number > epoch:
                 path.unlink()
-        if self.log_dir is not None:
-            self._log(maps, epoch)
 
     def _slice(self, case: Any, number: int) -> _Slice:
-        """What of a case is shown, and what of it the network has to see for that."""
+        """Choose the slice of a case, and as much of the case as the network has to see for it."""
         image, label = case[CommonKeys.IMAGE], case[CommonKeys.LABEL]
         meta = image.meta if isinstance(image, MetaTensor) else {}
         name = case_name(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"case_{number}")))
-        view = figures.slice_view(image, self.spatial_dim)
-        if image.ndim == 3:
-            return _Slice(name, image, torch.as_tensor(image).cpu(), None, view)
-        axis, index = self.spatial_dim + 1, figures.best_slice(label, self.spatial_dim)
-        shown = torch.as_tensor(image).select(axis, index).cpu()
-        if isinstance(self.inferer, SliceBatchInferer) and self.inferer.axis == axis + 1:  # it needs no other slice
-            return _Slice(name, image.narrow(axis, index, 1), shown, 0, view)
-        return _Slice(name, image, shown, index, view)
+        view, index = figures.slice_view(image, self.spatial_dim), None
+        if image.ndim == 4:
+            index = figures.best_slice(label, self.spatial_dim)
+            if isinstance(self.inferer, SliceBatchInferer) and self.inferer.axis == self.spatial_dim + 2:
+                image, index = image.narrow(self.spatial_dim + 1, index, 1), 0  # it needs no other slice
+        return _Slice(name, image, self.spatial_dim + 1, index, view)
 
-    def _maps_of(self, chosen: _Slice) -> dict[str, torch.Tensor]:
-        device = next(self.network.parameters()).device
-        image = chosen.seen[None].to(device)
+    def _maps_of(self, shown: _Slice) -> dict[str, torch.Tensor]:
+        batch = shown.case[None].to(next(self.network.parameters()).device)
         with eval_mode(self.network):
-            maps = self.maps.split(self.inferer(image, self.maps), image)
-        layers = {gate: torch.as_tensor(layer)[0].cpu() for gate, layer in maps.items()}
-        if chosen.place is None:
-            return layers
-        return {gate: layer.select(self.spatial_dim + 1, chosen.place) for gate, layer in layers.items()}
+            maps = self.maps.split(self.inferer(batch, self.maps), batch)
+        return {gate: shown.of(layer[0]) for gate, layer in maps.items()}
 
-    def _log(self, maps: Sequence[dict[str, torch.Tensor]], epoch: int) -> None:
+    def _log(self, shown: _Slice, maps: Mapping[str, torch.Tensor], epoch: int) -> None:
+        layers = {gate: layer[None] for gate, layer in maps.items()}
+        figure = figures.attention_grid(shown.of(shown.case), layers, title=f"epoch {epoch}", view=shown.view)
         with SummaryWriter(log_dir=self.log_dir) as writer:
-            for chosen, of_gates in zip(self.slices, maps):
-                layers = {gate: layer[None] for gate, layer in of_gates.items()}
-                figure = figures.attention_grid(chosen.shown, layers, title=f"epoch {epoch}", view=chosen.view)
-                writer.add_image(f"attention/{chosen.name}", figures.pixels(figure), epoch, dataformats="HWC")
+            writer.add_figure(f"attention/{shown.name}", figure, epoch)
 
 
 class _Slice(NamedTuple):
+    """A slice to show, as a place in the part of a case that the network sees; of a 2D image the whole."""
+
     name: str
-    seen: torch.Tensor
-    shown: torch.Tensor
+    case: torch.Tensor
+    axis: int
     place: int | None
     view: figures.View
+
+    def of(self, layer: torch.Tensor) -> torch.Tensor:
+        """Take the slice from a layer (C, *spatial) on the grid of the case."""
+        layer = torch.as_tensor(layer).cpu()
+        return layer if self.place is None else layer.select(self.axis, self.place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that appear beside the numbers of every run."""
+"""Pictures of the cases of an evaluator, and the curves of a training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
@@ -15,8 +15,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 from monai.handlers import MetricLogger
-from monai.transforms import LoadImage, Orientation
-from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
+from monai.transforms import Compose, LoadImage
+from monai.utils import CommonKeys, ImageMetaKey, MetaKeys, ensure_tuple
 
 from monai_attn.data.datalist import case_name, case_names
 from monai_attn.files import atomic_write
@@ -27,33 +27,35 @@ from monai_attn.visualize import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CasePictures", "CurveSaver", "OverlaySaver", "to_ras"]
+__all__ = ["CasePictures", "CurveSaver", "OverlaySaver"]
 
 
 class CasePictures:
-    """Write a picture for the cases of an evaluator; what is on it, a subclass says by its method ``figure``.
+    """Write a picture for each case of an evaluator; a subclass draws it in its method ``draw``.
 
     The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
     it, as ``Invertd`` does. It is written beside the prediction where the metadata say where that is, as those of
     ``SafeSaveImaged`` do. Elsewhere the picture of a case that shares its name is named after its folder too.
 
     Args:
-        save_dir: folder to write to where predictions are not saved.
+        output_dir: folder to write to where predictions are not saved.
         class_names: names of the classes 1, 2, …
         max_cases: number of cases to draw, from the first on; the others pass without a picture. Several processes
             share this number.
 
     Attributes:
         ending: what follows the name of the case in that of the picture.
+        postprocessing: transforms that write further files of a case, without which it is not finished.
 
     Example:
         :class:`OverlaySaver` and :class:`AttentionMaps` are of this kind.
     """
 
     ending = ".png"
+    postprocessing = Compose([])
 
-    def __init__(self, save_dir: str, class_names: Sequence[str] = (), max_cases: int = 20) -> None:
-        self.save_dir = Path(save_dir)
+    def __init__(self, output_dir: str, class_names: Sequence[str] = (), max_cases: int = 20) -> None:
+        self.output_dir = Path(output_dir)
         self.class_names = class_names
         self.max_cases = math.ceil(max_cases / idist.get_world_size())
         self.drawn = 0
@@ -64,15 +66,13 @@ class CasePictures:
         engine.add_event_handler(Events.STARTED, self._name)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
-    def figure(
-        self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, MetaTensor], title: str
-    ) -> Figure:
-        """The picture of a case.
+    def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
+        """Draw the picture of a case.
 
         Args:
-            image: the image of the file (C, *spatial), a volume in RAS orientation.
-            masks: title to label map (1, *spatial), of the truth if there is one and of the prediction, likewise.
-            case: what the evaluator gave for it.
+            image: the image of the file (C, *spatial).
+            masks: title to label map (1, *spatial), of the truth if there is one and of the prediction.
+            case: the evaluator's output for it.
             title: its name.
         """
         raise NotImplementedError
@@ -85,27 +85,24 @@ class CasePictures:
     def __call__(self, engine: Engine) -> None:
         """Draw the cases that the evaluator has just segmented."""
         state: Any = engine.state
-        for case in state.output:
-            if self.drawn >= self.max_cases:
-                return
+        for case in state.output[: self.max_cases - self.drawn]:
             self.drawn += 1
-            self._draw(case)
+            self._write(case)
 
-    def _draw(self, case: dict[str, MetaTensor]) -> None:
-        meta = case["pred"].meta
+    def _write(self, case: Mapping[str, Any]) -> None:
+        meta = case[CommonKeys.PRED].meta
         path = str(meta[ImageMetaKey.FILENAME_OR_OBJ])
-        if "saved_to" in meta:
-            picture = self.path_beside(meta["saved_to"], path)
-        else:
-            picture = self.save_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
+        picture = self.output_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
+        if MetaKeys.SAVED_TO in meta:
+            picture = self.path_beside(meta[MetaKeys.SAVED_TO], path)
         image = LoadImage(image_only=True, ensure_channel_first=True)(path)
-        masks = {"truth": case.get("label"), "prediction": case["pred"]}
-        placed = {name: to_ras(mask, image) for name, mask in masks.items() if mask is not None}
-        title = picture.name.removesuffix(self.ending)
-        figures.save(self.figure(to_ras(image, image), placed, case, title), picture)
+        masks = {"truth": case.get(CommonKeys.LABEL), "prediction": case[CommonKeys.PRED]}
+        # a prediction may have lost its channel dimension
+        placed = {name: m if m.ndim == image.ndim else m[None] for name, m in masks.items() if m is not None}
+        figures.save(self.draw(image, placed, case, picture.name.removesuffix(self.ending)), picture)
 
     def path_beside(self, result: str | Path, image: str) -> Path:
-        """The picture of an image file whose result is saved."""
+        """Return the path of the picture of an image file whose result is saved."""
         return Path(result).with_name(f"{case_name(image)}{self.ending}")
 
 
@@ -121,34 +118,26 @@ class OverlaySaver(CasePictures):
 
     ending = "_overlay.png"
 
-    def figure(
-        self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, MetaTensor], title: str
-    ) -> Figure:
-        """Image, truth if there is one, and prediction."""
-        draw = figures.three_planes if image.ndim == 4 else figures.overlay
-        return draw(image, masks, title=title, class_names=self.class_names)
-
-
-def to_ras(layer: torch.Tensor, image: torch.Tensor) -> MetaTensor:
-    """An image, or a layer on its grid with or without a channel dimension, on the CPU; a volume in RAS orientation."""
-    layer = layer.cpu() if layer.ndim == image.ndim else layer.cpu()[None]
-    return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(layer) if layer.ndim == 4 else layer)
+    def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
+        """Draw image, truth if there is one, and prediction."""
+        figure = figures.three_planes if image.ndim == 4 else figures.overlay
+        return figure(image, masks, title=title, class_names=self.class_names)
 
 
 class CurveSaver(MetricLogger):
     """Write ``curves.csv`` and ``curves.png`` after every validation and at the end of the training.
 
     Args:
-        save_dir: folder to write to.
+        output_dir: folder to write to.
         evaluator: the engine whose metrics are drawn beside the loss.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[CurveSaver("out", evaluator)])``
     """
 
-    def __init__(self, save_dir: str, evaluator: Engine | None = None) -> None:
+    def __init__(self, output_dir: str, evaluator: Engine | None = None) -> None:
         super().__init__(loss_transform=training_loss, evaluator=evaluator)
-        self.save_dir = Path(save_dir)
+        self.output_dir = Path(output_dir)
         if evaluator is not None:
             evaluator.add_event_handler(Events.COMPLETED, self._write)
 
@@ -159,7 +148,7 @@ class CurveSaver(MetricLogger):
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def state_dict(self) -> dict[str, Any]:
-        """The curves so far, as tensors (points, 2) of iteration and value."""
+        """Return the curves so far, as tensors (points, 2) of iteration and value."""
         curves = {"loss": self.loss, **{f"metric {name}": values for name, values in self.metrics.items()}}
         return {name: torch.tensor(values, dtype=torch.float64).reshape(-1, 2) for name, values in curves.items()}
 
@@ -173,10 +162,11 @@ class CurveSaver(MetricLogger):
     def _write(self, _engine: Engine) -> None:
         if idist.get_rank() > 0 or not self.loss:
             return
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.save_dir / "curves.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / "curves.csv"
+        with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["iteration", "name", "value"])
             for name, values in {"loss": self.loss, **self.metrics}.items():
                 rows.writerows([iteration, name, float(value)] for iteration, value in values)
-        figures.save(figures.training_curves(self.loss, self.metrics), self.save_dir / "curves.png")
+        figures.save(figures.training_curves(self.loss, self.metrics), path.with_suffix(".png"))

@@ -77,10 +77,10 @@ class Provenance:
 class FinishedCases:
     """Leave out the cases of an inference that are finished.
 
-    A case is finished if all files that the post-processing writes for it are there and come from the same weights,
-    settings and image, and its pictures are there if it is to have some: they are drawn last, so a run may have been
-    killed before. So a run that was interrupted goes on where it was, and a folder that has grown has only its new
-    images segmented. A file of another provenance is not touched without being told so.
+    A case is finished if all files that the post-processing and the handlers write for it are there and come from the
+    same weights, settings and image, and its pictures are there if it is to have some: they are drawn last, so a run
+    may have been killed before. So a run that was interrupted goes on where it was, and a folder that has grown has
+    only its new images segmented. A file of another provenance is not touched without being told so.
 
     Args:
         postprocessing: transforms, with the :class:`monai_attn.transforms.SafeSaveImaged` that write.
@@ -100,12 +100,13 @@ class FinishedCases:
     def __init__(self, postprocessing: Compose, overwrite: bool = False, handlers: Sequence[Any] = ()) -> None:
         if not isinstance(overwrite, bool):  # the string "false" would be true
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
+        self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         steps = postprocessing.flatten().transforms
-        self.savers = [step.saver for step in steps if isinstance(step, SafeSaveImaged)]
+        further = [step for picture in self.pictures for step in picture.postprocessing.flatten().transforms]
+        self.savers = [step.saver for step in (*steps, *further) if isinstance(step, SafeSaveImaged)]
         self.provenances = [saver.origin for saver in self.savers if isinstance(saver.origin, Provenance)]
         for provenance in set(self.provenances):  # a saver holds its provenance, which so cannot be given the saver
             provenance.parts.extend(step for step in steps if not isinstance(step, SafeSaveImaged))
-        self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         self.overwrite = overwrite
         self.finished = 0
 

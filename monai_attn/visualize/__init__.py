@@ -6,6 +6,5 @@ from __future__ import annotations
 from monai_attn.visualize import figures
 from monai_attn.visualize.capture import capture_attention
 from monai_attn.visualize.maps import GateMaps
-from monai_attn.visualize.save import save_attention
 
-__all__ = ["GateMaps", "capture_attention", "figures", "save_attention"]
+__all__ = ["GateMaps", "capture_attention", "figures"]

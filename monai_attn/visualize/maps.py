@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import geometric_mean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.squeeze_excite import ChannelGate
 from monai_attn.errors import ConfigError
-from monai_attn.nets.egcnn import EGCNN
 from monai_attn.visualize.capture import capture_attention
 
 __all__ = ["GateMaps", "voxel_sizes"]
@@ -32,7 +31,7 @@ class GateMaps:
     - of a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN) the mean over its channels,
     - of an autofocus layer the scale with the largest weight, in mm: how far its kernel reaches from its centre, which
       is the dilation times the voxel size (the geometric mean, where voxels have unequal sides) of the layer's grid,
-    - of an :class:`monai_attn.nets.EGCNN` also the probability of an edge.
+    - of a network with a method ``edges`` (:class:`monai_attn.nets.EGCNN`) also the probability of an edge.
 
     Channel excitation has no place in the image, and no map here.
 
@@ -54,27 +53,32 @@ class GateMaps:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.gates = _spatial_gates(network)
+        self.network: Any = network
+        modules = list(network.modules())
+        channel_gates = {module.gate for module in modules if isinstance(module, ChannelGate)}
+        gates = {_short(path): module for path, module in network.named_modules() if isinstance(module, Gate)}
+        self.gates = {name: gate for name, gate in gates.items() if gate not in channel_gates}
         if not self.gates:
             raise ConfigError(f"the attention of {type(network).__name__}", *_why_none(network))
-        layers = {id(module.gate): module for module in network.modules() if isinstance(module, AutofocusConv)}
-        self.layers = {name: layers[id(gate)] for name, gate in self.gates.items() if id(gate) in layers}
-        self.edges = []
-        if isinstance(network, EGCNN):
-            classes = network.head.out_channels
-            self.edges = ["edges"] if classes == 1 else [f"edges_{index}" for index in range(1, classes + 1)]
-        self.names = [*self.gates, *self.edges]
+        focusing = {module.gate: module for module in modules if isinstance(module, AutofocusConv)}
+        self.layers = {name: focusing[gate] for name, gate in self.gates.items() if gate in focusing}
+        self.has_edges = hasattr(type(network), "edges")
+        edges = len(network.get_parameter("head.weight")) if self.has_edges else 0
+        self.names = [*self.gates, *(["edges"] if edges == 1 else [f"edges_{i + 1}" for i in range(edges)])]
         self.strides = dict.fromkeys(self.layers, 1.0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map an image or a window (B, C, *spatial) to its maps (B, maps, *spatial), of every scale the weight."""
         with capture_attention(self.network) as found:
-            edges = [self.network.edges(x)] if isinstance(self.network, EGCNN) else []
+            edges = [self.network.edges(x)] if self.has_edges else []
             if not edges:
                 self.network(x)
-        passed = {_short(path): attention for path, attention in found.items()}
-        return torch.cat([*(self._resized(name, passed, x) for name in self.gates), *edges], dim=1)
+        used = {_short(path): attention.float() for path, attention in found.items()}
+        for name in self.gates:
+            if name not in used:
+                what = f"the attention of {type(self.network).__name__}"
+                raise ConfigError(what, f"its gate {name} was not used", "give a network that uses all of its gates")
+        return torch.cat([*(self._resized(name, used[name], x.shape[2:]) for name in self.gates), *edges], dim=1)
 
     def split(self, stitched: torch.Tensor, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Take apart what calls have given.
@@ -88,23 +92,13 @@ class GateMaps:
         """
         widths = [len(self.layers[name].dilations) if name in self.layers else 1 for name in self.names]
         parts = dict(zip(self.names, torch.as_tensor(stitched).split(widths, dim=1)))
-        chosen = {name: parts[name].argmax(dim=1, keepdim=True) for name in self.layers}
-        return {**parts, **{name: self.scale(name, index, image) for name, index in chosen.items()}}
+        for name, layer in self.layers.items():
+            dilations = torch.tensor(layer.dilations, dtype=torch.float32, device=stitched.device)
+            chosen = dilations[parts[name].argmax(dim=1, keepdim=True)]
+            parts[name] = torch.stack([a * self.strides[name] * b for a, b in zip(chosen, voxel_sizes(image))])
+        return parts
 
-    def scale(self, name: str, chosen: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """The scales in mm (B, 1, *spatial) of an autofocus layer, from the index of the chosen one at each voxel."""
-        dilations = torch.tensor(self.layers[name].dilations, dtype=torch.float32, device=chosen.device)
-        sizes = [self.strides[name] * size for size in voxel_sizes(image)]
-        return torch.stack([(dilations * size)[index.long()] for index, size in zip(chosen, sizes)])
-
-    def _resized(self, name: str, passed: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        if name not in passed:
-            raise ConfigError(
-                f"the attention of {type(self.network).__name__}",
-                f"its gate {name} was not used",
-                "give a network that uses all of its gates",
-            )
-        attention, size = passed[name].float(), x.shape[2:]
+    def _resized(self, name: str, attention: torch.Tensor, size: torch.Size) -> torch.Tensor:
         if name in self.layers:
             self.strides[name] = geometric_mean(round(whole / part) for whole, part in zip(size, attention.shape[2:]))
         else:
@@ -113,19 +107,11 @@ class GateMaps:
 
 
 def voxel_sizes(image: torch.Tensor) -> list[float]:
-    """Of every image of a batch the geometric mean of the sides of a voxel, in mm; 1 without metadata."""
+    """Return the geometric mean of the sides of a voxel of every image of a batch, in mm; 1 without metadata."""
     if not isinstance(image, MetaTensor):
         return [1.0] * len(image)
-    dims = image.ndim - 2
     pixdims = image.pixdim if image.is_batch else [image.pixdim] * len(image)
-    return [geometric_mean(float(side) for side in sides[:dims]) for sides in pixdims]
-
-
-def _spatial_gates(network: nn.Module) -> dict[str, nn.Module]:
-    modules = list(network.modules())
-    of_channels = {id(module.gate) for module in modules if isinstance(module, ChannelGate)}
-    gates = {path: module for path, module in network.named_modules() if isinstance(module, Gate)}
-    return {_short(path): gate for path, gate in gates.items() if id(gate) not in of_channels}
+    return [geometric_mean(float(side) for side in sides[: image.ndim - 2]) for sides in pixdims]
 
 
 def _short(path: str) -> str:

@@ -117,11 +117,9 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
         else:
             assert "monai_attn.transforms.InvertArgmaxd" in steps
     config = load(bundle, "inference")
-    *_, saver, attention = config["postprocessing"]["transforms"]
-    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-4:-1]
+    saver = config["postprocessing"]["transforms"][-1]
+    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
     assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SafeSaveImaged"]
-    assert attention["_target_"] == "monai_attn.visualize.save_attention"
-    assert attention["output_ext"] == saver["output_ext"]
     if saver["output_ext"] == ".png":
         assert last[0] == "SqueezeDimd"
         assert config["displayable_configs"] == {"result_extension": ".png", "result_dtype": "uint8"}
@@ -138,7 +136,7 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
     for path in (bundle / "configs").glob("*.json"):
         for component in components(load(bundle, path.stem)):
             assert component["_target_"] not in ("SaveImaged", "SaveImage")
-            if component["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.visualize.save_attention"):
+            if component["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.handlers.AttentionMaps"):
                 assert component["origin"] == "@provenance"
 
 
@@ -198,9 +196,9 @@ def test_what_the_overlays_take_for_granted_is_so(bundle):
 def test_attention_is_saved_by_one_switch_which_is_off(bundle):
     config = load(bundle, "inference")
     assert config["save_attention"] is False
-    parts = [c for c in components(config) if "_disabled_" in c]
-    assert [part["_target_"].split(".")[-1] for part in parts] == ["save_attention", "AttentionMaps"]
-    assert {part["_disabled_"] for part in parts} == {"$not @save_attention"}
+    (part,) = [c for c in components(config) if "_disabled_" in c]
+    assert (part["_target_"], part["_disabled_"]) == ("monai_attn.handlers.AttentionMaps", "$not @save_attention")
+    assert part["output_ext"] == config["postprocessing"]["transforms"][-1]["output_ext"]
 
 
 def test_every_case_is_loaded_and_checked_first(bundle):

@@ -14,16 +14,8 @@ from PIL import Image
 from monai_attn.handlers import CurveSaver, OverlaySaver, pictures
 
 
-@pytest.fixture
-def case(tmp_path) -> dict[str, MetaTensor]:
-    image = MetaTensor(torch.rand(1, 8, 9, 10))
-    SaveImage(print_log=False)(image, filename=str(tmp_path / "case_1"))
-    prediction = MetaTensor(torch.ones(1, 8, 9, 10), meta={"filename_or_obj": str(tmp_path / "case_1.nii.gz")})
-    return {"pred": prediction, "label": MetaTensor(torch.ones(1, 8, 9, 10))}
-
-
-def evaluator(cases_of):
-    """What an evaluator does once the post-processing is done."""
+def draw(cases_of, saver, data=(1,)):
+    """Do what an evaluator does once the post-processing is done."""
 
     def segment(engine, batch):
         engine.state.output = cases_of(batch)
@@ -32,51 +24,42 @@ def evaluator(cases_of):
 
     engine = Engine(segment)
     engine.register_events(*IterationEvents)
-    return engine
+    saver.attach(engine)
+    engine.run(data)
 
 
-@pytest.mark.parametrize("label", ["there", "absent", None])
-def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(case, tmp_path, label):
-    if label == "absent":
-        del case["label"]
-    elif label is None:
-        case["label"] = None
-    engine = evaluator(lambda batch: [case])
-    OverlaySaver(str(tmp_path / "out"), class_names=["one"]).attach(engine)
-    engine.run([1])
+def prediction(path, *shape, **meta):
+    return {"pred": MetaTensor(torch.ones(*shape), meta={"filename_or_obj": str(path), **meta})}
+
+
+@pytest.mark.parametrize("label", [{"label": MetaTensor(torch.ones(1, 8, 9, 10))}, {"label": None}, {}])
+def test_a_picture_is_drawn_for_each_case_with_or_without_a_label(tmp_path, label):
+    SaveImage(print_log=False)(MetaTensor(torch.rand(1, 8, 9, 10)), filename=str(tmp_path / "case_1"))
+    case = {**prediction(tmp_path / "case_1.nii.gz", 1, 8, 9, 10), **label}
+    draw(lambda _: [case], OverlaySaver(str(tmp_path / "out"), class_names=["one"]))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1_overlay.png"]
 
 
-def test_a_picture_without_a_channel_dimension_is_drawn(tmp_path):
-    Image.new("L", (12, 8)).save(tmp_path / "scan.png")
-    prediction = MetaTensor(torch.ones(12, 8), meta={"filename_or_obj": str(tmp_path / "scan.png")})
-    engine = evaluator(lambda batch: [{"pred": prediction}])
-    OverlaySaver(str(tmp_path / "out")).attach(engine)
-    engine.run([1])
-    assert (tmp_path / "out" / "scan_overlay.png").is_file()
-
-
 def test_files_of_one_name_in_two_folders_have_a_picture_each(tmp_path):
-    cases = []
+    cases = [{"image": str(tmp_path / folder / "t1.png")} for folder in ("a", "b")]
     for folder in ("a", "b"):
-        path = tmp_path / folder / "t1.png"
-        path.parent.mkdir()
-        Image.new("L", (12, 8)).save(path)
-        cases.append({"image": str(path)})
-    engine = evaluator(
-        lambda batch: [{"pred": MetaTensor(torch.ones(1, 12, 8), meta={"filename_or_obj": batch["image"][0]})}]
-    )
-    OverlaySaver(str(tmp_path / "out")).attach(engine)
-    engine.run(DataLoader(Dataset(cases)))
+        (tmp_path / folder).mkdir()
+        Image.new("L", (12, 8)).save(tmp_path / folder / "t1.png")
+    saver = OverlaySaver(str(tmp_path / "out"))
+    # without a channel dimension, as it is written
+    draw(lambda batch: [prediction(batch["image"][0], 12, 8)], saver, DataLoader(Dataset(cases)))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_t1_overlay.png", "b_t1_overlay.png"}
 
 
-def test_no_more_pictures_are_drawn_than_asked_for(case, tmp_path):
-    engine = evaluator(lambda batch: [case, case])
-    saver = OverlaySaver(str(tmp_path / "out"), max_cases=1)
-    saver.attach(engine)
-    engine.run([1, 2])
-    assert saver.drawn == 1
+def test_a_picture_stands_beside_its_result_and_no_more_are_drawn_than_asked_for(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("L", (12, 8)).save(tmp_path / f"{name}.png")
+    saver = OverlaySaver("nowhere", max_cases=2)
+    result = {"saved_to": str(tmp_path / "results" / "x_seg.png")}
+    cases = [[prediction(tmp_path / f"{name}.png", 1, 12, 8, **result) for name in names] for names in ("ab", "c")]
+    draw(lambda batch: cases[batch], saver, [0, 1])
+    assert saver.drawn == 2
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"a_overlay.png", "b_overlay.png"}
 
 
 def test_several_processes_share_the_number_of_pictures(monkeypatch):
@@ -88,24 +71,18 @@ def test_curves_hold_the_loss_of_every_iteration_and_every_validation(tmp_path):
     evaluator = Engine(lambda engine, batch: None)
     evaluator.add_event_handler(Events.COMPLETED, lambda: evaluator.state.metrics.update(dice=0.75))
     trainer = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
-    CurveSaver(str(tmp_path), evaluator).attach(trainer)
+    saver = CurveSaver(str(tmp_path), evaluator)
+    saver.attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([1]))
     trainer.run([3, 2], max_epochs=2)
-    with open(tmp_path / "curves.csv") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    before = (tmp_path / "curves.csv").read_text()
+    rows = [tuple(row.values()) for row in csv.DictReader(before.splitlines())]
     assert rows[:4] == [("1", "loss", "3.0"), ("2", "loss", "2.0"), ("3", "loss", "3.0"), ("4", "loss", "2.0")]
     assert rows[4:] == [("2", "dice", "0.75"), ("4", "dice", "0.75")]
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
-
-def test_the_table_of_curves_stays_whole_where_writing_it_fails(tmp_path):
-    trainer = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
-    saver = CurveSaver(str(tmp_path))
-    saver.attach(trainer)
-    trainer.run([1])
-    before = (tmp_path / "curves.csv").read_text()
-    saver.metrics["dice"].append((1, "no number"))
+    saver.metrics["dice"].append((1, "no number"))  # a table stays whole where writing it fails
     with pytest.raises(ValueError, match="could not convert"):
-        trainer.run([2])
+        evaluator.run([1])
     assert (tmp_path / "curves.csv").read_text() == before
     assert list(tmp_path.glob(".partial-*")) == []

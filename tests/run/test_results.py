@@ -148,6 +148,17 @@ def test_a_case_that_was_stopped_before_its_picture_is_segmented_again(folder):
     assert results.finished == 2
 
 
+def test_a_case_without_the_files_that_a_handler_saves_is_segmented_again(folder):
+    _, segment, unfinished = look(folder)
+    for case in unfinished():
+        segment(case)
+    handler = OverlaySaver(str(folder / "out"), max_cases=0)
+    handler.postprocessing = Compose(
+        [SafeSaveImaged("map", str(folder / "out"), output_postfix="map", source=str(folder / "in"))]
+    )
+    assert len(look(folder, handlers=[handler])[2]()) == 3
+
+
 def test_a_file_of_another_origin_is_refused_also_where_another_file_of_the_case_is_missing(folder):
     write_image(folder / "out" / "a" / "t1_edges.nii.gz", 1)
     with pytest.raises(ConfigError, match="t1_edges"):

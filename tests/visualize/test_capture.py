@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from monai.networks.nets import BasicUNet
 from torch import nn
 
 from monai_attn.blocks import ChannelSE, ChannelSpatialSE, Gate, SpatialSE
@@ -22,6 +21,7 @@ from monai_attn.visualize import capture_attention
 def test_the_maps_of_a_block_have_its_shapes_and_multiply_its_input(cls, shapes):
     block, u = cls(2, 6), torch.randn(2, 6, 5, 7)
     with capture_attention(block) as maps:
+        assert maps == {}
         output = block(u)
     assert {name: tuple(attention.shape) for name, attention in maps.items()} == shapes
     expected = torch.stack([u * attention for attention in maps.values()]).amax(dim=0)
@@ -32,17 +32,13 @@ def test_the_maps_of_a_network_come_in_the_order_of_computation_with_the_size_of
     network = SCSESDNet(2, 1, 4, features=4, depth=2, se="sse", positions="P6").eval()
     with capture_attention(network) as maps:
         network(torch.rand(1, 1, 13, 10))
-    assert {name: tuple(attention.shape[2:]) for name, attention in maps.items()} == {
-        "encoder_se.0.gate": (13, 10),
-        "encoder_se.1.gate": (7, 5),
-        "bottleneck_se.gate": (4, 3),
-        "decoder_se.0.gate": (7, 5),
-        "decoder_se.1.gate": (13, 10),
-        "classifier_se.gate": (13, 10),
-    }
-    assert list(maps) == [
-        *("encoder_se.0.gate", "encoder_se.1.gate", "bottleneck_se.gate"),
-        *("decoder_se.0.gate", "decoder_se.1.gate", "classifier_se.gate"),
+    assert [(name, tuple(attention.shape[2:])) for name, attention in maps.items()] == [
+        ("encoder_se.0.gate", (13, 10)),
+        ("encoder_se.1.gate", (7, 5)),
+        ("bottleneck_se.gate", (4, 3)),
+        ("decoder_se.0.gate", (7, 5)),
+        ("decoder_se.1.gate", (13, 10)),
+        ("classifier_se.gate", (13, 10)),
     ]
     assert all(attention.min() >= 0 and attention.max() <= 1 for attention in maps.values())
 
@@ -60,24 +56,14 @@ def test_capturing_changes_no_output_and_leaves_no_hook():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_a_second_pass_replaces_the_maps_of_the_first():
-    block, u = ChannelSpatialSE(2, 4), torch.randn(1, 4, 5, 5)
-    with capture_attention(block) as maps:
-        block(u)
-        first = dict(maps)
-        block(2 * u)
-    assert list(maps) == list(first)
-    assert not torch.equal(maps["spatial.gate"], first["spatial.gate"])
-    torch.testing.assert_close(maps["spatial.gate"], block.spatial(2 * u).detach())
-
-
-def test_maps_are_in_the_order_of_the_last_pass():
+def test_a_second_pass_replaces_the_maps_of_the_first_in_its_own_order():
     gates = nn.ModuleDict({"a": Gate(), "b": Gate()})
     with capture_attention(gates) as maps:
-        for order in ("ab", "ba"):
+        for value, order in enumerate(("ab", "ba")):
             for name in order:
-                gates[name](torch.zeros(1, 1, 2))
+                gates[name](torch.full((1, 1, 2), float(value)))
             assert "".join(maps) == order
+    assert all((attention == torch.tensor(1.0).sigmoid()).all() for attention in maps.values())
 
 
 def test_maps_are_detached_and_the_graph_stays_whole():
@@ -96,11 +82,6 @@ def test_hooks_are_removed_when_the_block_raises():
     assert not block.gate._forward_hooks
 
 
-def test_nothing_is_captured_before_the_network_has_run():
-    with capture_attention(ChannelSE(2, 4)) as maps:
-        assert maps == {}
-
-
 def test_a_gate_inside_a_foreign_network_is_seen():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), ChannelSE(2, 4), nn.Sequential(Gate("softmax")))
     with capture_attention(network) as maps:
@@ -109,16 +90,7 @@ def test_a_gate_inside_a_foreign_network_is_seen():
     assert torch.equal(maps["2.0"], output)
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        nn.Conv2d(1, 1, 1),
-        SCSESDNet(2, 1, 2, features=2, depth=1, se=None),
-        BasicUNet(2, 1, 2, features=(2, 2, 2, 2, 2, 2)),
-        torch.jit.script(ChannelSE(2, 4)),
-    ],
-    ids=lambda network: type(network).__name__,
-)
+@pytest.mark.parametrize("network", [nn.Conv2d(1, 1, 1), torch.jit.script(ChannelSE(2, 4))])
 def test_a_network_without_visible_gates_raises_and_is_named(network):
     with pytest.raises(ValueError, match=f"{type(network).__name__} has no attention gate"), capture_attention(network):
         pass

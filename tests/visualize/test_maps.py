@@ -17,9 +17,13 @@ from monai_attn.visualize.maps import voxel_sizes
 
 
 def maps_of(network, image):
-    maps = GateMaps(network)
+    maps = GateMaps(network.eval())
     with torch.no_grad():
         return maps.split(maps(image), image)
+
+
+def egcnn(**options):
+    return EGCNN(SegResNet(2, 8, 1, 3, blocks_down=(1, 1, 1), blocks_up=(1, 1)), **options)
 
 
 @pytest.mark.parametrize(
@@ -27,44 +31,37 @@ def maps_of(network, image):
     [
         (SCSEUNet(2, 1, 2, features=4, depth=2), ["encoder_se.0", "encoder_se.1", "decoder_se.0", "decoder_se.1"]),
         (FocusNet(2, 1, 1, channels=(8, 8, 16, 16), se_reduction=4), ["levels.0", "levels.1"]),
-        (EGCNN(SegResNet(2, 8, 1, 3, blocks_down=(1, 1, 1), blocks_up=(1, 1))), ["gates.0", "edges"]),
+        (egcnn(), ["gates.0", "edges"]),
+        (egcnn(edge_classes=2), ["gates.0", "edges_1", "edges_2"]),
         (AFNet(2, 1, 2, n_autofocus=1, channels=(4, 4, 6, 6), dilations=(1, 2)), ["trunk.blocks.0.second"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_every_paper_has_its_maps_on_the_grid_of_the_image(network, names):
-    found = maps_of(network.eval(), torch.randn(2, 1, 16, 24))
+    found = maps_of(network, torch.randn(2, 1, 16, 24))
     assert [name.removesuffix(".spatial") for name in found] == names
-    assert all(layer.shape == (2, 1, 16, 24) for layer in found.values())
-    assert all(layer.dtype == torch.float32 for layer in found.values())
+    assert {(layer.shape, layer.dtype) for layer in found.values()} == {((2, 1, 16, 24), torch.float32)}
 
 
 def test_a_map_is_the_mean_over_the_channels_of_its_gate():
-    network, image = FocusNet(2, 1, 1, channels=(8, 8, 16), se_reduction=4).eval(), torch.randn(1, 1, 8, 8)
+    network, image = FocusNet(2, 1, 1, channels=(8, 8, 16), se_reduction=4), torch.randn(1, 1, 8, 8)
     found = maps_of(network, image)
     with torch.no_grad(), capture_attention(network) as captured:
         network(image)
     torch.testing.assert_close(found["levels.0"], captured["levels.0.gate"].mean(dim=1, keepdim=True))
 
 
-def test_edges_of_several_structures_have_a_map_each():
-    network = EGCNN(SegResNet(2, 8, 1, 3, blocks_down=(1, 1, 1), blocks_up=(1, 1)), edge_classes=2)
-    assert GateMaps(network).names == ["gates.0", "edges_1", "edges_2"]
-
-
-def test_scales_are_in_millimetres_of_the_grid_that_the_network_sees():
-    network = AFNet(3, 1, 2, n_autofocus=1, channels=(4, 4, 6, 6), dilations=(1, 3)).eval()
+def test_a_voxels_scale_is_the_dilation_of_the_largest_weight_in_mm_of_the_layers_grid():
+    network = AFNet(3, 1, 2, n_autofocus=1, channels=(4, 4, 6, 6), dilations=(1, 3))
     image = MetaTensor(torch.randn(1, 1, 8, 8, 8), affine=torch.diag(torch.tensor([3.0, 3, 3, 1])))
     (scales,) = maps_of(network, image).values()
-    (plain,) = maps_of(network, image.as_tensor()).values()
-    assert set(plain.unique().tolist()) <= {1.0, 3.0}
-    torch.testing.assert_close(torch.as_tensor(scales), 3 * plain)
-
-
-def test_a_layer_at_half_resolution_sees_twice_as_far():
-    network = autofocus(UNet(2, 1, 2, (4, 8), (2,)).eval(), where=lambda path, _: "submodule" in path, dilations=(1, 2))
-    (scales,) = maps_of(network, torch.randn(1, 1, 16, 16)).values()
-    assert set(scales.unique().tolist()) <= {2.0, 4.0}
+    with torch.no_grad(), capture_attention(network) as captured:
+        network(image.as_tensor())
+    (weights,) = captured.values()
+    assert torch.equal(torch.as_tensor(scales), torch.tensor([3.0, 9.0])[weights.argmax(dim=1, keepdim=True)])
+    half = autofocus(UNet(2, 1, 2, (4, 8), (2,)), where=lambda path, _: "submodule" in path, dilations=(1, 2))
+    (scales,) = maps_of(half, torch.randn(1, 1, 16, 16)).values()
+    assert set(scales.unique().tolist()) <= {2.0, 4.0}  # half the resolution sees twice as far
 
 
 def test_voxels_of_unequal_sides_count_by_the_side_of_a_cube_of_their_volume():
@@ -90,14 +87,11 @@ class Idle(nn.Module):
         return x
 
 
-def test_a_gate_that_is_not_used_is_named():
+def test_a_network_without_spatial_gates_and_one_that_does_not_use_them_are_refused():
     with pytest.raises(ConfigError, match="its gate gate was not used"):
         maps_of(Idle(), torch.zeros(1, 1, 4, 4))
-
-
-@pytest.mark.parametrize(
-    "network", [nn.Conv2d(1, 1, 1), SCSEUNet(2, 1, 2, features=4, depth=1, se="cse")], ids=["none", "cSE"]
-)
-def test_a_network_without_spatial_gates_is_refused(network):
-    with pytest.raises(ConfigError, match="it has no gate with a place in the image"):
-        GateMaps(network)
+    for network in (nn.Conv2d(1, 1, 1), SCSEUNet(2, 1, 2, features=4, depth=1, se="cse")):
+        with pytest.raises(ConfigError, match="it has no gate with a place in the image"):
+            GateMaps(network)
+    with pytest.raises(ConfigError, match="an exported network does not show its gates"):
+        GateMaps(torch.jit.script(SCSEUNet(2, 1, 2, features=4, depth=1)))

@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with segmentations and maps on it."""
+"""An image with segmentations and attention maps on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from monai.utils import optional_import
+import torch.nn.functional as F
+from monai.data import MetaTensor
 
-from monai_attn.visualize.figures.panels import (
-    class_colours,
-    colour_bar,
-    legend,
-    letter,
-    panels,
-    show_image,
-    show_map,
-    show_mask,
-)
-from monai_attn.visualize.figures.region import Region
-from monai_attn.visualize.figures.view import check_grid, shown_slice, slice_view
+from monai_attn.visualize.figures import panels
+from monai_attn.visualize.figures.panels import CLASS_COLORS
+from monai_attn.visualize.figures.view import View, cut, to_ras
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-Rectangle, _ = optional_import("matplotlib.patches", name="Rectangle")
 
-__all__ = ["overlay"]
+__all__ = ["attention_grid", "overlay", "three_planes"]
+
+_PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+_ERRORS = {"false positive": CLASS_COLORS[5], "false negative": CLASS_COLORS[4], "another class": CLASS_COLORS[3]}
+_COLUMN_INCHES = 1.8
 
 
 def overlay(
@@ -36,22 +31,19 @@ def overlay(
     *,
     heatmaps: Mapping[str, torch.Tensor] | None = None,
     spatial_dim: int = 2,
-    spacing: Sequence[float] | None = None,
     title: str = "",
     class_names: Sequence[str] = (),
-    box: Region | None = None,
 ) -> Figure:
     """Draw an image beside itself with each mask on it, in the slice with the most foreground.
 
     Args:
-        image: image (C, *spatial), 2D or 3D; the first channel is drawn, or all three of an RGB image.
+        image: image (C, *spatial), 2D or 3D; the first channel is drawn, or all three of an RGB image. Its metadata,
+            if it has any, tell the size of the voxels and the orientation of a volume.
         masks: title to label map (1, *spatial) of class indices; the first one with foreground decides on the slice.
         heatmaps: title to map (1, *spatial), such as an attention map, drawn in panels after those of the masks.
-        spatial_dim: of a volume, the spatial axis to cut across.
-        spacing: voxel size in mm for each spatial axis; by default what the image's metadata tell, or 1.
+        spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
         title: title of the figure, such as the case's name.
         class_names: names of the classes 1, 2, …, for the legend.
-        box: a box to draw round a part of every mask, such as :func:`improved_region` finds; the slice goes through it.
 
     Returns:
         a figure with one panel for the image, one for each mask and one for each heat map.
@@ -63,37 +55,129 @@ def overlay(
         ``save(overlay(image, {"truth": label, "prediction": prediction}, title="case_001"), "case_001.png")``
     """
     heatmaps = heatmaps or {}
-    check_grid(image, {**masks, **heatmaps})
-    view = slice_view(image, spatial_dim, spacing)
-    colours = class_colours(max([len(class_names), 1, *(int(mask.max()) for mask in masks.values())]))
-    if image.ndim == 4:
-        index = shown_slice(masks.values(), image.shape[spatial_dim + 1], spatial_dim)
-        if box is not None:
-            index = box.start[spatial_dim] + box.size[spatial_dim] // 2
-            box = Region(*(side[:spatial_dim] + side[spatial_dim + 1 :] for side in box))
-        image = image.select(spatial_dim + 1, index)
-        masks, heatmaps = (
-            {name: layer.select(spatial_dim + 1, index) for name, layer in layers.items()}
-            for layers in (masks, heatmaps)
-        )
-
-    height_by_width = image.shape[2] * view.aspect / image.shape[1]
-    figure, axes = panels(1 + len(masks) + len(heatmaps), height_by_width, title)
-    for axis, name in zip(axes, ["image", *masks, *heatmaps]):
+    image, layers = to_ras(image, {**masks, **heatmaps})
+    image, layers, view = cut(image, layers, spatial_dim, by=masks)
+    colors = _colors(masks, class_names)
+    figure, axes = panels.grid(1 + len(layers), image.shape[2] * view.aspect / image.shape[1], title)
+    for axis, name in zip(axes, ["image", *layers]):
         axis.set_title(name, fontsize=8 if len(name) < 28 else 6)
         if name in heatmaps:
-            colour_bar(axis, show_map(axis, heatmaps[name], view))
+            panels.color_bar(axis, panels.show_map(axis, layers[name], view))
         else:
-            show_image(axis, image, view)
+            panels.show_image(axis, image, view)
         if name in masks:
-            show_mask(axis, masks[name], colours, view)
-            _draw_box(axis, box)
-    letter(axes[0], view)  # all panels show the same slice
-    legend(figure, dict(zip(class_names, colours)))
+            panels.show_mask(axis, layers[name], colors, view)
+    panels.show_letters(axes[0], view)  # all panels show the same slice
+    panels.legend(figure, dict(zip(class_names, colors)))
     return figure
 
 
-def _draw_box(axis: Axes, box: Region | None) -> None:
-    if box is not None:
-        corner = [place - 0.5 for place in box.start]
-        axis.add_patch(Rectangle(corner, *box.size, fill=False, edgecolor="white", linewidth=1.2))
+def three_planes(
+    image: torch.Tensor, masks: Mapping[str, torch.Tensor], *, title: str = "", class_names: Sequence[str] = ()
+) -> Figure:
+    """Draw axial, coronal and sagittal slices of a volume, each alone, with each mask on it, and with what is wrong.
+
+    The slices are those with the most foreground. They are drawn in radiological convention, with the letters of the
+    directions at the borders: the patient's right (R) is on the left, in sagittal slices the front (A) is. A volume
+    without metadata is taken for one in RAS orientation of 1 mm, and has no letters.
+
+    Args:
+        image: volume (C, *spatial), of any orientation; the first channel is drawn.
+        masks: title to label map (1, *spatial) of class indices, on the volume's grid. If one is called ``truth``, a
+            last column shows where the last mask differs from it.
+        title: title of the figure.
+        class_names: names of the classes 1, 2, …, for the legend.
+
+    Returns:
+        a figure with a row for each plane, and a column for the image, for each mask and for the difference.
+
+    Raises:
+        ValueError: if the image is no volume, or a mask has another spatial shape.
+
+    Example:
+        >>> volume, label = torch.rand(1, 8, 9, 10), torch.ones(1, 8, 9, 10)
+        >>> len(three_planes(volume, {"truth": label, "prediction": label}).axes)
+        12
+    """
+    if image.ndim != 4:
+        raise ValueError(f"image must be a volume (C, *spatial), got shape {tuple(image.shape)}; use overlay.")
+    colors = _colors(masks, class_names)
+    errors = _ERRORS if len(masks) > 1 and "truth" in masks else {}
+    image, layers = to_ras(image, masks)
+    columns = ["image", *masks, *(["difference"] if errors else [])]
+
+    sides = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
+    lengths = [size * side for size, side in zip(image.shape[1:], sides)]
+    heights = [max(0.35, min(lengths[axis] / max(lengths[:2]), 2.0)) for axis in (1, 2, 2)]
+    if isinstance(image, MetaTensor):
+        title = f"{title}\nradiological: the patient's right on the left".strip()
+    figure = panels.new_figure(_COLUMN_INCHES * len(columns) + 0.2, _COLUMN_INCHES * sum(heights) + 1.1, title)
+    rows = figure.subplots(3, len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axes, (plane, spatial_dim) in zip(rows, _PLANES.items()):
+        shown, drawn, view = cut(image, layers, spatial_dim, by=masks)
+        for axis, name in zip(axes, columns):
+            panels.show_image(axis, shown, view)
+            if name in drawn:
+                panels.show_mask(axis, drawn[name], colors, view)
+            elif name == "difference":
+                wrong = _difference(drawn["truth"], drawn[columns[-2]])
+                panels.show_mask(axis, wrong, list(errors.values()), view, alpha=0.9)
+            axis.set_title(f"{name}, {plane}" if name == "image" else name, fontsize=7)
+        panels.show_letters(axes[0], view)
+    panels.legend(figure, {**dict(zip(class_names, colors)), **errors})
+    return figure
+
+
+def attention_grid(
+    image: torch.Tensor, maps: Mapping[str, torch.Tensor], *, title: str = "", view: View | None = None
+) -> Figure:
+    """Draw the attention maps of one 2D image.
+
+    A spatial map is drawn over the image's extent as the mean over its channels, a channel map (its spatial size is
+    one) as a bar for each channel, the bars in rising order.
+
+    Args:
+        image: the network's input (C, H, W).
+        maps: path of the gate to its map (1, C, *size), as :func:`monai_attn.visualize.capture_attention` gives it.
+        title: title of the figure.
+        view: which way up; by default as a picture. For a slice of a volume see :func:`slice_view`.
+
+    Returns:
+        a figure with a panel for the image and one for each map.
+
+    Raises:
+        ValueError: if a map is not that of a single 2D image.
+
+    Example:
+        ``with capture_attention(network) as maps: network(image[None])`` and then ``attention_grid(image, maps)``
+    """
+    view = view or View()
+    figure, axes = panels.grid(1 + len(maps), image.shape[2] * view.aspect / image.shape[1], title)
+    panels.show_image(axes[0], image, view)
+    panels.show_letters(axes[0], view)
+    axes[0].set_title("image", fontsize=8)
+    for axis, (name, attention) in zip(axes[1:], maps.items()):
+        if attention.ndim != 4 or attention.shape[0] != 1:
+            raise ValueError(
+                f"map '{name}' has shape {tuple(attention.shape)}, expected (1, C, H, W): capture one 2D image."
+            )
+        if attention.shape[2:].numel() == 1:
+            values = np.sort(attention.flatten().cpu().numpy())
+            axis.bar(np.arange(len(values)), values, width=1.0, color=CLASS_COLORS[4])
+            axis.set(ylim=(0, 1), xticks=[])
+            axis.tick_params(labelsize=6)
+        else:
+            mean = F.interpolate(attention.mean(dim=1, keepdim=True).float(), size=image.shape[1:], mode="nearest")
+            panels.color_bar(axis, panels.show_map(axis, mean[0], view))
+        axis.set_title(name.removesuffix(".gate"), fontsize=6)
+    return figure
+
+
+def _colors(masks: Mapping[str, torch.Tensor], class_names: Sequence[str]) -> list[Any]:
+    return panels.class_colors(max([len(class_names), 1, *(int(mask.max()) for mask in masks.values())]))
+
+
+def _difference(truth: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    """1 where the prediction alone has a structure, 2 where the truth alone has, 3 where they have different ones."""
+    wrong = truth != prediction
+    return wrong * (1 + (prediction == 0).int() + 2 * ((prediction > 0) & (truth > 0)).int())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all figures are made of: panels, colours, an image, a mask or a map in a panel, and the file."""
+"""Panels of a figure: colors, images, masks, maps, and the file."""
 
 from __future__ import annotations
 
@@ -26,61 +26,55 @@ Patch, _ = optional_import("matplotlib.patches", name="Patch")
 colormaps, _ = optional_import("matplotlib", name="colormaps")
 patheffects, _ = optional_import("matplotlib.patheffects")
 
-__all__ = [
-    "CLASS_COLOURS", "PANEL_INCHES", "class_colours", "colour_bar", "legend", "letter", "new_figure", "panels",
-    "pixels", "save", "show_image", "show_map", "show_mask",
-]  # fmt: skip
+__all__ = ["CLASS_COLORS", "save"]
 
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
-PANEL_INCHES = 2.4
+CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+_PANEL_INCHES = 2.4
 _DPI = 150
 _MOST_BYTES = 300_000
 _LEVELS = (256, 32, 16, 8)  # of red, green and blue; black, white and what is between them stay far apart
+_BORDERS = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
+            (0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top"))  # fmt: skip
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of a size in inches."""
+    """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
     figure.suptitle(title, fontsize=9, parse_math=False)  # a file may have any name, also one with $ signs
     return figure
 
 
-def panels(count: int, height_by_width: float, title: str, columns: int = 5) -> tuple[Figure, list[Axes]]:
-    """A figure with equal panels in rows of at most ``columns``."""
+def grid(count: int, height_by_width: float, title: str, columns: int = 5) -> tuple[Figure, list[Axes]]:
+    """Return a figure with equal panels in rows of at most ``columns``, and the panels."""
     columns = min(count, columns)
     rows = -(-count // columns)
-    height = PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.45
-    figure = new_figure(columns * PANEL_INCHES, rows * height + 0.5, title)
+    height = _PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.45
+    figure = new_figure(columns * _PANEL_INCHES, rows * height + 0.5, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
 
 
-def class_colours(count: int) -> list[Any]:
-    """Okabe and Ito's colours, or as many as there are classes, neighbours in number far apart in colour."""
-    if count <= len(CLASS_COLOURS):
-        return list(CLASS_COLOURS)
+def class_colors(count: int) -> list[Any]:
+    """Return Okabe and Ito's colors, or as many as there are classes, neighbors in number far apart in color."""
+    if count <= len(CLASS_COLORS):
+        return list(CLASS_COLORS)
     order = [index for start in range(3) for index in range(start, count, 3)]
     return [colormaps["turbo"]((order.index(index) + 0.5) / count) for index in range(count)]
 
 
 def legend(figure: Figure, entries: Mapping[str, Any]) -> None:
-    """Names and their colours below the panels."""
-    if not entries:
-        return
-    few = len(entries) <= len(CLASS_COLOURS)
-    figure.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in entries.items()],
-        loc="outside lower center",
-        ncols=4 if few else 5,
-        fontsize=7 if few else 4.5,
-        frameon=False,
-    )
+    """Add names and their colors below the panels."""
+    if entries:
+        few = len(entries) <= len(CLASS_COLORS)
+        handles = [Patch(color=color, label=name) for name, color in entries.items()]
+        columns, size = (4, 7) if few else (5, 4.5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=size, frameon=False)
 
 
 def show_image(axis: Axes, image: torch.Tensor, view: View) -> None:
-    """An image (C, x, y): in colours if it has three channels, else the first one in grey."""
+    """Show an image (C, x, y), in colors if it has three channels, else its first one in grey."""
     values = torch.as_tensor(image).float().cpu().numpy()
     if values.shape[0] == 3:
         shown: dict[str, Any] = {"X": _turned(np.moveaxis(values / max(values.max(), 1e-6), 0, -1))}
@@ -90,59 +84,48 @@ def show_image(axis: Axes, image: torch.Tensor, view: View) -> None:
     _show(axis, view, **shown)
 
 
-def show_mask(axis: Axes, mask: torch.Tensor, colours: Sequence[Any], view: View, alpha: float = 0.55) -> None:
-    """A label map (1, x, y) over what is in the panel, without its 0."""
+def show_mask(axis: Axes, mask: torch.Tensor, colors: Sequence[Any], view: View, alpha: float = 0.55) -> None:
+    """Show the classes of a label map (1, x, y) from 1 on, over what is in the panel."""
     classes = _turned(torch.as_tensor(mask)[0].cpu().numpy().astype(int))
     shown = np.ma.masked_where(classes == 0, classes - 1)
-    limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
-    _show(axis, view, X=shown, cmap=ListedColormap(colours), alpha=alpha, interpolation="none", **limits)
+    limits = {"vmin": -0.5, "vmax": len(colors) - 0.5}
+    _show(axis, view, X=shown, cmap=ListedColormap(colors), alpha=alpha, interpolation="none", **limits)
 
 
 def show_map(axis: Axes, attention: torch.Tensor, view: View, **options: Any) -> Any:
-    """A map (1, x, y) in viridis, or what else the options of ``imshow`` say; returns what was drawn."""
+    """Show a map (1, x, y) in viridis, or as options of ``imshow`` say, and return what was drawn."""
     values = _turned(torch.as_tensor(attention)[0].cpu().numpy())
     return _show(axis, view, **{"X": values, "cmap": "viridis", **options})
 
 
-def colour_bar(axis: Axes, shown: Any, **options: Any) -> Any:
-    """A small scale of colours below a panel."""
-    bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, location="bottom", **options)
+def color_bar(axis: Axes, shown: Any) -> Any:
+    """Add a small scale of colors below a panel."""
+    bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, location="bottom")
     bar.ax.tick_params(labelsize=6)
     return bar
 
 
-def letter(axis: Axes, view: View) -> None:
-    """The directions in the patient at the borders of a panel."""
-    places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
-    places += [(0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top")]
+def show_letters(axis: Axes, view: View) -> None:
+    """Write the directions in the patient at the borders of a panel."""
     outline = [patheffects.withStroke(linewidth=2, foreground="black")]
-    for text, (x, y, horizontal, vertical) in zip(view.letters or (), places):
-        axis.text(x, y, text, ha=horizontal, va=vertical, transform=axis.transAxes, fontsize=7, color="white",
-                  path_effects=outline)  # fmt: skip
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """A figure as an array (height, width, 3) of 8-bit colours, such as for TensorBoard.
-
-    Example:
-        ``writer.add_image("attention", pixels(figure), dataformats="HWC")``
-    """
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    for text, (x, y, horizontal, vertical) in zip(view.letters or (), _BORDERS):
+        place: dict[str, Any] = {"ha": horizontal, "va": vertical, "transform": axis.transAxes}
+        axis.text(x, y, text, fontsize=7, color="white", path_effects=outline, **place)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG below 300 kB, with the same bytes each time, and return its path.
 
-    Pictures of noise would be larger; their colours are rounded until they are not.
+    Pictures of noise would be larger; their colors are rounded until they are not.
 
     Example:
         ``save(overlay(image, {"prediction": prediction}), "case_001.png")``
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = pixels(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
     with atomic_write(path) as draft:
         for levels in _LEVELS:
             rounded = np.rint(np.rint(drawn / 255 * (levels - 1)) * 255 / (levels - 1)).astype(np.uint8)
@@ -163,5 +146,5 @@ def _show(axis: Axes, view: View, **shown: Any) -> Any:
     axis.set_xlim((left, right) if view.right else (right, left))
     axis.set(xticks=[], yticks=[])  # unseen ticks would take half of the time to draw
     axis.set_axis_off()
-    axis.set_anchor("N")  # panels with and without a scale of colours stand side by side
+    axis.set_anchor("N")  # panels with and without a scale of colors stand side by side
     return drawn

@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of a training."""
+"""The course of a training: its curves, and its attention maps."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_attn.visualize.figures.panels import CLASS_COLOURS, panels
+import numpy as np
+import torch
+
+from monai_attn.visualize.figures import panels
+from monai_attn.visualize.figures.panels import CLASS_COLORS
+from monai_attn.visualize.figures.view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["training_curves"]
+__all__ = ["epoch_files", "excitation_by_epoch", "training_curves"]
 
-_TERM_COLOURS = tuple(colour for colour in CLASS_COLOURS if colour != CLASS_COLOURS[4])  # that is the whole loss's
+_INCHES = 1.8  # of a panel
+_MOST_EPOCHS = 7  # of Fig. 7 of the scSE paper
+_TERM_COLORS = tuple(color for color in CLASS_COLORS if color != CLASS_COLORS[4])  # that is the whole loss's
 
 
 def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
@@ -33,18 +42,76 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
     """
     terms = {name: values for name, values in metrics.items() if name.startswith("loss_")}
     validation = {name: values for name, values in metrics.items() if name not in terms}
-    figure, axes = panels(2 if validation else 1, 0.7, "")
-    axes[0].plot(*zip(*loss), color=CLASS_COLOURS[4], linewidth=0.6, label="total")
+    figure, axes = panels.grid(2 if validation else 1, 0.7, "")
+    axes[0].plot(*zip(*loss), color=CLASS_COLORS[4], linewidth=0.6, label="total")
     axes[0].set_ylim(bottom=0)
-    for colour, (name, values) in zip(_TERM_COLOURS, terms.items()):
-        axes[0].plot(*zip(*values), color=colour, linewidth=1.2, label=name.removeprefix("loss_"))
+    for color, (name, values) in zip(_TERM_COLORS, terms.items()):
+        axes[0].plot(*zip(*values), color=color, linewidth=1.2, label=name.removeprefix("loss_"))
         axes[0].legend(fontsize=6, loc="upper right")
-    for colour, (name, values) in zip(CLASS_COLOURS, validation.items()):
-        axes[1].plot(*zip(*values), color=colour, marker="o", markersize=3, label=name)
+    for color, (name, values) in zip(CLASS_COLORS, validation.items()):
+        axes[1].plot(*zip(*values), color=color, marker="o", markersize=3, label=name)
         axes[1].set_ylim(0, 1)
         axes[1].legend(fontsize=7, loc="lower right")
     for axis, name in zip(axes, ["training loss", "validation"]):
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("iteration", fontsize=7)
         axis.tick_params(labelsize=6)
+    return figure
+
+
+def epoch_files(folder: str | Path) -> dict[int, Path]:
+    """Return the files of :class:`monai_attn.handlers.AttentionMapHandler` by epoch, in order."""
+    paths = Path(folder).glob("epoch_*.npz")
+    found = {int(number): path for path in paths if (number := path.stem.removeprefix("epoch_")).isdecimal()}
+    return dict(sorted(found.items()))
+
+
+def excitation_by_epoch(
+    folder: str | Path, *, gates: Sequence[str] = (), case: str | None = None, title: str = ""
+) -> Figure:
+    """Draw how attention changes in a training, over its slice (Fig. 7 of the scSE paper).
+
+    Args:
+        folder: where :class:`monai_attn.handlers.AttentionMapHandler` saved its files.
+        gates: the gates to draw, a row each; by default the first and the last.
+        case: the case to draw; by default the first.
+        title: title of the figure.
+
+    Returns:
+        a figure with the image and the maps of at most 7 epochs, from the first to the last.
+
+    Raises:
+        FileNotFoundError: if the folder has no such files.
+        ValueError: if they lack a gate or the case.
+
+    Example:
+        ``save(excitation_by_epoch("out/attention"), "fig7.png")``
+    """
+    files = epoch_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no files epoch_<number>.npz; AttentionMapHandler writes them.")
+    every = list(files)
+    epochs = [every[round(i)] for i in np.linspace(0, len(every) - 1, min(len(every), _MOST_EPOCHS))]
+    arrays = [dict(np.load(files[epoch])) for epoch in epochs]
+    keys = [key.split("/", 2) for key in arrays[0]]
+    case = case or keys[0][1]
+    found = [key[2] for key in keys if key[:2] == ["map", case]]
+    rows = list(gates) or list(dict.fromkeys(found[:1] + found[-1:]))
+    if not rows or not set(rows) <= set(found):
+        raise ValueError(f"{folder} has of case '{case}' the gates {found}, not {rows}; give one of these.")
+    image, view = torch.tensor(arrays[0][f"image/{case}"]).float(), View(*json.loads(str(arrays[0][f"view/{case}"])))
+    height = _INCHES * image.shape[2] * view.aspect / image.shape[1] + 0.25
+    figure = panels.new_figure(_INCHES * (1 + len(epochs)) + 0.6, height * len(rows) + 0.4, title or case)
+    axes = figure.subplots(len(rows), 1 + len(epochs), squeeze=False)
+    for row, gate in zip(axes, rows):
+        for axis in row:
+            panels.show_image(axis, image, view)
+        panels.show_letters(row[0], view)
+        row[0].set_title(gate, fontsize=7)
+        for axis, epoch, saved in zip(row[1:], epochs, arrays):
+            attention = torch.tensor(saved[f"map/{case}/{gate}"]).float()
+            shown = panels.show_map(axis, attention, view, alpha=0.7, vmin=0, vmax=1)
+            axis.set_title(f"epoch {epoch}", fontsize=7)
+    bar = figure.colorbar(shown, ax=axes, fraction=0.02, aspect=30)
+    bar.ax.tick_params(labelsize=6)
     return figure

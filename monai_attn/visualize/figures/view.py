@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slice of a volume to show, and which way up."""
+"""Slices of volumes: which one to show, and which way up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Orientation
 
-__all__ = ["View", "best_slice", "check_grid", "shown_slice", "slice_view"]
+__all__ = ["View", "best_slice", "cut", "slice_view", "to_ras"]
 
 _AXES = ("LR", "PA", "IS")  # of the world, from low to high
 _OBLIQUE = 0.25  # cosine from which on a second axis of the world is named
@@ -22,7 +23,7 @@ class View(NamedTuple):
         aspect: height of a pixel by its width.
         right: whether the first axis points to the right, not to the left.
         up: whether the second axis points up, not down.
-        letters: directions in the patient at the left, right, bottom and top border; none where nobody knows.
+        letters: directions in the patient at the left, right, bottom and top border, if they are known.
 
     Example:
         >>> View(aspect=2.0).letters is None
@@ -36,7 +37,11 @@ class View(NamedTuple):
 
 
 def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
-    """The index along ``spatial_dim`` of the slice of a label map (1, *spatial) with the most foreground.
+    """Return the index of the slice with the most foreground.
+
+    Args:
+        label: label map (1, *spatial).
+        spatial_dim: the spatial axis to cut across.
 
     Example:
         >>> best_slice(torch.tensor([[[0, 0], [1, 2], [0, 1]]]), spatial_dim=0)
@@ -46,30 +51,23 @@ def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
     return int((label > 0).sum(dim=others).argmax())
 
 
-def shown_slice(masks: Iterable[torch.Tensor], size: int, spatial_dim: int) -> int:
-    """The best slice of the first of some label maps that has foreground, else the middle of ``size`` slices."""
-    return next((best_slice(mask, spatial_dim) for mask in masks if (mask > 0).any()), size // 2)
-
-
-def slice_view(image: torch.Tensor, spatial_dim: int = 2, spacing: Sequence[float] | None = None) -> View:
-    """How to show a 2D image (C, H, W), or a slice of a volume (C, *spatial).
+def slice_view(image: torch.Tensor, spatial_dim: int = 2) -> View:
+    """Return how to show a 2D image (C, H, W), or a slice of a volume (C, *spatial).
 
     Of volumes, the second axis left after cutting points up. Where metadata tell the orientation, slices are shown in
     radiological convention: the first axis points to the side of the patient's left, or to the back.
 
     Args:
-        image: the image; a volume's axes should be near those of RAS, in their order.
+        image: the image; a volume's axes should be near those of RAS, in their order. Its metadata tell the size of a
+            voxel, else it is 1 mm.
         spatial_dim: of a volume, the spatial axis to cut across.
-        spacing: size of a voxel along each axis; by default what the metadata tell, or 1.
 
     Example:
         >>> slice_view(MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4)), spatial_dim=1).letters
         ('R', 'L', 'I', 'S')
     """
-    dims = image.ndim - 1
-    known = [float(size) for size in image.pixdim[:dims]] if isinstance(image, MetaTensor) else [1.0] * dims
-    sizes = list(spacing or known)
-    if dims == 2:
+    sizes = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
+    if image.ndim == 3:
         return View(sizes[1] / sizes[0])
     first, second = (axis for axis in range(3) if axis != spatial_dim)
     aspect = sizes[second] / sizes[first]
@@ -81,11 +79,11 @@ def slice_view(image: torch.Tensor, spatial_dim: int = 2, spacing: Sequence[floa
     return View(aspect, right, up, (*horizontal, *vertical))
 
 
-def check_grid(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> None:
-    """Raise unless layers (C, *spatial) have the spatial shape of an image.
+def to_ras(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Turn a volume (C, *spatial), and layers on its grid, to RAS orientation, if the volume has metadata.
 
     Raises:
-        ValueError: with the name of the first that has not.
+        ValueError: if a layer has another spatial shape than the image.
     """
     for name, layer in layers.items():
         if layer.shape[1:] != image.shape[1:]:
@@ -93,6 +91,30 @@ def check_grid(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> None:
                 f"'{name}' has the spatial shape {tuple(layer.shape[1:])}, the image {tuple(image.shape[1:])}; "
                 "put both on one grid first."
             )
+    if image.ndim < 4 or not isinstance(image, MetaTensor):
+        return image, dict(layers)
+    turn = Orientation(axcodes="RAS", labels=None)
+    plain = {name: torch.as_tensor(layer).cpu() for name, layer in layers.items()}
+    return turn(image.cpu()), {name: turn(MetaTensor(layer, affine=image.affine)) for name, layer in plain.items()}
+
+
+def cut(
+    image: torch.Tensor, layers: Mapping[str, torch.Tensor], spatial_dim: int, by: Iterable[str]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], View]:
+    """Cut a slice from a volume and its layers, and return it with its view; a 2D image stays whole.
+
+    It is the slice with the most foreground of the first of the layers ``by`` that has any, else the middle one.
+    """
+    view = slice_view(image, spatial_dim)
+    if image.ndim < 4:
+        return image, dict(layers), view
+    best = (best_slice(layers[name], spatial_dim) for name in by if (layers[name] > 0).any())
+    index = next(best, image.shape[spatial_dim + 1] // 2)
+    return (
+        image.select(spatial_dim + 1, index),
+        {name: layer.select(spatial_dim + 1, index) for name, layer in layers.items()},
+        view,
+    )
 
 
 def _ends(image: MetaTensor, axis: int) -> tuple[str, str]:

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The papers' tables and the script that runs them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "reproduce" / "reproduce.py"
+TABLES = {path.stem: json.loads(path.read_text())["tables"] for path in sorted(SCRIPT.parent.glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("reproduce", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def reproduce(script, tmp_path, monkeypatch, capsys):
+    """Runs scSE's Table VII with cells that are done at once, by a commit and an exit code that a test may change."""
+
+    class Runs:
+        ran, commit, code = [], "abc", 0
+
+        def run(self, command, stdout, **_):
+            options = dict(zip(command[4::2], command[5::2]))
+            folder = Path(options["--output_dir"])
+            scores = np.linspace(0.5, 0.8, 8) + 0.01 * int(folder.name[-1])
+            scores += 0.1 * (folder.parent.name == "sd_net_scse") * np.linspace(0.5, 1, 8)
+            rows = [f"case_{i},{score},{score}\n" for i, score in enumerate(scores)]
+            (folder / "val_mean_dice_raw.csv").write_text("filename,CSF,mean\n" + "".join(rows))
+            stdout.write("monai_attn: cannot use x\n" * bool(self.code))
+            self.ran.append((folder.relative_to(tmp_path / "out").as_posix(), options))
+            return subprocess.CompletedProcess(command, self.code)
+
+        def __call__(self, *words, code=0):
+            self.ran.clear()
+            places = ["--dataset_dir", "malc", "--output_dir", str(tmp_path / "out")]
+            assert script.main(["scse", "VII", *places, *words]) == code
+            return capsys.readouterr()
+
+        def table(self):
+            return {row["method"]: row for row in csv.DictReader((tmp_path / "out" / "table.csv").open())}
+
+    runs = Runs()
+    monkeypatch.setattr(script.subprocess, "run", runs.run)
+    monkeypatch.setattr(script, "code_commit", lambda: runs.commit)
+    monkeypatch.setattr(script, "count_parameters", lambda _, overrides: 125 if overrides.get("se") else 100)
+    return runs
+
+
+def test_a_cell_is_a_training_and_an_evaluation_by_the_bundles_configurations(reproduce):
+    reproduce("--rows", "SD-Net", "--seeds", "7", "--set", "batch_size=2", "--section", "test")
+    (folder, train), (_, evaluate) = reproduce.ran
+    assert folder == "sd_net/seed_7"
+    assert "brain_mri_scse_segmentation/configs/train.json" in train["--config_file"]
+    assert "evaluate.json" in evaluate["--config_file"]
+    for options in (train, evaluate):
+        assert [options[f"--{name}"] for name in ("se", "seed", "batch_size")] == ["$None", "7", "2"]
+        assert options["--ckpt_dir"] == options["--output_dir"]
+    assert train["--resume"] == "auto"
+    assert "--val_section" not in train  # it chooses its weights by another section
+    assert evaluate["--val_section"] == "test"
+
+
+def test_what_is_done_is_not_run_again_and_seeds_are_added_one_after_the_other(reproduce):
+    reproduce("--rows", "SD-Net")
+    assert [folder for folder, _ in reproduce.ran] == ["sd_net/seed_0"] * 2
+    printed = reproduce("--seeds", "0", "1").out
+    cells = ["sd_net_4_encoders_and_decoders/seed_0", "sd_net_scse/seed_0", "sd_net/seed_1"]
+    assert [folder for folder, _ in reproduce.ran[::2]][:3] == cells
+    assert "Table VII of Roy 2018" in printed
+    assert "Ours: malc, brain_mri_scse_segmentation; commit abc." in printed
+
+
+def test_cells_of_two_commits_or_settings_are_not_compared(reproduce):
+    reproduce("--rows", "SD-Net")
+    reproduce.commit = "def"
+    with pytest.raises(SystemExit, match="a table comes from one commit"):
+        reproduce()
+    with pytest.raises(SystemExit, match="made with other settings"):
+        reproduce("--set", "lr=0.1")
+    assert reproduce.ran == []
+
+
+def test_a_cell_that_fails_shows_the_end_of_its_log_stops_no_other_and_continues_later(reproduce):
+    reproduce.code = 2
+    assert "monai_attn: cannot use x" in reproduce("--rows", "SD-Net", "SD-Net + scSE", code=3).err
+    assert [folder for folder, _ in reproduce.ran] == ["sd_net/seed_0", "sd_net_scse/seed_0"]
+    assert reproduce.table()["SD-Net"]["ours"] == "not run"
+    reproduce.code = 0
+    reproduce("--rows", "SD-Net")
+    assert len(reproduce.ran) == 2
+
+
+def test_ours_is_over_the_seeds_and_the_difference_over_seeds_and_cases(reproduce):
+    reproduce("--seeds", "0", "1")
+    row, gain = reproduce.table()["SD-Net + scSE"], 0.1 * np.linspace(0.5, 1, 8)
+    assert row["ours"] == f"{0.65 + 0.005 + gain.mean():.3f} ± {0.01 / np.sqrt(2):.3f}"
+    assert [row[name] for name in ("paper", "seeds", "n")] == ["0.867", "2", "8"]
+    assert row["parameters"] == "125 (+25, 25.00 %)"
+    assert row["difference"].startswith(f"{gain.mean():+.3f} [+0.06")
+    assert row["p"] == f"{wilcoxon(gain).pvalue:.3f}"
+    assert reproduce.table()["SD-Net, 4 encoders and decoders"]["p"] == "1.000"
+    assert reproduce.table()["SD-Net"]["difference"] == ""
+
+
+def test_of_one_seed_there_is_no_p_and_cases_without_the_structure_do_not_count(script):
+    found = script.statistics({0: {"a": 0.9, "b": np.nan, "c": 0.5}}, {0: {"a": 0.8, "b": 0.5, "c": 0.4}})
+    assert found == {"ours": "0.700", "seeds": "1", "n": "2", "difference": "+0.100 [+0.100, +0.100]"}
+
+
+def test_every_row_changes_entries_that_a_bundle_has_and_is_compared_with_a_row(script):
+    assert [len(TABLES[paper]) for paper in ("autofocus", "egcnn", "focusnet", "scse")] == [4, 2, 2, 8]
+    for table in [table for tables in TABLES.values() for table in tables.values()]:
+        configs = script.config_files(script.ROOT / "bundles" / table["bundle"])
+        entries = {key for path in configs for key in json.loads(Path(path).read_text())}
+        names = [row["name"] for row in table["rows"]]
+        assert {row.get("baseline", names[0]) for row in table["rows"]} <= set(names)
+        for row in table["rows"]:
+            for key, value in {**table.get("small", {}), **row["overrides"], **row.get("small", {})}.items():
+                assert key.split("#")[0] in entries
+                assert not str(value).startswith("@") or value[1:] in entries
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "parameters"),
+    [
+        (TABLES["scse"]["VII"], "SD-Net, 4 encoders and decoders", 2_415_132),
+        (TABLES["scse"]["IV"], "ReLayNet", 777_482),
+        (TABLES["focusnet"]["2"], "FocusNet", 18_933_497),
+        (TABLES["egcnn"]["2"], "Seg-Net + EG-CNN", 19_226_935),
+    ],
+)
+def test_networks_are_those_of_the_paper_unless_small(script, table, name, parameters):
+    row = next(row for row in table["rows"] if row["name"] == name)
+    bundle, small = script.ROOT / "bundles" / table["bundle"], {**table["small"], **row.get("small", {})}
+    assert script.count_parameters(bundle, row["overrides"]) == parameters
+    assert script.count_parameters(bundle, {**row["overrides"], **small}) < parameters / 5
+
+
+def test_tables_are_listed_and_those_of_parameters_need_no_data(script, tmp_path, capsys):
+    assert script.main(["egcnn", "III"]) == 2
+    assert "egcnn 2: Kidneys and their tumours (KiTS 2019)" in capsys.readouterr().out
+    assert script.main(["autofocus", "3", "--output_dir", str(tmp_path)]) == 0
+    assert "| AFN-6     | parameters |       |      |       |   |            |   | 449,799 " in capsys.readouterr().out
+
+
+@pytest.mark.slow  # a training and an evaluation as processes of their own
+def test_a_cell_is_trained_and_evaluated(script, tmp_path, monkeypatch, bundle_on_phantom, capsys):
+    data = bundle_on_phantom("hippocampus_mri_scse_segmentation").data
+    monkeypatch.setattr(script, "code_commit", lambda: "abc")
+    small = ["structures=['anterior','posterior']", "slice_dim=0", "padded_size=[-1,64,48]", "network_def#features=4"]
+    small += ["epochs=1", "slices_per_volume=2"]
+    words = ["--dataset_dir", str(data), "--output_dir", str(tmp_path), "--rows", "SD-Net", "--set", *small]
+    assert script.main(["scse", "VII", *words]) == 0
+    assert "| SD-Net                          | Dice    | 0.771 | 0." in capsys.readouterr().out
