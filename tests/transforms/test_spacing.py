@@ -64,10 +64,3 @@ def test_the_inverse_restores_the_shape_and_the_affine(loaded):
         assert restored[key].shape == loaded[key].shape
         torch.testing.assert_close(restored[key].affine, loaded[key].affine)
         assert restored[key].applied_operations == []
-
-
-def test_a_missing_key_raises_unless_it_is_allowed(loaded):
-    data = {"image": loaded["image"], "image_path": "scan.nii.gz"}
-    with pytest.raises(KeyError, match="label"):
-        SafeSpacingd(**OPTIONS)(data)
-    assert SafeSpacingd(**OPTIONS, allow_missing_keys=True)(data).keys() == {"image", "image_path"}

@@ -85,9 +85,3 @@ def test_one_flat_channel_of_a_picture_is_no_error_in_training(caplog):
 def test_other_options_are_refused(options):
     with pytest.raises(ValueError, match=r"ignore|pass"):
         CheckImaged("image", 3, **options)
-
-
-def test_a_missing_key_is_an_error_unless_allowed():
-    with pytest.raises(KeyError):
-        CheckImaged("image", 3)({})
-    assert CheckImaged("image", 3, allow_missing_keys=True)({}) == {}
