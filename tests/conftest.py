@@ -114,7 +114,7 @@ class TrainedBundle(NamedTuple):
         """A configuration to take parts from, small and on the phantom."""
         folders = {"dataset_dir": str(self.data), "ckpt_dir": str(self.output), "output_dir": str(self.output)}
         parser = ConfigParser()
-        parser.read_config(self.config(config))
+        parser.read_config(self.config(config, "baselines"))
         parser.update({**folders, "device": "cpu", **self.small(config), **overrides})
         return parser
 

@@ -38,7 +38,7 @@ def test_the_baselines_are_one_override_each(bundle, overrides, name):
     small = {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "dilations": [1, 3]}
     parser = ConfigParser()
     for config in ("train", "inference"):
-        parser.read_config(bundle.config(config))
+        parser.read_config(bundle.config(config, "baselines"))
         parser.update({"device": "cpu", **small, **overrides})
         network = parser.get_parsed_content("network_def").eval()
         assert type(network).__name__ == name

@@ -31,7 +31,7 @@ def bundle(request, train_bundle):
 
 def parsed(bundle, config, **overrides):
     parser = ConfigParser()
-    parser.read_config(bundle.config(*ensure_tuple(config)))
+    parser.read_config(bundle.config(*ensure_tuple(config), "baselines"))
     small = bundle.small(ensure_tuple(config)[0])
     fixed = {"dataset_dir": str(bundle.data), "output_dir": str(bundle.output / "parsed"), "device": "cpu"}
     parser.update({**fixed, **small, **overrides})
@@ -59,7 +59,7 @@ def test_the_main_stream_alone_is_one_override(train_bundle, tmp_path):
     bundle = train_bundle(HIPPOCAMPUS)
     small = {key: value for key, value in bundle.small("train").items() if not key.startswith("network_def")}
     run(
-        config_file=bundle.config("train"),
+        config_file=bundle.config("train", "baselines"),
         bundle_root=str(bundle.root),
         dataset_dir=str(bundle.data),
         output_dir=str(tmp_path),

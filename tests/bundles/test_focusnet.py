@@ -28,9 +28,9 @@ def bundle(request, train_bundle):
 def test_a_baseline_is_one_override(bundle, tmp_path, baseline):
     limits = {"network_def#channels": None, "channels": [8, 16, 16], "network_def": f"@{baseline}"}
     folder = {"output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
-    bundle.run("train", **folder, **limits)
-    bundle.run("train", "evaluate", **folder, **limits)
-    bundle.run("inference", checkpoint=str(tmp_path / "model.pt"), output_dir=str(tmp_path), **limits)
+    bundle.run("train", "baselines", **folder, **limits)
+    bundle.run("train", "baselines", "evaluate", **folder, **limits)
+    bundle.run("inference", "baselines", checkpoint=str(tmp_path / "model.pt"), output_dir=str(tmp_path), **limits)
     network = bundle.parsed("train", **limits).get_parsed_content("network_def")
     assert type(network).__name__ == "UNet"
     state = torch.load(tmp_path / "model.pt", weights_only=True)

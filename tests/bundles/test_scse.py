@@ -27,7 +27,13 @@ def test_the_kind_of_excitation_is_one_override(train_bundle, name):
 @pytest.mark.parametrize("name", BUNDLES)
 def test_optimiser_schedule_and_the_plain_network_are_one_override_each(train_bundle, name, tmp_path):
     train_bundle(name).run(
-        "train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path), optimizer="@sgd", lr_scheduler="@step", se="$None"
+        "train",
+        "baselines",
+        output_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path),
+        optimizer="@sgd",
+        lr_scheduler="@step",
+        se="$None",
     )
     state = torch.load(tmp_path / "model_final.pt", weights_only=True)
     assert not [key for key in state if "_se" in key]

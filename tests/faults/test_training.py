@@ -29,7 +29,8 @@ def test_a_loss_that_is_no_number(lab):
     folder = lab.folder / "models"
     lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
-    broken = {"optimizer": "@sgd", "lr": 1e18, "epochs": 6, "val_interval": 1}
+    sgd = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": "@lr"}
+    broken = {"optimizer": sgd, "lr": 1e18, "epochs": 6, "val_interval": 1}
     attempt = lab.train(ckpt_dir=str(folder), output_dir=folder, **broken)
     assert attempt.code == 2
     assert "their loss is nan" in attempt.screen

@@ -35,9 +35,9 @@ def segment(network, path, out, preprocessing=None, inferer=None, **options):
     """Segment a file with its attention maps; returns what the evaluator has for it, and what was drawn."""
     preprocessing = preprocessing or Compose([LOAD])
     inferer, drawn = inferer or SimpleInferer(), []
-    handler = AttentionMaps(network.eval(), inferer, preprocessing, str(out), source=str(path), **options)
+    handler = AttentionMaps(network.eval(), inferer, preprocessing, str(out), **options)
     handler.draw = lambda *case: drawn.append(AttentionMaps.draw(handler, *case)) or drawn[-1]
-    saver = SafeSaveImaged("pred", out, output_ext=options.get("output_ext", ".nii.gz"), source=str(path))
+    saver = SafeSaveImaged("pred", out, output_ext=options.get("output_ext", ".nii.gz"))
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset([{"image": str(path)}], preprocessing)),
