@@ -51,7 +51,7 @@ class AttentionMaps(CasePictures):
         transform: the preprocessing, to be inverted.
         output_dir: folder for the files.
         output_ext: ending of the maps.
-        origin: tells of an image file what makes its maps.
+        origin: see :class:`monai_attn.transforms.SafeSaveImage`.
         spatial_dim: of a volume, the spatial axis to cut across for the picture: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
 

@@ -153,9 +153,7 @@ def test_a_case_without_the_files_that_a_handler_saves_is_segmented_again(folder
     for case in unfinished():
         segment(case)
     handler = OverlaySaver(str(folder / "out"), max_cases=0)
-    handler.postprocessing = Compose(
-        [SafeSaveImaged("map", str(folder / "out"), output_postfix="map", source=str(folder / "in"))]
-    )
+    handler.postprocessing = Compose([SafeSaveImaged("map", str(folder / "out"), output_postfix="map")])
     assert len(look(folder, handlers=[handler])[2]()) == 3
 
 
