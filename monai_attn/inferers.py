@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inferers: a 2D network over the slices of a volume, and tiles with a halo.
+"""Inferers for slices, and for tiles with a halo.
 
 A network that trains on random crops needs none of them: MONAI's ``SlidingWindowInferer``, with the crop as its
 window, shows it what it has seen in training.
@@ -22,11 +22,11 @@ __all__ = ["HaloInferer", "SliceBatchInferer"]
 
 
 class SliceBatchInferer(Inferer):
-    """Run a 2D network over every slice of a volume, many slices at once.
+    """Run a 2D network over a volume slice by slice.
 
-    The slices are whole, so that the result is that of the network on each slice alone. (MONAI's ``SliceInferer``
-    slides a window of a given size over each slice, which needs that size and pads what is smaller.) Beside the output
-    there is only one batch at a time.
+    The slices are whole and go through the network by batches, so that the result is that of the network on each slice
+    alone. (MONAI's ``SliceInferer`` slides a window of a given size over each slice, which needs that size and pads
+    what is smaller.) Beside the output there is only one batch at a time.
 
     Args:
         spatial_dim: the spatial axis to cut across, 0, 1 or 2, as in training.
@@ -67,12 +67,13 @@ class SliceBatchInferer(Inferer):
 
 
 class HaloInferer(Inferer):
-    """Run a network over tiles with a halo, and put the tiles together side by side.
+    """Run a network over tiles that read a halo.
 
-    Every tile reads ``halo`` voxels more at every side than it gives, as far as the volume has them, and every voxel
-    is written once, without blending. For a network that crops its output by c voxels (its attribute ``crop``) the
-    volume is first padded with c zeros: with ``padding="official"``, ``tile=47`` and ``halo=14`` this is how the
-    authors of the autofocus layer predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code).
+    Every tile reads ``halo`` voxels more at every side than it gives, as far as the volume has them. The tiles are put
+    side by side, without blending: every voxel is written once. For a network that crops its output by c voxels (its
+    attribute ``crop``) the volume is first padded with c zeros: with ``padding="official"``, ``tile=47`` and
+    ``halo=14`` this is how the authors of the autofocus layer predict (Qin 2018, https://arxiv.org/abs/1805.08403,
+    ``test.py`` of their code).
 
     With the network's ``receptive_radius`` as halo the result is that on the whole volume, if normalization is by
     fixed statistics (batch normalization, or none).
@@ -121,7 +122,7 @@ class HaloInferer(Inferer):
         return convert_to_dst_type(output, inputs, dtype=output.dtype)[0]
 
     def _margins(self, network: Any, dims: int) -> tuple[tuple[int, ...], int]:
-        """The halo in each dimension, and the voxels that the network takes off every side."""
+        """Return the halo in each dimension, and the network's crop."""
         if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             network = network.module
         if getattr(network, "training", False):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AFNet, the autofocus networks AFN-1 to AFN-6, and their baseline Basic.
+"""AFNet: the autofocus networks AFN-1 to AFN-6, and Basic.
 
 Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3, Fig. 3
 and Tables 2 and 3; the channels and the residual connections are those of the main path of DeepMedic.
@@ -50,7 +50,7 @@ _DILATION = 2
 
 
 class DilatedResidual(nn.Module):
-    """Two layers and a shortcut, activation last: ``relu(second(relu(first(x))) + shortcut(x))``.
+    """Residual block that activates last: ``relu(second(relu(first(x))) + shortcut(x))``.
 
     Args:
         first: the first layer, with its normalization and without activation.
@@ -70,7 +70,7 @@ class DilatedResidual(nn.Module):
 
 
 class DilatedTrunk(nn.Module):
-    """Features of AFNet and of the ASPP baselines, at full resolution.
+    """Trunk of AFNet and the ASPP baselines, at full resolution.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
@@ -158,7 +158,7 @@ def initialize_weights(network: nn.Module, init: str) -> None:
 
 
 class AFNet(nn.Module):
-    """A network at full resolution whose last dilated layers are autofocus layers.
+    """Full-resolution network whose last dilated layers are autofocus layers.
 
     Infer through windows of the size of the training's crops, such as MONAI's ``SlidingWindowInferer``: beyond a
     crop the large dilations have seen nothing but zero padding.

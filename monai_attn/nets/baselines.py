@@ -42,7 +42,7 @@ _RELU = ("relu", {"inplace": True})
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: parallel dilated convolutions that end in class scores.
+    """Atrous spatial pyramid pooling that ends in class scores.
 
     ``"cat"``: the convolutions' 30 channels are concatenated - norm - activation - 1x1 convolution (ASPP-c).
     ``"sum"``: every convolution to 120 channels - norm - activation - 1x1 convolution; the scores are summed (ASPP-s).
@@ -100,7 +100,7 @@ class ASPP(nn.Module):
 
 
 class ASPPNet(nn.Module):
-    """The trunk of AFNet without autofocus layers, and atrous spatial pyramid pooling as the classifier.
+    """AFNet's trunk without autofocus layers, with ASPP as the classifier.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
@@ -164,7 +164,7 @@ class _ZeroPaddedResidual(nn.Module):
 
 
 class DeepMedic(nn.Module):
-    """Two equal paths, at full and at low resolution, joined by layers of 1x1 convolutions.
+    """Two paths, at full and low resolution, and 1x1 convolutions.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).

@@ -39,7 +39,7 @@ _KERAS_BATCH_NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
 
 
 class _Layers(NamedTuple):
-    """What both branches are built of; all but the last are called with input and output channels."""
+    """Constructors of layers; all but the last take input and output channels."""
 
     residual: Callable[[int, int], nn.Module]
     down: Callable[[int, int], nn.Module]
@@ -102,7 +102,7 @@ class _AttentionBranch(nn.Module):
 
 
 class _NoAttention(nn.Module):
-    """What stands in the place of the attention branch in a network without gates."""
+    """Stand-in for the attention branch that gates nothing."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -154,7 +154,9 @@ class _Fusion(nn.Module):
 
 
 class FocusNet(nn.Module):
-    """FocusNet; the defaults are the paper's network, 18,933,497 parameters for 3 to 1 channels in 2D.
+    """FocusNet; the defaults are the paper's network.
+
+    It has 18,933,497 parameters for 3 to 1 channels in 2D.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
@@ -172,7 +174,7 @@ class FocusNet(nn.Module):
         dropout_everywhere: whether every residual block drops values too.
         se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
         gated: whether there is an attention branch; without it the levels stay as they are.
-        norm: normalisation, as a name or ``(name, {args})``.
+        norm: normalization, as a name or ``(name, {args})``.
 
     Raises:
         ValueError: if an option is unknown, or ``channels`` has fewer than 3 entries or begins below 8.

@@ -160,10 +160,7 @@ def test_excitation_without_weights_is_a_half_and_two_of_them_a_quarter(network)
     assert torch.equal(level.se2(level.se1(x)), 0.25 * x)
 
 
-@pytest.mark.parametrize(
-    ("variant", "padding", "gated"),
-    [("isbi2019", "symmetric", True), ("series", "tf", True), ("isbi2019", "tf", False)],
-)
+@pytest.mark.parametrize(("variant", "padding", "gated"), [("isbi2019", "tf", True), ("series", "symmetric", False)])
 def test_script_trace_and_export_equal_eager(variant, padding, gated):
     options = {"variant": variant, "padding": padding, "gated": gated}
     network = FocusNet(2, 3, 1, channels=(8, 8, 16), se_reduction=4, **options).eval()

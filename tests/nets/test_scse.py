@@ -303,12 +303,14 @@ def test_script_trace_and_export_equal_eager(name, dims, options):
     torch.testing.assert_close(scripted(larger), network(larger), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow  # the compiler takes seconds to start
 def test_compile_without_graph_break_equals_eager():
     network, x = small("sdnet", features=2, depth=1), torch.randn(1, 1, 9, 11)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), network(x), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow  # tests/bundles/test_exports.py has the default aggregation
 def test_onnx_export_gives_the_logits_of_eager(tmp_path):
     network, x = small("sdnet", depth=1, aggregation="concat"), torch.randn(1, 1, 12, 17)
     torch.onnx.export(network, (x,), tmp_path / "network.onnx", dynamo=True, verbose=False)

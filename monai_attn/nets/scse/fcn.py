@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder-decoder of scSE with its six places for squeeze & excitation.
+"""The encoder-decoder of scSE and its positions P1 to P6.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
@@ -28,10 +28,10 @@ __all__ = ["SqueezeExciteFCN"]
 
 
 class SqueezeExciteFCN(nn.Module):
-    """An encoder-decoder of constant width with squeeze & excitation at the places of Fig. 2.
+    """Encoder-decoder with squeeze & excitation at positions P1 to P6.
 
-    SE stands after a complete stage, before dropout and before pooling. Any input size works: the way up goes to the
-    size before the pooling. ``forward`` returns logits.
+    All stages are equally wide. SE stands after a complete stage, before dropout and before pooling. Any input size
+    works: the way up goes to the size before the pooling. ``forward`` returns logits.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
@@ -85,22 +85,22 @@ class SqueezeExciteFCN(nn.Module):
         if depth < 1:
             raise ValueError(f"depth is the number of encoder stages and must be at least 1, got {depth}.")
         layer = complete_se(se, reduction=reduction, aggregation=aggregation)
-        places = look_up_option(positions, SE_POSITIONS)
+        recalibrated = look_up_option(positions, SE_POSITIONS)
         doubles = layer is not None and layer[1].get("aggregation") == "concat"
-        if doubles and "classifier" in places:
+        if doubles and "classifier" in recalibrated:
             raise ValueError(
                 f"aggregation='concat' with positions='{positions}' would double the {out_channels} classes behind the "
                 "classifier; use positions P1, P2, P3 or P5, or another aggregation."
             )
 
-        def recalibrate(place: str, channels: int = features) -> nn.Module:
-            return get_se_layer(layer if place in places else None, spatial_dims, channels)
+        def recalibrate(part: str, channels: int = features) -> nn.Module:
+            return get_se_layer(layer if part in recalibrated else None, spatial_dims, channels)
 
-        def width(place: str) -> int:
-            return 2 * features if doubles and place in places else features
+        def width(part: str) -> int:
+            return 2 * features if doubles and part in recalibrated else features
 
         self.recalibrated_skip = look_up_option(skip, {"recalibrated": True, "raw": False})
-        self.indices_before_se = doubles and "encoders" in places
+        self.indices_before_se = doubles and "encoders" in recalibrated
         skip_width = width("encoders") if self.recalibrated_skip else features
         encoder_inputs = [in_channels] + [width("encoders")] * (depth - 1)
         decoder_inputs = [skip_width + width(below) for below in ["bottleneck"] + ["decoders"] * (depth - 1)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's three networks and ReLayNet: which stage, which way up and which constants.
+"""The three networks of the scSE paper, and ReLayNet.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I and VII.
@@ -141,7 +141,7 @@ class SCSESDNet(SqueezeExciteFCN):
 
 
 class ReLayNet(SCSESDNet):
-    """ReLayNet, for retinal OCT, with squeeze & excitation; the defaults are the paper's.
+    """ReLayNet for retinal OCT, with squeeze & excitation.
 
     Roy et al.: "ReLayNet: retinal layer and fluid segmentation of macular optical coherence tomography using fully
     convolutional networks", Biomedical Optics Express 2017, https://arxiv.org/abs/1704.02161.
@@ -159,10 +159,11 @@ class ReLayNet(SCSESDNet):
 
 
 class SCSEFCDenseNet(SqueezeExciteFCN):
-    """FC-DenseNet with squeeze & excitation, and QuickNAT; the defaults are the paper's.
+    """FC-DenseNet with squeeze & excitation; the defaults are the paper's.
 
     Dense stages, pooling with indices and unpooling. The paper does not describe its bottleneck; a 1x1 convolution is
-    what its parameter count (3.1e6 convolution weights) leaves. The authors' later codes differ.
+    what its parameter count (3.1e6 convolution weights) leaves. The authors' later codes,
+    such as QuickNAT, differ.
 
     Args:
         spatial_dims, in_channels, out_channels, features, depth: see :class:`monai_attn.nets.SqueezeExciteFCN`.
