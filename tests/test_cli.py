@@ -81,7 +81,7 @@ def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: monai-attn")
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in cli._COMMANDS)])
+@pytest.mark.parametrize("command", [[], ["check"], ["phantom"]])
 def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -91,7 +91,7 @@ def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
     examples = re.findall(r"^  monai-attn (.*)$", text, flags=re.MULTILINE)
     assert examples
     for example in examples:
-        assert example.split()[0] in (command or cli._COMMANDS)
+        assert example.split()[0] in (command or ["check", "phantom"])
         assert cli._parser().parse_args(example.split()).command == example.split()[0]
 
 
