@@ -55,9 +55,9 @@ class GateMaps:
     def __init__(self, network: nn.Module) -> None:
         self.network: Any = network
         modules = list(network.modules())
-        channel_gates = {module.gate for module in modules if isinstance(module, ChannelGate)}
-        gates = {_short(path): module for path, module in network.named_modules() if isinstance(module, Gate)}
-        self.gates = {name: gate for name, gate in gates.items() if gate not in channel_gates}
+        skipped = {module.gate for module in modules if isinstance(module, ChannelGate)}
+        gates = {path: part for path, part in network.named_modules() if isinstance(part, Gate) and part not in skipped}
+        self.gates = {_short(path): gate for path, gate in gates.items()}
         if not self.gates:
             raise ConfigError(f"the attention of {type(network).__name__}", *_why_none(network))
         focusing = {module.gate: module for module in modules if isinstance(module, AutofocusConv)}

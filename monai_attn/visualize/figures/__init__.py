@@ -15,14 +15,6 @@ from monai_attn.visualize.figures.training import excitation_by_epoch, training_
 from monai_attn.visualize.figures.view import View, best_slice, slice_view
 
 __all__ = [
-    "CLASS_COLORS",
-    "View",
-    "attention_grid",
-    "best_slice",
-    "excitation_by_epoch",
-    "overlay",
-    "save",
-    "slice_view",
-    "three_planes",
-    "training_curves",
-]
+    "CLASS_COLORS", "View", "attention_grid", "best_slice", "excitation_by_epoch", "overlay", "save", "slice_view",
+    "three_planes", "training_curves",
+]  # fmt: skip

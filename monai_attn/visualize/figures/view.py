@@ -110,11 +110,8 @@ def cut(
         return image, dict(layers), view
     best = (best_slice(layers[name], spatial_dim) for name in by if (layers[name] > 0).any())
     index = next(best, image.shape[spatial_dim + 1] // 2)
-    return (
-        image.select(spatial_dim + 1, index),
-        {name: layer.select(spatial_dim + 1, index) for name, layer in layers.items()},
-        view,
-    )
+    image, *slices = (layer.select(spatial_dim + 1, index) for layer in (image, *layers.values()))
+    return image, dict(zip(layers, slices)), view
 
 
 def _ends(image: MetaTensor, axis: int) -> tuple[str, str]:

@@ -39,11 +39,8 @@ def test_an_oblique_axis_has_the_letters_of_both_directions(degrees, letters):
     assert slice_view(volume(axes), 2).letters == letters
 
 
-def test_the_spacing_makes_the_aspect():
+def test_the_metadata_make_the_aspect():
     image = volume(np.eye(3), (1.0, 2.0, 6.0))
     assert [slice_view(image, axis).aspect for axis in (0, 1, 2)] == pytest.approx([3, 6, 2])
-
-
-def test_nobody_knows_the_directions_of_pictures_and_plain_tensors():
-    assert slice_view(torch.zeros(3, 8, 9)) == (1.0, True, False, None)
+    assert slice_view(torch.zeros(3, 8, 9)) == (1.0, True, False, None)  # nobody knows the directions of a picture
     assert slice_view(torch.zeros(1, 8, 9, 7)) == (1.0, True, True, None)
