@@ -216,14 +216,16 @@ def mask_values(bundle: str, dataset_dir: Path) -> dict[str, Any]:
 
 
 def key_values(label: str) -> dict[str, Any]:
-    """The plain keys of ``<bundle>/<configuration>`` or its baselines with their values, ``"$"`` for an expression."""
+    """The keys of ``<bundle>/<configuration>`` or its baselines and their values, ``"$"`` for expressions and parts."""
     bundle, config = label.split("/")
     entries: dict[str, Any] = {}
     for file in files_of(bundle, "baselines", config):
         entries |= json.loads(Path(file).read_text(encoding="utf-8"))
     texts = {key: json.dumps(value) for key, value in entries.items() if "#" not in key}
-    plain = {key: text for key, text in texts.items() if "_target_" not in text}
-    return {key: "$" if "$" in text or "@" in text else entries[key] for key, text in plain.items()}
+    return {
+        key: "$" if any(sign in text for sign in ("$", "@", "_target_")) else entries[key]
+        for key, text in texts.items()
+    }
 
 
 def main() -> None:
