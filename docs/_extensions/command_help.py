@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-import argparse
+import io
+import os
+import re
+from contextlib import redirect_stdout, suppress
+from unittest.mock import patch
 
 from monai_attn import cli
 
 __all__ = ["help_texts"]
 
-_WIDTH = 100
-
 
 def help_texts() -> dict[str, str]:
-    """The help of every command, under the words that call it."""
+    """Return the help of every command, under the words that call it; that of ``monai-attn`` has an example of each."""
+    main = _help()
+    commands = dict.fromkeys(re.findall(r"^  monai-attn (\w+)", main, flags=re.MULTILINE))
+    return {"monai-attn": main} | {f"monai-attn {command}": _help(command) for command in commands}
 
-    class Wide(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog: str) -> None:
-            super().__init__(prog, width=_WIDTH)
 
-    parser = cli._parser()
-    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    found = {}
-    for command in (parser, *subparsers.choices.values()):
-        command.formatter_class = Wide
-        found[command.prog] = command.format_help()
-    return found
+def _help(*words: str) -> str:
+    screen = io.StringIO()
+    with redirect_stdout(screen), suppress(SystemExit), patch.dict(os.environ, COLUMNS="102"):
+        cli.main([*words, "--help"])
+    return screen.getvalue()
