@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 LABEL := .venv-label
 BIN := $(VENV)/bin
+# so many processes share the tests, each with one thread: `make test JOBS=8` on a larger machine
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # glibc gives freed memory back to the system and asks for it again in every iteration; on a CPU that is a third of the
 # time of a training, so keep it
 export MALLOC_TRIM_THRESHOLD_ = 16000000000
@@ -27,7 +30,7 @@ demo: $(VENV)/installed-bundle
 	$(BIN)/python -m monai_attn.demo
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 coverage: $(VENV)/installed-dev
 	$(BIN)/coverage run -m pytest
@@ -40,7 +43,7 @@ docs: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 test-slow: $(VENV)/installed-dev $(VENV)/installed-docs
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 soak: $(VENV)/installed-bundle
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py --kills 50 --seed 0
@@ -57,7 +60,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/installed-dev
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(JOBS)
 
 clean:
 	rm -rf $(VENV) $(LABEL) benchmarks demo build dist docs/_build *.egg-info

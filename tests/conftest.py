@@ -20,6 +20,7 @@ import monai
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from monai.bundle import ConfigParser, run, run_workflow
 
 from monai_attn.data.phantom import make_phantom
@@ -146,33 +147,50 @@ class TrainedBundle(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes six cases of a bundle's phantom, to read or to copy, when they are first asked for."""
-    return cache(lambda bundle: make_phantom(bundle, tmp_path_factory.mktemp("phantom") / bundle, cases=6))
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fills a folder of this run of the tests when a worker of pytest-xdist first asks for it; the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def fill(name: str, work: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                work(folder)
+                done.touch()
+        return folder
+
+    return fill
 
 
 @pytest.fixture(scope="session")
-def bundle_on_phantom(
-    phantom: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], TrainedBundle]:
+def phantom(once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
+    """Makes six cases of a bundle's phantom, to read or to copy, when they are first asked for."""
+    return cache(lambda bundle: once(f"{bundle}_phantom", lambda folder: make_phantom(bundle, folder, cases=6)))
+
+
+@pytest.fixture(scope="session")
+def bundle_on_phantom(phantom: Callable[[str], Path]) -> Callable[[str], TrainedBundle]:
     """A bundle with its phantom, to train on."""
 
     @cache
     def make(name: str) -> TrainedBundle:
         root = next(root for root in BUNDLES if root.name == name)
-        return TrainedBundle(root, phantom(name), tmp_path_factory.mktemp(name) / "out")
+        return TrainedBundle(root, phantom(name), phantom(name).with_name(f"{name}_out"))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def train_bundle(bundle_on_phantom: Callable[[str], TrainedBundle]) -> Callable[[str], TrainedBundle]:
+def train_bundle(
+    bundle_on_phantom: Callable[[str], TrainedBundle], once: Callable[[str, Callable[[Path], object]], Path]
+) -> Callable[[str], TrainedBundle]:
     """Trains a bundle on its phantom when it is first asked for."""
 
     @cache
     def train(name: str) -> TrainedBundle:
         bundle = bundle_on_phantom(name)
-        bundle.run("train", output_dir=str(bundle.output), ckpt_dir=str(bundle.output))
+        once(bundle.output.name, lambda folder: bundle.run("train", output_dir=str(folder), ckpt_dir=str(folder)))
         return bundle
 
     return train
