@@ -28,7 +28,7 @@ from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.demo import draw_summary, find_data
-from monai_attn.run.bundle import read_bundle
+from monai_attn.run.workflow import read_bundle
 from monai_attn.transforms import SobelEdges
 from monai_attn.visualize import capture_attention, figures
 from monai_attn.visualize.figures import CLASS_COLORS, panels

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (InputError, CasesError, KeyboardInterrupt) as error:
-        from monai_attn.run.start import summarize
+        from monai_attn.run.session import summarize
 
         message, code = summarize(error)
         print(f"monai-attn: {message}", file=sys.stderr)
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from monai_attn.run.bundle import check_bundle
+    from monai_attn.run.workflow import check_bundle
 
     lines = check_bundle(
         arguments.bundle,

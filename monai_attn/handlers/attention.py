@@ -51,7 +51,7 @@ class AttentionMaps(CasePictures):
         transform: the preprocessing, to be inverted.
         output_dir: folder for the files.
         output_ext: ending of the maps.
-        origin: see :class:`monai_attn.transforms.SafeSaveImage`.
+        provenance: see :class:`monai_attn.transforms.SafeSaveImage`.
         spatial_dim: of a volume, the spatial axis to cut across for the picture: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
 
@@ -72,7 +72,7 @@ class AttentionMaps(CasePictures):
         output_dir: str,
         *,
         output_ext: str = ".nii.gz",
-        origin: Callable[[str], str] | None = None,
+        provenance: Callable[[str], str] | None = None,
         spatial_dim: int = 2,
         class_names: Sequence[str] = (),
     ) -> None:
@@ -83,7 +83,7 @@ class AttentionMaps(CasePictures):
         self.maps = GateMaps(network)
         self.amp = False
         in_grey = output_ext == ".png"
-        files: dict[str, Any] = {"output_dir": output_dir, "output_ext": output_ext, "origin": origin}
+        files: dict[str, Any] = {"output_dir": output_dir, "output_ext": output_ext, "provenance": provenance}
         files["output_dtype"] = torch.uint8 if in_grey else torch.float32
         steps: list[Transform] = []
         for name in self.maps.names:

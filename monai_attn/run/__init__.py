@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from monai_attn.run.checks import check_overrides, check_settings
 from monai_attn.run.manifest import RunManifest
-from monai_attn.run.processes import handlers_of_rank, share
 from monai_attn.run.results import FinishedCases, Provenance
-from monai_attn.run.start import (
+from monai_attn.run.session import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
     finish,
+    handlers_of_rank,
+    share,
     start,
     summarize,
 )

@@ -23,8 +23,7 @@ from monai.utils import ensure_tuple
 import monai_attn
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import atomic_write
-from monai_attn.run.processes import gather
-from monai_attn.run.start import open_log
+from monai_attn.run.session import gather, open_log
 
 __all__ = ["RunManifest", "file_hash", "fingerprint", "image_hash"]
 

@@ -18,8 +18,8 @@ from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
 from monai_attn.handlers.settings import describe, digest
 from monai_attn.run.manifest import file_hash, image_hash
-from monai_attn.run.processes import gather, share
-from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, origin_of
+from monai_attn.run.session import gather, share
+from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, provenance_of
 
 __all__ = ["FinishedCases", "Provenance"]
 
@@ -104,7 +104,7 @@ class FinishedCases:
         steps = postprocessing.flatten().transforms
         further = [step for picture in self.pictures for step in picture.postprocessing.flatten().transforms]
         self.savers = [step.saver for step in (*steps, *further) if isinstance(step, SafeSaveImaged)]
-        self.provenances = [saver.origin for saver in self.savers if isinstance(saver.origin, Provenance)]
+        self.provenances = [saver.provenance for saver in self.savers if isinstance(saver.provenance, Provenance)]
         for provenance in set(self.provenances):  # a saver holds its provenance, which so cannot be given the saver
             provenance.parts.extend(step for step in steps if not isinstance(step, SafeSaveImaged))
         self.overwrite = overwrite
@@ -149,15 +149,15 @@ class FinishedCases:
                 raise DataError(image, f"its result would replace that of {owners[path]}", "rename one of them")
             owners[path] = image
             inside = Path(image).is_relative_to(Path(saver.output_dir).absolute())
-            if inside and origin_of(image).startswith(Provenance.start):
+            if inside and provenance_of(image).startswith(Provenance.start):
                 raise DataError(image, "it is a result of an earlier run", "give an output_dir outside of the input")
 
     def _is_there(self, image: str, saver: SafeSaveImage) -> bool:
         path = saver.path_of(image)
         if self.overwrite or not path.exists():
             return False
-        expected = saver.origin(image) if saver.origin is not None else ""
-        found = origin_of(path)
+        expected = saver.provenance(image) if saver.provenance is not None else ""
+        found = provenance_of(path)
         if found != expected or not found:
             raise ConfigError(
                 str(path),

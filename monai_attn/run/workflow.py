@@ -1,20 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's workflow of a bundle, with checked overrides and short errors."""
+"""Configurations of bundles, and MONAI's workflow with checked overrides."""
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
+from monai_attn.data.datalist import cases, find_images
+from monai_attn.data.inspection import check_cases
+from monai_attn.errors import ConfigError
 from monai_attn.run.checks import check_overrides
-from monai_attn.run.start import start
+from monai_attn.run.session import start
 
-__all__ = ["Workflow"]
+__all__ = ["Workflow", "check_bundle", "components", "find_bundle", "parse_override", "read_bundle"]
+
+
+_CHECKS = [
+    f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
+]
+
+
+def find_bundle(bundle: str) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        bundle: the folder, or the name of one in ``./bundles``.
+
+    Raises:
+        ConfigError: if there is no such bundle, with those that there are.
+    """
+    for folder in (Path(bundle), Path("bundles") / bundle):
+        if (folder / "configs").is_dir():
+            return folder
+    present = sorted(path.parent.name for path in Path("bundles").glob("*/configs"))
+    raise ConfigError(
+        bundle,
+        f"there is no such bundle; in {Path('bundles').absolute()} there are: {', '.join(present) or 'none'}",
+        "give the folder of a bundle",
+    )
+
+
+def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
+    """The configuration of a bundle.
+
+    Args:
+        folder: folder of the bundle.
+        names: configurations, each of which goes over those before it, such as ``["train", "evaluate"]``.
+        overrides: other values for entries.
+
+    Raises:
+        ConfigError: if there is no such configuration, or an override names no entry.
+    """
+    files = [folder / "configs" / f"{name}.json" for name in names]
+    for file in files:
+        if not file.is_file():
+            present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
+            raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
+    check_overrides([str(file) for file in files], overrides)
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.update({"bundle_root": str(folder), **overrides})
+    return parser
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """An override in the form ``KEY=VALUE``.
+
+    Raises:
+        ConfigError: if there is no ``=``.
+
+    Example:
+        >>> parse_override("structures=['fluid']"), parse_override("network_def=@unet")
+        (('structures', ['fluid']), ('network_def', '@unet'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(text, "it is no override of an entry", "give KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:
+    """Return the first component of each class that a configuration has, built.
+
+    Args:
+        parser: the configuration.
+        targets: the classes, as ``_target_`` names them.
+
+    Raises:
+        ConfigError: if there is none of the first class.
+    """
+    found = [next(_find(parser.get(), target), None) for target in targets]
+    if found[0] is None:
+        raise ConfigError("the configuration", f"it has no component {targets[0]}", "give a configuration that has")
+    return [parser.get_parsed_content(path) for path in found if path is not None]
+
+
+def check_bundle(
+    bundle: str,
+    *,
+    dataset_dir: str | None = None,
+    images: Sequence[str] = (),
+    sections: Sequence[str] = ("training", "validation"),
+    configs: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Iterator[str]:
+    """Load every case as a bundle does, and tell what is found.
+
+    Args:
+        bundle: folder of the bundle, or the name of one in ``./bundles``.
+        dataset_dir: the data set; by default that of the bundle.
+        images: look at these instead, as for inference: an image, a folder or a data set, or the files of one image.
+        sections: sections of the data set.
+        configs: configurations to take; by default ``train``, or ``inference`` for ``images``.
+        overrides: overrides of entries, ``KEY=VALUE``.
+
+    Yields:
+        the lines of a table and of a summary.
+
+    Raises:
+        ConfigError: if the bundle or an override cannot be used.
+        DataError: at once, if there are no cases; at the end, if some cannot be used.
+
+    Example:
+        ``for line in check_bundle("hippocampus_mri_scse_segmentation", dataset_dir="my_data"): print(line)``
+    """
+    entries = dict(map(parse_override, overrides)) | ({"dataset_dir": dataset_dir} if dataset_dir else {})
+    parser = read_bundle(find_bundle(bundle), configs or ["inference" if images else "train"], entries)
+    if images:
+        source, parts = ", ".join(images), {"input": find_images(images[0] if len(images) == 1 else images)}
+    else:
+        source = str(parser.get_parsed_content("dataset_dir"))
+        parts = {section: cases(source, section) for section in sections}
+    yield from check_cases(components(parser, _CHECKS), parts, source)
+
+
+def _find(config: Any, target: str, path: str = "") -> Iterator[str]:
+    parts = list(config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ())
+    if isinstance(config, dict) and config.get("_target_") == target:
+        yield path
+    for key, part in parts:
+        yield from _find(part, target, f"{path}#{key}" if path else str(key))
 
 
 class Workflow(ConfigWorkflow):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from monai_attn.transforms.checks import CheckImaged, CheckLabeld, label_values
 from monai_attn.transforms.edges import SobelEdges, SobelEdgesd, edge_targets, foreground_masks
 from monai_attn.transforms.load import ReloadImaged, SafeChannelFirstd, SafeLoadImaged
-from monai_attn.transforms.output import AsLabelMapd, InvertArgmaxd, SafeSaveImage, SafeSaveImaged, origin_of
+from monai_attn.transforms.output import AsLabelMapd, InvertArgmaxd, SafeSaveImage, SafeSaveImaged, provenance_of
 from monai_attn.transforms.regions import (
     BrainMaskd,
     LabelsToRegions,
@@ -40,6 +40,6 @@ __all__ = [
     "edge_targets",
     "foreground_masks",
     "label_values",
-    "origin_of",
+    "provenance_of",
     "sobel_edges",
 ]

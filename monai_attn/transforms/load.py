@@ -14,7 +14,7 @@ from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
-from monai_attn.transforms.checks.grid import CHANNEL_FILES
+from monai_attn.transforms.grid import CHANNEL_FILES
 
 __all__ = ["ReloadImaged", "SafeChannelFirstd", "SafeLoadImaged"]
 

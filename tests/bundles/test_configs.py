@@ -135,7 +135,7 @@ def test_results_are_written_whole_not_twice_and_without_regard_to_a_bad_case(bu
         for component in components(load(bundle, path.stem)):
             assert component["_target_"] not in ("SaveImaged", "SaveImage")
             if component["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.handlers.AttentionMaps"):
-                assert component["origin"] == "@provenance"
+                assert component["provenance"] == "@provenance"
 
 
 def test_inference_and_validation_see_what_training_saw(bundle):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from monai_attn.data import case_name, cases
 from monai_attn.errors import CasesError, ConfigError, DataError, root_cause
-from monai_attn.run.bundle import check_bundle
+from monai_attn.run.workflow import check_bundle
 from monai_attn.visualize import GateMaps
 
 from .conftest import mostly_slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.run.bundle import check_bundle
+from monai_attn.run.workflow import check_bundle
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 HIPPOCAMPUS = str(BUNDLES / "hippocampus_mri_scse_segmentation")

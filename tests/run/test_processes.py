@@ -10,7 +10,7 @@ from monai.handlers import StatsHandler, TensorBoardHandler
 
 from monai_attn.errors import ConfigError
 from monai_attn.handlers import SafeCheckpointLoader
-from monai_attn.run import processes
+from monai_attn.run import session as processes
 
 
 @pytest.fixture

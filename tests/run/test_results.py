@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ignite.distributed as idist
 import nibabel
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 from monai_attn.data import find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers import OverlaySaver
-from monai_attn.run import FinishedCases, Provenance, processes
-from monai_attn.transforms import SafeSaveImaged, origin_of
+from monai_attn.run import FinishedCases, Provenance
+from monai_attn.transforms import SafeSaveImaged, provenance_of
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def write_image(path, value):
     nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), value, np.int16), np.eye(4)), path)
 
 
-def look(folder, *, overwrite=False, postfixes=("seg",), source="in", origin=None, handlers=()):
+def look(folder, *, overwrite=False, postfixes=("seg",), source="in", provenance=None, handlers=()):
     """Results of a run, and what it does with a case."""
-    origin = origin or Provenance(str(folder / "model.pt"))
+    provenance = provenance or Provenance(str(folder / "model.pt"))
     output, source = str(folder / "out"), str(folder / source)
-    savers = [SafeSaveImaged("pred", output, output_postfix=postfix, origin=origin) for postfix in postfixes]
+    savers = [SafeSaveImaged("pred", output, output_postfix=postfix, provenance=provenance) for postfix in postfixes]
     post = Compose([Compose(savers)])
 
     def segment(case):
@@ -53,15 +54,15 @@ def names(cases, folder):
 def test_processes_share_what_the_first_one_found(folder, monkeypatch, rank, expected):
     _, _, unfinished = look(folder)
     everything = unfinished()
-    monkeypatch.setattr(processes.idist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(processes.idist, "get_rank", lambda: rank)
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "get_rank", lambda: rank)
     given = []
 
     def exchange(items):
         given.append(items)
         return [everything, []]
 
-    monkeypatch.setattr(processes.idist, "all_gather", exchange)
+    monkeypatch.setattr(idist, "all_gather", exchange)
     results, _, unfinished = look(folder)
     assert names(unfinished(), folder) == expected
     assert given == [everything if rank == 0 else []]
@@ -110,22 +111,22 @@ def test_overwrite_is_a_truth_value(folder, overwrite):
 def test_a_result_of_another_origin_is_refused(folder, change):
     _, segment, unfinished = look(folder)
     segment(unfinished()[1])
-    origin = None
+    provenance = None
     if change == "checkpoint":
         (folder / "model.pt").write_text("other weights")
     elif change == "configuration":
-        origin = Provenance(str(folder / "model.pt"), [{"slice_dim": 1}])
+        provenance = Provenance(str(folder / "model.pt"), [{"slice_dim": 1}])
     elif change == "image of that name":
         write_image(folder / "in" / "a" / "t2.nii.gz", 1)
     else:
         write_image(folder / "out" / "a" / "t2_seg.nii.gz", 1)
-    _, _, unfinished = look(folder, origin=origin)
+    _, _, unfinished = look(folder, provenance=provenance)
     with pytest.raises(ConfigError) as caught:
         unfinished()
     assert caught.value.what == str(folder / "out" / "a" / "t2_seg.nii.gz")
     assert change in caught.value.problem
     assert caught.value.fix == "give another output_dir, or --overwrite True to replace it"
-    assert len(look(folder, origin=origin, overwrite=True)[2]()) == 3
+    assert len(look(folder, provenance=provenance, overwrite=True)[2]()) == 3
 
 
 def test_a_case_is_finished_when_all_of_its_files_are_there(folder):
@@ -180,38 +181,38 @@ def test_a_line_of_provenance_fits_into_a_header_and_is_read_as_it_was(folder):
     _, segment, unfinished = look(folder)
     (case, *_) = unfinished()
     segment(case)
-    found = origin_of(folder / "out" / "a" / "t1_seg.nii.gz")
+    found = provenance_of(folder / "out" / "a" / "t1_seg.nii.gz")
     assert len(found) < 80
     assert [field.split("=")[0] for field in found.split()] == ["monai_attn", "weights", "config", "image"]
 
 
 def test_the_settings_of_all_parts_count_and_those_of_the_writer_do_not(folder):
     def line(pixdim=1.0, threshold=0.5, output_dir="a"):
-        origin = Provenance(str(folder / "model.pt"), [nn.Conv2d(1, 2, 3), Compose([Spacing(pixdim=pixdim)])])
-        saver = SafeSaveImaged("pred", str(folder / output_dir), origin=origin)
+        provenance = Provenance(str(folder / "model.pt"), [nn.Conv2d(1, 2, 3), Compose([Spacing(pixdim=pixdim)])])
+        saver = SafeSaveImaged("pred", str(folder / output_dir), provenance=provenance)
         FinishedCases(Compose([AsDiscreted("pred", threshold=threshold), saver]))
-        return origin(str(folder / "in" / "a" / "t1.nii.gz"))
+        return provenance(str(folder / "in" / "a" / "t1.nii.gz"))
 
     assert line() == line(output_dir="b")
     assert len({line(), line(pixdim=2.0), line(threshold=0.4)}) == 3
 
 
 def test_an_image_is_known_by_all_of_its_files(folder):
-    origin = Provenance(str(folder / "model.pt"))
+    provenance = Provenance(str(folder / "model.pt"))
     files = [str(folder / "in" / "a" / f"{name}.nii.gz") for name in ("t1", "t2")]
-    saver = SafeSaveImaged("pred", str(folder / "out"), origin=origin)
+    saver = SafeSaveImaged("pred", str(folder / "out"), provenance=provenance)
     FinishedCases(Compose([saver]))([{"image": files}])
-    before = origin(files[0])
+    before = provenance(files[0])
     write_image(folder / "in" / "a" / "t2.nii.gz", 99)
-    assert origin(files[0]) != before
+    assert provenance(files[0]) != before
 
 
 def test_a_provenance_knows_a_dicom_series_by_its_files(folder):
-    origin = Provenance(str(folder / "model.pt"))
+    provenance = Provenance(str(folder / "model.pt"))
     series = folder / "series"
     (series / "below").mkdir(parents=True)
     for name in ("1.dcm", "2.dcm"):
         (series / name).write_text(name)
-    before = origin(str(series))
+    before = provenance(str(series))
     (series / "2.dcm").write_text("3")
-    assert origin(str(series)) != before
+    assert provenance(str(series)) != before

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save results whole or not at all."""
+"""Convert the output of a network to files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,114 @@ import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
 from monai.data.utils import create_file_basename, to_affine_nd
-from monai.transforms import SaveImage, SaveImaged
-from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy, get_equivalent_dtype, optional_import
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, SaveImage, SaveImaged
+from monai.utils import (
+    ImageMetaKey,
+    MetaKeys,
+    TransformBackends,
+    convert_to_dst_type,
+    convert_to_numpy,
+    convert_to_tensor,
+    ensure_tuple_rep,
+    get_equivalent_dtype,
+    optional_import,
+)
 
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
-__all__ = ["SafeSaveImage", "SafeSaveImaged", "origin_of"]
+__all__ = ["AsLabelMapd", "InvertArgmaxd", "SafeSaveImage", "SafeSaveImaged", "provenance_of"]
 
 PILImage, _ = optional_import("PIL.Image")
 PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
+
+
+class InvertArgmaxd(MapTransform):
+    """``Invertd`` and ``AsDiscreted(argmax=True)`` in one, class by class.
+
+    The scores of one class at a time are brought back to the grid of the image, and a running maximum decides, so that
+    memory holds the network's scores and a few images, not further copies of the scores. As with the two transforms,
+    the first of equal scores wins, and the label map is of type float32.
+
+    Args:
+        keys: keys of the scores (C, *spatial) of an arg max over C classes.
+        transform: the preprocessing, to be inverted.
+        orig_keys: the image that it was applied to, one for each key or for all.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Example:
+        ``Compose([InvertArgmaxd("pred", preprocessing), AsLabelMapd("pred")])``
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: InvertibleTransform,
+        orig_keys: KeysCollection = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.inverses = [
+            Invertd(key, transform, orig_key, nearest_interp=False)
+            for key, orig_key in zip(self.keys, ensure_tuple_rep(orig_keys, len(self.keys)))
+        ]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return label maps (1, *spatial) for scores (C, *spatial)."""
+        item = dict(data)
+        for key, inverse in self.key_iterator(item, self.inverses):
+            item[key] = self._label_map(item, key, inverse)
+        return item
+
+    def _label_map(self, item: dict[Hashable, Any], key: Hashable, inverse: Invertd) -> torch.Tensor:
+        scores = item[key].detach()
+        best = labels = placed = torch.empty(0)
+        for index in range(len(scores)):
+            placed = inverse({**item, key: scores[index : index + 1]})[key]
+            values = convert_to_tensor(placed, track_meta=False)
+            if index == 0:
+                best = values.clone()
+                labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
+            else:  # NaN is above all numbers, as for torch.argmax
+                labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
+                torch.maximum(best, values, out=best)
+        return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
+
+
+class AsLabelMapd(MapTransform):
+    """Convert predictions to label maps that MONAI can write.
+
+    A prediction inherits the metadata of its image. If the image's file has channels, MONAI's writers believe the same
+    of the prediction and cut its affine down to two dimensions. So the metadata have to say that it has none.
+
+    Args:
+        keys: keys of the label maps (1, *spatial) or (*spatial).
+        dtype: type of the values; float32 for a map of probabilities.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Example:
+        >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]
+        metatensor([[0, 2]], dtype=torch.uint8)
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self, keys: KeysCollection, dtype: torch.dtype = torch.uint8, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.dtype = dtype
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Convert the label maps of a case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label_map = MetaTensor(item[key].to(self.dtype))
+            label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
+            item[key] = label_map
+        return item
 
 
 class SafeSaveImage(SaveImage):
@@ -42,7 +140,7 @@ class SafeSaveImage(SaveImage):
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255 (``.png`` only).
         data_root_dir: folder that holds all images; without it, all results lie in ``output_dir`` itself.
             :class:`monai_attn.run.FinishedCases` sets it.
-        origin: returns for an image file what its result was made with, in at most 79 characters to be written into
+        provenance: returns for an image file what its result was made with, in at most 79 characters to be written into
             the file, such as :class:`monai_attn.run.Provenance`.
 
     Raises:
@@ -62,7 +160,7 @@ class SafeSaveImage(SaveImage):
         output_dtype: torch.dtype = torch.uint8,
         scale: int | None = None,
         data_root_dir: PathLike = "",
-        origin: Callable[[str], str] | None = None,
+        provenance: Callable[[str], str] | None = None,
     ) -> None:
         if output_ext not in _WRITERS:
             raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}.")
@@ -72,7 +170,7 @@ class SafeSaveImage(SaveImage):
         self.output_dtype = get_equivalent_dtype(output_dtype, np.ndarray)
         self.scale = scale
         self.data_root_dir = data_root_dir
-        self.origin = origin
+        self.provenance = provenance
         self._unnamed = 0  # images without a file so far
 
     def path_of(self, subject: PathLike) -> Path:
@@ -82,15 +180,11 @@ class SafeSaveImage(SaveImage):
                 self.output_postfix, str(subject), self.output_dir, self.data_root_dir, separate_folder=False
             )
         except OSError as error:
-            raise DataError(
-                str(self.output_dir), f"it cannot be written: {error.strerror}", "give another output_dir"
-            ) from error
+            problem = f"it cannot be written: {error.strerror}"
+            raise DataError(str(self.output_dir), problem, "give another output_dir") from error
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.output_dir)):
-            raise DataError(
-                str(subject),
-                f"it is not below {self.data_root_dir}, so its result would not be in {self.output_dir}",
-                "give the folder that holds it",
-            )
+            problem = f"it is not below {self.data_root_dir}, so its result would not be in {self.output_dir}"
+            raise DataError(str(subject), problem, "give the folder that holds it")
         return Path(f"{path}{self.output_ext}")
 
     def __call__(
@@ -104,7 +198,7 @@ class SafeSaveImage(SaveImage):
         subject = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._unnamed))
         self._unnamed += ImageMetaKey.FILENAME_OR_OBJ not in meta
         path = self.path_of(subject) if filename is None else Path(f"{filename}{self.output_ext}")
-        line = self.origin(subject) if self.origin is not None else ""
+        line = self.provenance(subject) if self.provenance is not None else ""
 
         values = convert_to_numpy(img)
         if len(meta.get(MetaKeys.SPATIAL_SHAPE, ())) < values.ndim:  # it has channels
@@ -130,7 +224,7 @@ class SafeSaveImaged(SaveImaged):
         output_dtype: type of the values.
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255.
         data_root_dir: folder that holds all images.
-        origin: returns for an image file what its result was made with.
+        provenance: returns for an image file what its result was made with.
         allow_missing_keys: do not raise if a key is missing.
 
     Example:
@@ -147,7 +241,7 @@ class SafeSaveImaged(SaveImaged):
         output_dtype: torch.dtype = torch.uint8,
         scale: int | None = None,
         data_root_dir: PathLike = "",
-        origin: Callable[[str], str] | None = None,
+        provenance: Callable[[str], str] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
@@ -158,17 +252,17 @@ class SafeSaveImaged(SaveImaged):
             output_dtype=output_dtype,
             scale=scale,
             data_root_dir=data_root_dir,
-            origin=origin,
+            provenance=provenance,
         )
 
 
-def origin_of(path: str | Path) -> str:
+def provenance_of(path: str | Path) -> str:
     """Return the line that :class:`SafeSaveImage` wrote into a file.
 
     It is empty if there is none.
 
     Example:
-        ``origin_of("out/case_1_seg.nii.gz")``
+        ``provenance_of("out/case_1_seg.nii.gz")``
     """
     try:
         if str(path).endswith(".png"):

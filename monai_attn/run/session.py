@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start and finish a run: short errors, exit codes, and a log file."""
+"""Start and finish a run: processes, short errors, exit codes, and a log file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence, Sized
 from contextlib import suppress
+from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from textwrap import shorten
 from types import TracebackType
+from typing import Any
 
 import ignite.distributed as idist
+import torch
 from monai.apps import get_logger
+from monai.handlers import StatsHandler, TensorBoardHandler
 
-from monai_attn.errors import CasesError, DataError, InputError, root_cause
+from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
 from monai_attn.run.checks import check_command
-from monai_attn.run.processes import join
 
 __all__ = [
     "EXIT_BAD_INPUT",
@@ -27,10 +31,85 @@ __all__ = [
     "EXIT_INCOMPLETE",
     "EXIT_INTERRUPTED",
     "finish",
+    "gather",
+    "handlers_of_rank",
+    "join",
     "open_log",
+    "share",
     "start",
     "summarize",
 ]
+
+
+# a process waits for the others as long as their cases take; the launcher sees to those that have died
+_PATIENCE = timedelta(days=1)
+
+
+def join() -> None:
+    """Join the other processes that ``torchrun`` started, if it did: by NCCL on GPUs, else by Gloo.
+
+    Raises:
+        ConfigError: if the machine has GPUs, but not one for each of its processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"--nproc_per_node={processes}",
+            f"every process needs a GPU of its own, and there are {gpus}",
+            f"give {gpus}, or set CUDA_VISIBLE_DEVICES= to run on the CPU",
+        )
+    hook = sys.excepthook
+    idist.initialize("nccl" if gpus else "gloo", timeout=_PATIENCE)
+    sys.excepthook = hook  # torch puts one in front that loses what a hook prints before it chooses the exit code
+
+
+def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
+    """Return the handlers that this process needs: all for the first, none that only report elsewhere.
+
+    Example:
+        >>> [type(handler).__name__ for handler in handlers_of_rank([StatsHandler()])]
+        ['StatsHandler']
+    """
+    reporters = (StatsHandler, TensorBoardHandler)
+    return [handler for handler in handlers if idist.get_rank() == 0 or not isinstance(handler, reporters)]
+
+
+def share(items: Sized, least: int = 0) -> range:
+    """Return the indices of the items that this process works on; every item is in one share.
+
+    The shares follow one another, so what is gathered from the processes in their order is in that of the items.
+
+    Args:
+        items: the items, of which every process has the same list.
+        least: number of items that every process must have, such as 1 for a metric over the processes.
+
+    Raises:
+        ConfigError: if there are too few items.
+
+    Example:
+        >>> share(["a", "b", "c"])
+        range(0, 3)
+    """
+    processes, rank = idist.get_world_size(), idist.get_rank()
+    if len(items) < least * processes:
+        raise ConfigError(
+            f"{processes} processes", f"there are only {len(items)} cases for them", "start fewer processes"
+        )
+    return range(len(items) * rank // processes, len(items) * (rank + 1) // processes)
+
+
+def gather(items: Sequence[Any]) -> list[Any]:
+    """Return the items of all processes, in the order of the processes.
+
+    Example:
+        >>> gather([1, 2])
+        [1, 2]
+    """
+    parts: Any = idist.all_gather(list(items))
+    return [item for part in parts for item in part]
+
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from monai_attn.errors import ConfigError
-from monai_attn.run.bundle import components, find_bundle, parse_override, read_bundle
+from monai_attn.run.workflow import components, find_bundle, parse_override, read_bundle
 
 
 @pytest.fixture

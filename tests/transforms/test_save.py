@@ -12,7 +12,7 @@ from monai.transforms import SaveImaged
 from PIL import Image
 
 from monai_attn.errors import DataError
-from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, origin_of
+from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, provenance_of
 
 AFFINE = torch.tensor([[-1.1, 0, 0, 3], [0, 0, 1.2, -4], [0, 2.5, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -56,18 +56,18 @@ def test_a_picture_is_written_as_rows_and_columns(tmp_path):
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
 def test_any_name_of_a_file_is_kept_and_its_origin_can_be_read(tmp_path, name, ending):
     shape = (1, 6, 7, 8) if ending == ".nii.gz" else (6, 7)
-    saver = SafeSaveImage(tmp_path, output_ext=ending, origin=lambda image: f"from {len(image)}")
+    saver = SafeSaveImage(tmp_path, output_ext=ending, provenance=lambda image: f"from {len(image)}")
     image = label_map(f"/data/{name}{ending}", shape, channels=len(shape) > 2)
     saver(image)
     assert files(tmp_path) == [f"{name}_seg{ending}"]
-    assert origin_of(tmp_path / f"{name}_seg{ending}") == f"from {len(f'/data/{name}{ending}')}"
+    assert provenance_of(tmp_path / f"{name}_seg{ending}") == f"from {len(f'/data/{name}{ending}')}"
 
 
 def test_a_file_without_an_origin_has_an_empty_one(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
     for name in ("b.nii.gz", "c.png", "d.txt"):
         (tmp_path / name).write_text("something else")
-    assert [origin_of(path) for path in sorted(tmp_path.iterdir())] == [""] * 4
+    assert [provenance_of(path) for path in sorted(tmp_path.iterdir())] == [""] * 4
 
 
 def test_images_of_one_name_in_two_folders_give_two_results_in_the_output_folder(tmp_path):

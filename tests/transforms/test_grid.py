@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_attn.errors import DataError
-from monai_attn.transforms.checks.grid import check_affine, check_pair, check_shape, files_of
+from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of
 
 
 def image(*shape: int, affine: np.ndarray | None = None, **meta: object) -> MetaTensor:
