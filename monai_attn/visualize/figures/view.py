@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
+from monai.utils import convert_to_tensor
 
 __all__ = ["View", "best_slice", "cut", "slice_view", "to_ras"]
 
@@ -94,7 +95,7 @@ def to_ras(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> tuple[tor
     if image.ndim < 4 or not isinstance(image, MetaTensor):
         return image, dict(layers)
     turn = Orientation(axcodes="RAS", labels=None)
-    plain = {name: torch.as_tensor(layer).cpu() for name, layer in layers.items()}
+    plain = {name: convert_to_tensor(layer, device="cpu") for name, layer in layers.items()}  # without metadata
     return turn(image.cpu()), {name: turn(MetaTensor(layer, affine=image.affine)) for name, layer in plain.items()}
 
 

@@ -57,6 +57,7 @@ def test_an_overlay_draws_two_dimensional_rgb_images_and_heat_maps():
     assert np.allclose(pixels(figure.axes[1]), heatmaps["attention"][0].T)
 
 
+@pytest.mark.filterwarnings("error")  # of MONAI, where a layer has metadata of its own
 @pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
 def test_letters_are_at_the_sides_that_they_name_however_the_volume_is_stored(axcodes):
     """A bright corner at the right, front and top of the patient, wherever the array has it."""
