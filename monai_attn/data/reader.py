@@ -181,7 +181,8 @@ def failure_in(item: Mapping[str, Any]) -> Failure | None:
     if _FAILURE not in item:
         return None
     fields: list[Any] = [value if isinstance(value, (str, bool)) else value[0] for value in item[_FAILURE].values()]
-    return Failure(*fields[:3], bool(fields[3]))
+    what, problem, fix, expected = fields
+    return Failure(what, problem, fix, bool(expected))
 
 
 @contextmanager
