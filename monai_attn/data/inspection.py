@@ -20,39 +20,16 @@ from tqdm import tqdm
 from monai_attn.data.datalist import common_root
 from monai_attn.errors import DataError
 
-__all__ = ["CaseReport", "check_cases"]
+__all__ = ["check_cases"]
 
 
-class CaseReport(NamedTuple):
-    """Report on a case.
+class _Report(NamedTuple):
+    """Verdict on a case: ``"ok"``, ``"warning"`` or ``"cannot be used"``; what the table shows, and the reasons."""
 
-    Attributes:
-        name: path of the image, relative to the folder of all images.
-        shape: size of the image in voxels; empty, as the following, if the case cannot be used.
-        spacing: size of a voxel in mm; empty for pictures.
-        labels: the values of its label; empty if it has none.
-        warnings: what is odd about it.
-        error: why it cannot be used.
-
-    Example:
-        >>> print(*CaseReport("a.nii", (35, 51, 35), (1, 1, 1), (0, 1, 2)).lines(width=5))
-        a.nii  35 x 51 x 35     1 x 1 x 1           0-2           ok
-    """
-
-    name: str
-    shape: Sequence[float] = ()
-    spacing: Sequence[float] = ()
-    labels: Sequence[float] = ()
-    warnings: Sequence[str] = ()
-    error: DataError | None = None
-
-    def lines(self, width: int) -> list[str]:
-        """Return a row of a table, with names in a column of ``width``, and below it what is wrong."""
-        verdict = "cannot be used" if self.error else "warning" if self.warnings else "ok"
-        voxels, size = (" x ".join(f"{length:.4g}" for length in part) or "-" for part in (self.shape, self.spacing))
-        reasons = [*self.warnings, *(str(self.error).splitlines() if self.error else [])]
-        row = f"{self.name:<{width}}  {voxels:<15}  {size:<18}  {_ranges(self.labels):<12}  {verdict}"
-        return [row, *(f"    {reason}" for reason in reasons)]
+    verdict: str
+    columns: tuple[str, str, str] = ("-", "-", "-")
+    reasons: Sequence[str] = ()
+    empty: bool = True
 
 
 def check_cases(
@@ -81,30 +58,38 @@ def check_cases(
     yield f"{'case':<{width}}  {'voxels':<15}  {'mm':<18}  {'labels':<12}"
     reports = []
     for name, (_, item) in zip(names, tqdm(pairs, "check", leave=False, unit="case", disable=None)):
-        reports.append(_check_case(steps, name, item))
-        yield from reports[-1].lines(width)
-    bad = [report.name for report in reports if report.error]
-    odd = sum(bool(report.warnings) for report in reports)
+        report = _check_case(steps, item)
+        reports.append(report)
+        voxels, size, labels = report.columns
+        yield f"{name:<{width}}  {voxels:<15}  {size:<18}  {labels:<12}  {report.verdict}"
+        yield from (f"    {reason}" for reason in report.reasons)
+    bad = [name for name, report in zip(names, reports) if report.verdict == "cannot be used"]
+    odd = sum(report.verdict == "warning" for report in reports)
     yield f"{len(reports)} cases: {len(reports) - len(bad)} can be used, {len(bad)} cannot; {odd} with warnings"
     if bad:
         more = " …" if len(bad) > 5 else ""
         raise DataError(source, f"{len(bad)} of {len(reports)} cases: {', '.join(bad[:5])}{more}", "see the table")
-    training = [report for (section, _), report in zip(pairs, reports) if section == "training"]
-    if training and not any(any(report.labels) for report in training):
+    training = [report.empty for (section, _), report in zip(pairs, reports) if section == "training"]
+    if training and all(training):
         problem = f"the labels of all its {len(training)} cases for training are empty"
         raise DataError(source, problem, "give other labels")
 
 
-def _check_case(steps: Sequence[Callable[[Any], Any]], name: str, item: Any) -> CaseReport:
-    with _collected_warnings() as records:
+def _check_case(steps: Sequence[Callable[[Any], Any]], item: Any) -> _Report:
+    failure, loaded = None, {}
+    with _collected_records() as records:
         try:
             loaded = reduce(lambda case, step: step(case), steps, item)
         except DataError as error:
-            return CaseReport(name, warnings=[record.getMessage() for record in records], error=error)
+            failure = error
+    warnings = [record.getMessage() for record in records]
+    if failure is not None:
+        return _Report("cannot be used", reasons=[*warnings, *str(failure).splitlines()])
     image, label = loaded[CommonKeys.IMAGE], loaded.get(CommonKeys.LABEL)
-    spacing = image.pixdim.tolist() if image.ndim == 4 else []
     values = label.unique().tolist() if isinstance(label, torch.Tensor) else []
-    return CaseReport(name, image.shape[1:], spacing, values, [record.getMessage() for record in records])
+    spacing = image.pixdim.tolist() if image.ndim == 4 else []
+    voxels, size = (" x ".join(f"{length:.4g}" for length in lengths) or "-" for lengths in (image.shape[1:], spacing))
+    return _Report("warning" if warnings else "ok", (voxels, size, _ranges(values)), warnings, not any(values))
 
 
 def _ranges(values: Sequence[float]) -> str:
@@ -119,7 +104,7 @@ def _ranges(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def _collected_warnings() -> Iterator[list[logging.LogRecord]]:
+def _collected_records() -> Iterator[list[logging.LogRecord]]:
     """Collect the warnings that this package logs, which then do not go on the screen."""
     logger, handler = logging.getLogger("monai_attn"), BufferingHandler(sys.maxsize)
     handler.setLevel(logging.WARNING)

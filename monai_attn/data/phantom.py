@@ -143,19 +143,20 @@ def _draw(phantom: Phantom, rng: np.random.RandomState) -> tuple[np.ndarray, np.
     margin = 0 if phantom.outside is None else 3
     shape = np.array(phantom.shape) + (rng.randint(-2, 3, 3) - 2 * margin if margin else 0)
     create: Callable[..., Any] = create_test_image_2d if len(shape) == 2 else create_test_image_3d
+    number = len(phantom.values) - 1
     radius = int(min(shape) / (2 + len(phantom.values) ** 0.5))
-    classes = np.zeros((1, *shape), np.uint8)
-    for index in range(1, len(phantom.values)):
-        _, spheres = create(*shape, 3, radius, radius // 2, num_seg_classes=1, random_state=rng)
-        classes[0, spheres > 0] = index
+    spheres = {"num_objs": 4 * number, "rad_max": radius, "rad_min": radius // 2, "num_seg_classes": number}
+    classes = np.zeros(1)
+    while len(np.unique(classes)) <= number:
+        _, classes = create(*shape, **spheres, channel_dim=0, random_state=rng)
     background, *levels = np.linspace(*phantom.levels, len(phantom.values))
     contrasts = [np.array([background, *np.roll(levels, shift)]) for shift in range(len(phantom.modalities))]
     image = np.concatenate([contrast[classes] for contrast in contrasts] * phantom.channels)
     image += 0.03 * np.ptp(phantom.levels) * rng.randn(*image.shape)
     border = [(0, 0), *[(margin, margin)] * len(shape)]
     image = np.pad(image, border, constant_values=phantom.outside or 0).astype(phantom.dtype)
-    label = np.pad(np.array(phantom.values, np.uint8)[classes], border)
-    return image, label, np.pad(np.ones_like(classes), border)
+    label = np.array(phantom.values, np.uint8)[classes]
+    return image, np.pad(label, border), np.pad(np.ones_like(label), border)
 
 
 def _write_case(phantom: Phantom, folder: Path, number: int, seed: int) -> dict[str, Any]:

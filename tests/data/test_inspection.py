@@ -58,7 +58,7 @@ def test_every_bad_case_is_in_the_table_with_its_reason_and_the_error_names_them
     ]
     warned = next(index for index, line in enumerate(lines) if line.endswith("warning"))
     assert lines[warned + 1] == "    it has no contrast"
-    assert lines[-1] == "4 cases: 3 can be used, 1 cannot; 2 with warnings"
+    assert lines[-1] == "4 cases: 3 can be used, 1 cannot; 1 with warnings"
     assert (error.what, error.problem) == ("my data", "1 of 4 cases: bad.nii")
 
 

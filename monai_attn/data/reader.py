@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image reader that checks files, and always takes the same reader for a format."""
+"""Image reader that checks files, and a dataset in which one bad case does not end the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 import numpy as np
 from monai.config import PathLike
-from monai.data import ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
-from monai.utils import MetaKeys, ensure_tuple
+from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
+from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
 
-from monai_attn.data.reader.dicom import check_series
-from monai_attn.data.reader.nifti import NIFTI_SUFFIXES, check_nifti, warn_if_corrected
-from monai_attn.errors import DataError, InputError
+from monai_attn.data.dicom import check_series
+from monai_attn.data.nifti import NIFTI_SUFFIXES, check_nifti, warn_if_corrected
+from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
-__all__ = ["CheckingReader", "check_file"]
+__all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
 
 # ITK reads everything else (DICOM, NRRD, MetaImage, TIFF) and could read NIfTI, but makes NaN and what is cut off 0
 _READERS: dict[tuple[str, ...], type[ImageReader]] = {
@@ -26,6 +27,7 @@ _READERS: dict[tuple[str, ...], type[ImageReader]] = {
     (".png", ".jpg", ".jpeg", ".bmp"): PILReader,
     (".npy", ".npz"): NumpyReader,
 }
+_FAILURE = "failure"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -126,6 +128,61 @@ class CheckingReader(ImageReader):
                 if found.shape != expected.shape or not np.allclose(found, expected):
                     problem = f"its {key} {found.tolist()} is not that of {self._files[0]}, {expected.tolist()}"
                     raise DataError(file, problem, "bring all channels of a case to one grid") from None
+
+
+class CaseDataset(Dataset):
+    """MONAI's ``Dataset``, with an item that says what is wrong in the place of a case that cannot be prepared.
+
+    :class:`monai_attn.handlers.SkipFailedCases` passes such an item over and keeps account of it. The loader must make
+    batches of one case.
+
+    Args:
+        data: dictionaries with ``image``, the file or files of a case.
+        transform: what prepares a case.
+        on_error: ``"stop"`` to raise the error, ``"skip"`` for the item. An error of the configuration is raised
+            anyway, as it would hit every case.
+        unfinished: returns those of ``data`` that are to be done, such as :class:`monai_attn.run.FinishedCases`.
+
+    Attributes:
+        finished: number of cases that ``unfinished`` left out.
+
+    Example:
+        >>> def read(case):
+        ...     raise EOFError("nothing left")
+        >>> failure_in(CaseDataset([{"image": "a.nii"}], read, on_error="skip")[0]).problem
+        'EOFError: nothing left'
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable | None = None,
+        *,
+        on_error: str = "stop",
+        unfinished: Callable[[Sequence], list] | None = None,
+    ) -> None:
+        super().__init__(data if unfinished is None else unfinished(data), transform)
+        self.finished = getattr(unfinished, "finished", 0)
+        self.on_error = look_up_option(on_error, ("stop", "skip"))
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:  # whatever is wrong with the case
+            if self.on_error == "stop" or isinstance(root_cause(error), ConfigError):
+                raise
+            case = str(ensure_tuple(self.data[index][CommonKeys.IMAGE])[0])
+            logging.getLogger(__name__).exception("%s cannot be prepared", case)
+            return {_FAILURE: Failure.of(error, case)._asdict()}
+
+
+def failure_in(item: Mapping[str, Any]) -> Failure | None:
+    """Return why a case could not be prepared, from its item or its batch of one; None if it could."""
+    if _FAILURE not in item:
+        return None
+    fields: list[Any] = [value if isinstance(value, (str, bool)) else value[0] for value in item[_FAILURE].values()]
+    what, problem, fix, expected = fields
+    return Failure(what, problem, fix, bool(expected))
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from monai.data import PILReader
 from monai.transforms import LoadImage
 from PIL import Image
 
-from monai_attn.data import CheckingReader, check_file
-from monai_attn.data.reader import checking
+from monai_attn.data import CheckingReader, check_file, reader
 from monai_attn.errors import DataError
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -135,13 +134,13 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(checking, "_check_content", refuse)
+    monkeypatch.setattr(reader, "_check_content", refuse)
     assert "permission" in refused(Path(save(tmp_path / "a.nii.gz", random(4, 5, 6)))).problem
 
 
 def test_a_file_is_read_to_its_end_once_until_it_changes(tmp_path, monkeypatch):
-    looks, check_nifti = [], checking.check_nifti
-    monkeypatch.setattr(checking, "check_nifti", lambda path: looks.append(path) or check_nifti(path))
+    looks, check_nifti = [], reader.check_nifti
+    monkeypatch.setattr(reader, "check_nifti", lambda path: looks.append(path) or check_nifti(path))
     path = Path(save(tmp_path / "a.nii.gz", random(4, 5, 6)))
     check_file(path)
     check_file(str(path))
