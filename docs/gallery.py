@@ -32,7 +32,7 @@ from monai_attn.run.workflow import read_bundle
 from monai_attn.transforms import SobelEdges
 from monai_attn.visualize import capture_attention, figures
 from monai_attn.visualize.figures import CLASS_COLORS, panels
-from monai_attn.visualize.figures.view import cut, to_ras
+from monai_attn.visualize.figures.panels import cut, to_ras
 
 ROOT = Path(__file__).parents[1]
 SCSE, EGCNN = (ROOT / f"bundles/hippocampus_mri_{method}_segmentation" for method in ("scse", "egcnn"))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from monai_attn.data.class_weights import median_frequency_weights
+from monai_attn.data.checking import median_frequency_weights
 from monai_attn.data.datalist import case_name, case_names, cases, common_root, find_images, locate, training_cases
 from monai_attn.data.reader import CaseDataset, CheckingReader, check_file
 

@@ -15,8 +15,7 @@ from monai.config import PathLike
 from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
 from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
 
-from monai_attn.data.dicom import check_series
-from monai_attn.data.nifti import NIFTI_SUFFIXES, check_nifti, warn_if_corrected
+from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_series, warn_if_corrected
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
 __all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from monai_attn.handlers.attention import AttentionMapHandler, AttentionMaps
-from monai_attn.handlers.cases import SkipFailedCases
 from monai_attn.handlers.checkpoint import AtomicSaver, BestModelSaver, SafeCheckpointLoader, keep_state
+from monai_attn.handlers.evaluation import EarlyStop, SkipFailedCases, ValidationLoss, validation_loss
 from monai_attn.handlers.metrics import (
     CaseMetricsSaver,
     ISICSegmentation,
@@ -23,7 +23,6 @@ from monai_attn.handlers.training import (
     StopOnNonFinite,
     training_loss,
 )
-from monai_attn.handlers.validation import EarlyStop, ValidationLoss, validation_loss
 
 __all__ = [
     "AtomicSaver",

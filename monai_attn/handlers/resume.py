@@ -17,8 +17,7 @@ from ignite.handlers import Checkpoint
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.checkpoint import AtomicSaver
 from monai_attn.handlers.settings import describe, differences
-from monai_attn.weights.checkpoint import load_weights, unwrapped
-from monai_attn.weights.files import read_tensors
+from monai_attn.weights.checkpoint import load_weights, read_tensors, unwrapped
 
 __all__ = ["BEST", "FINAL", "LATEST", "TrainingCheckpoint"]
 

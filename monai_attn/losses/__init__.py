@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from monai_attn.losses.class_balance import ClassBalancedLoss
+from monai_attn.losses.class_balance import ClassBalancedLoss, CropBorderLoss
 from monai_attn.losses.consistency import EdgeConsistencyLoss
-from monai_attn.losses.crop_border import CropBorderLoss
 from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss, EGCNNLoss
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
+from monai_attn.data.checking import check_cases
 from monai_attn.data.datalist import cases, find_images
-from monai_attn.data.inspection import check_cases
 from monai_attn.errors import ConfigError
 from monai_attn.run.checks import check_overrides
 from monai_attn.run.session import start

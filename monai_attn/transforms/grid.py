@@ -15,7 +15,7 @@ from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 
-from monai_attn.data.nifti import describe_affine
+from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
 
 __all__ = ["CHANNEL_FILES", "check_affine", "check_pair", "check_shape", "files_of"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from monai_attn.visualize import figures
-from monai_attn.visualize.capture import capture_attention
-from monai_attn.visualize.maps import GateMaps
+from monai_attn.visualize.maps import GateMaps, capture_attention
 
 __all__ = ["GateMaps", "capture_attention", "figures"]

@@ -8,7 +8,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from monai_attn.data import CheckingReader
-from monai_attn.data.dicom import check_series
+from monai_attn.data.formats import check_series
 from monai_attn.errors import DataError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_attn.data.inspection import check_cases
+from monai_attn.data.checking import check_cases
 from monai_attn.errors import DataError
 
 IMAGE = MetaTensor(torch.rand(1, 8, 9, 10), affine=torch.diag(torch.tensor([1.0, 1, 2.5, 1])))

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_attn.data.nifti import check_nifti, describe_affine, read_header, warn_if_corrected
+from monai_attn.data.formats import check_nifti, describe_affine, read_header, warn_if_corrected
 from monai_attn.errors import DataError
 
 VOXELS = np.random.RandomState(0).rand(8, 9, 10).astype(np.float32)

@@ -151,7 +151,9 @@ def test_another_word_than_stop_and_skip_is_refused():
 
 
 def test_nothing_of_a_failed_case_stays_in_memory(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("monai_attn.handlers.cases"), "disabled", True)  # pytest keeps what is logged
+    monkeypatch.setattr(
+        logging.getLogger("monai_attn.handlers.evaluation"), "disabled", True
+    )  # pytest keeps what is logged
     kept = []
 
     class Failing(torch.nn.Module):

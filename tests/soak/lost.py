@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from monai_attn.weights.files import read_tensors
+from monai_attn.weights.checkpoint import read_tensors
 
 DRAFT = ".partial-"
 

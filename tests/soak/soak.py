@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from lost import damaged, drafts, lost, names
 
 from monai_attn.data.phantom import make_phantom
-from monai_attn.weights.files import read_tensors
+from monai_attn.weights.checkpoint import read_tensors
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_scse_segmentation"
 CASES, EPOCHS = 12, 10

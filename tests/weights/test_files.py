@@ -9,7 +9,7 @@ import torch
 
 from monai_attn.errors import DataError
 from monai_attn.weights import load_exported
-from monai_attn.weights.files import read_tensors
+from monai_attn.weights.checkpoint import read_tensors
 
 STATE = {"conv.weight": torch.arange(15.0).reshape(3, 5), "bn.running_mean": torch.rand(4)}
 

@@ -10,9 +10,8 @@ borders: the patient's right, in sagittal slices the front, is on the left.
 from __future__ import annotations
 
 from monai_attn.visualize.figures.overlay import attention_grid, overlay, three_planes
-from monai_attn.visualize.figures.panels import CLASS_COLORS, save
+from monai_attn.visualize.figures.panels import CLASS_COLORS, View, best_slice, save, slice_view
 from monai_attn.visualize.figures.training import excitation_by_epoch, training_curves
-from monai_attn.visualize.figures.view import View, best_slice, slice_view
 
 __all__ = [
     "CLASS_COLORS", "View", "attention_grid", "best_slice", "excitation_by_epoch", "overlay", "save", "slice_view",

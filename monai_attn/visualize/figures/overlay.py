@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 
 from monai_attn.visualize.figures import panels
-from monai_attn.visualize.figures.panels import CLASS_COLORS
-from monai_attn.visualize.figures.view import View, cut, to_ras
+from monai_attn.visualize.figures.panels import CLASS_COLORS, View, cut, to_ras
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

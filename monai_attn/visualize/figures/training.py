@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from monai_attn.visualize.figures import panels
-from monai_attn.visualize.figures.panels import CLASS_COLORS
-from monai_attn.visualize.figures.view import View
+from monai_attn.visualize.figures.panels import CLASS_COLORS, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
