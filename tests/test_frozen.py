@@ -14,7 +14,7 @@ from .frozen import freeze
 NETWORKS, BUNDLE_NETWORKS = freeze.frozen("networks"), freeze.frozen("bundle_networks")
 COMPILED, FILES, MASKS, KEYS = (freeze.frozen(name) for name in ("compiled", "files", "masks", "keys"))
 # main streams that need no TorchScript: the paper's are U-Net, V-Net and Seg-Net
-UNSCRIPTED = ("SegResNetDS", "DynUNet", "AttentionUnet", "FlexibleUNet", "UNETR", "SwinUNETR", "NamedStream")
+UNSCRIPTED = ("SegResNetDS", "AttentionUnet", "FlexibleUNet", "UNETR", "SwinUNETR", "FeatureExtractor")
 
 
 def assert_same_network(found: dict, expected: dict) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The autofocus layer in place of convolutions of somebody else's network.
+"""Autofocus layers in place of convolutions of existing networks.
 
 Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for Semantic Segmentation", MICCAI 2018,
 https://arxiv.org/abs/1805.08403. The paper replaces the last n dilated convolutions of its own network (AFN-n).
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_attn.adapt.features import dry_run
 from monai_attn.adapt.places import Places, places_of
-from monai_attn.adapt.streams.named import NamedStream
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
 
@@ -22,38 +22,40 @@ __all__ = ["FocusedConv", "ZeroInitGate", "autofocus"]
 
 
 class ZeroInitGate(Gate):
-    r"""A gate that starts with all weight on one scale: :math:`e + s\,(\mathrm{softmax}(a) - e)`.
+    r"""Gate that starts with all weight on one scale.
 
-    Here :math:`e` is one at the scale and zero elsewhere, and the strength :math:`s` is one learnt number. It starts at
-    zero, where the map is :math:`e` exactly; at one the map is the softmax. The weights of a voxel always sum to one.
-    At first only :math:`s` has a gradient, after one step of the optimiser the attention has one too.
+    The map is :math:`e + s\,(\mathrm{softmax}(a) - e)`. Here :math:`e` is one at the scale and zero elsewhere, and the
+    strength :math:`s` is one learnt number. It starts at zero, where the map is :math:`e` exactly; at one the map is
+    the softmax. The weights of a voxel always sum to one. At first only :math:`s` has a gradient, after one step of the
+    optimiser the attention has one too.
 
     Args:
-        spatial_dims: number of spatial dimensions.
-        scales: number of scales.
         first: index of the scale that starts with all weight.
 
     Example:
-        >>> ZeroInitGate(2, 4, 1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
+        >>> ZeroInitGate(1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
         tensor([0., 1., 0., 0.], grad_fn=<SelectBackward0>)
     """
 
-    def __init__(self, spatial_dims: int, scales: int, first: int) -> None:
+    def __init__(self, first: int) -> None:
         super().__init__("softmax")
+        self.first = first
         self.strength = nn.Parameter(torch.zeros([]))
-        one_hot = torch.eye(scales)[first].reshape([1, -1] + [1] * spatial_dims)
-        self.register_buffer("start", one_hot, persistent=False)
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Map logits (B, K, *spatial) to the attention map (B, K, *spatial)."""
-        return self.start + self.strength * (self.activation(logits) - self.start)
+        weights = self.activation(logits)
+        scales = torch.arange(logits.shape[1], device=logits.device).reshape([-1] + [1] * (logits.dim() - 2))
+        start = (scales == self.first).to(weights.dtype)
+        return start + self.strength * (weights - start)
 
 
 class FocusedConv(nn.Module):
-    """An autofocus convolution that took the place of a plain one, with its kernel and its bias.
+    """Autofocus convolution in place of a plain one.
 
-    At first its output is that of the plain convolution, up to the rounding of a sum. The kernel's old key is
-    understood when a state is loaded, so that weights of the plain network load before or after.
+    It has the kernel and the bias of the plain one. At first its output is that of the plain convolution, up to the
+    rounding of a sum. The kernel's old key is understood when a state is loaded, so that weights of the plain network
+    load before or after.
 
     Args:
         conv: the plain convolution, of kernel size 3 and stride 1.
@@ -74,10 +76,11 @@ class FocusedConv(nn.Module):
         plain: Any = conv
         dims = plain.weight.ndim - 2
         self.focus = AutofocusConv(dims, plain.in_channels, plain.out_channels, dilations=dilations, norm=None)
-        self.focus.gate = ZeroInitGate(dims, len(dilations), list(dilations).index(plain.dilation[0]))
+        self.focus.gate = ZeroInitGate(list(dilations).index(plain.dilation[0]))
         self.to(plain.weight.device, plain.weight.dtype).train(plain.training)
         self.focus.conv.weight = plain.weight
         self.bias = plain.bias
+        self.register_load_state_dict_pre_hook(_rename_kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""
@@ -85,10 +88,10 @@ class FocusedConv(nn.Module):
         bias = self.bias
         return output if bias is None else output + bias.reshape([-1] + [1] * (x.dim() - 2))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}weight" in state_dict:
-            state_dict[f"{prefix}focus.conv.weight"] = state_dict.pop(f"{prefix}weight")
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _rename_kernel(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    if f"{prefix}weight" in state_dict:
+        state_dict[f"{prefix}focus.conv.weight"] = state_dict.pop(f"{prefix}weight")
 
 
 def autofocus(
@@ -141,16 +144,14 @@ def autofocus(
         chosen = _last(network, eligible, last or 0, size)
     # everything that can fail comes before the first change
     focused = {id(eligible[path]): _focused(path, eligible[path], dilations) for path in chosen}
-    for module in list(network.modules()):
-        for name, child in list(module._modules.items()):  # a shared child at each of its names
-            if id(child) in focused:
-                setattr(module, name, focused[id(child)])
+    for path, module in list(network.named_modules(remove_duplicate=False)):  # a shared one at each of its paths
+        if id(module) in focused:
+            network.set_submodule(path, focused[id(module)])
     return network
 
 
 def _eligible(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    layers = [module for module in network.modules() if isinstance(module, AutofocusConv)]
-    inside = {id(module) for layer in layers for module in layer.modules()}
+    inside = {id(part) for layer in network.modules() if isinstance(layer, AutofocusConv) for part in layer.modules()}
     for path, module in network.named_modules():
         if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and id(module) not in inside and _fits(module):
             yield path, module
@@ -160,20 +161,13 @@ def _fits(conv: Any) -> bool:
     same_size = conv.padding in ("same", conv.dilation) and conv.padding_mode == "zeros"
     plain = {*conv.kernel_size} == {3} and {*conv.stride} == {1} and len({*conv.dilation}) == 1 and conv.groups == 1
     # a child, such as the block of `recalibrate`, would be lost
-    return same_size and plain and conv.in_channels >= 2 and not conv._modules
+    return same_size and plain and conv.in_channels >= 2 and not list(conv.children())
 
 
 def _last(network: nn.Module, eligible: dict[str, Any], count: int, size: Sequence[int] | None) -> list[str]:
-    """The paths of the last of the eligible convolutions, in the order in which the network runs them."""
+    """Return the paths of the last of the eligible convolutions, in the order in which the network runs them."""
     places = Places([], [], None, None, divisor=1, size=size) if size else places_of(network)
-    order: list[str] = []
-    hooks = [conv.register_forward_hook(lambda *_, path=path: order.append(path)) for path, conv in eligible.items()]
-    try:
-        NamedStream(network, [], [], divisor=places.divisor, size=places.size)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ran = list(dict.fromkeys(order))
+    ran = list(dry_run(network, places, eligible, must_run=False))
     if not 1 <= count <= len(ran):
         raise ValueError(
             f"last={count} must be from 1 to the number of eligible convolutions that the network runs, and "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group norm for networks that have batch norm built in, such as MONAI's V-Net.
+"""Group norm in networks that have batch norm built in.
 
 Wu, He: "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494. EG-CNN (Hatamizadeh 2020,
 https://arxiv.org/abs/2002.04207, Sec. 3) trains its U-Net and V-Net with it.
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["with_group_norm"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
@@ -37,15 +38,10 @@ def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
     """
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, _BatchNorm):
-                setattr(module, name, _group_norm(child, num_groups))
+    for path, module in list(network.named_modules(remove_duplicate=False)):
+        if isinstance(module, _BATCH_NORMS):
+            channels: int = module.num_features
+            group = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=module.eps, affine=module.affine)
+            group.weight, group.bias = module.weight, module.bias
+            network.set_submodule(path, group.train(module.training))
     return network
-
-
-def _group_norm(batch: _BatchNorm, num_groups: int) -> nn.GroupNorm:
-    channels = batch.num_features
-    group = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=batch.eps, affine=batch.affine)
-    group.weight, group.bias = batch.weight, batch.bias
-    return group.train(batch.training)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Squeeze & excitation at P1 to P6 of somebody else's network.
+"""Squeeze & excitation at P1 to P6 of existing networks.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
@@ -15,11 +15,11 @@ import inspect
 from typing import Any
 
 import torch
-from monai.utils import look_up_option
+from monai.utils import ensure_tuple, look_up_option
 from torch import nn
 
+from monai_attn.adapt.features import dry_run
 from monai_attn.adapt.places import Places, places_of
-from monai_attn.adapt.streams.named import NamedStream
 from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_layer
 
 __all__ = ["ZeroInitResidual", "recalibrate"]
@@ -28,10 +28,11 @@ _CHILD = "recalibration"
 
 
 class ZeroInitResidual(nn.Module):
-    r"""A block that starts as the identity: :math:`x + s\,(\mathrm{block}(x) - x)`.
+    r"""Block that starts as the identity.
 
-    The strength :math:`s` is one learnt number. It starts at zero, where the output is ``x`` exactly; at one the output
-    is the block's. At first only :math:`s` has a gradient, after one step of the optimiser the block has one too.
+    The output is :math:`x + s\,(\mathrm{block}(x) - x)`. The strength :math:`s` is one learnt number. It starts at
+    zero, where the output is ``x`` exactly; at one the output is the block's. At first only :math:`s` has a gradient,
+    after one step of the optimiser the block has one too.
 
     Args:
         block: a block that keeps the shape of its input.
@@ -107,7 +108,7 @@ def recalibrate(
         )
     targets = _targets(network, places or places_of(network), positions)
     # everything that can fail comes before the first change
-    blocks = {path: get_se_layer(layer, *shape) for path, shape in targets.items()}
+    blocks = {path: get_se_layer(layer, x.ndim - 2, x.shape[1]) for path, x in targets.items()}
     like = next(network.parameters())
     for path, block in blocks.items():
         module = network.get_submodule(path)
@@ -119,36 +120,29 @@ def recalibrate(
     return network
 
 
-def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, tuple[int, int]]:
-    """The numbers of dimensions and channels of every place at the positions."""
+def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, torch.Tensor]:
+    """Return an output of every module at the positions."""
+    paths = {part: ensure_tuple(getattr(places, part) or ()) for part in SE_POSITIONS["P6"]}
     parts = look_up_option(positions, SE_POSITIONS)
-    missing = [part for part in parts if not _paths(places, part)]
+    missing = [part for part in parts if not paths[part]]
     if missing:
-        possible = [name for name, needed in SE_POSITIONS.items() if all(_paths(places, part) for part in needed)]
+        possible = [name for name, needed in SE_POSITIONS.items() if all(paths[part] for part in needed)]
         raise ValueError(
             f"positions='{positions}' needs the {' and the '.join(missing)} of {type(network).__name__}, but this "
             f"network has no such module; it has the modules for {', '.join(possible)}."
         )
-    # the dry run also finds paths that do not exist, do not run, or do not give a tensor
-    inward = [*_paths(places, "encoders"), *_paths(places, "bottleneck")]
-    outward = [*_paths(places, "decoders"), *_paths(places, "classifier")]
-    seen = NamedStream(network, inward, outward, divisor=places.divisor, size=places.size)
-    channels = dict(zip((*inward, *outward), (*seen.encoder_channels, *seen.decoder_channels)))
-    found = [path for part in parts for path in _paths(places, part)]
+    # running all also finds paths that do not exist, do not run, or do not give a tensor
+    seen = dry_run(network, places, [path for part in paths.values() for path in part])
+    found = {path: seen[path] for part in parts for path in paths[part]}
     own = [path for path in found if _has_own_forward(network.get_submodule(path))]
     if own:
         raise ValueError(f"{own} are nn.Sequential with a forward of their own; name the last module inside instead.")
-    return {path: (seen.spatial_dims, channels[path]) for path in found}
+    return found
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    """Whether it is not known if a new last child of an ``nn.Sequential`` would run."""
+    """Return whether it is not known if a new last child of an ``nn.Sequential`` would run."""
     return isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
-
-
-def _paths(places: Places, part: str) -> list[str]:
-    paths = getattr(places, part)
-    return [paths] if isinstance(paths, str) else list(paths or [])
 
 
 # TorchScript takes a hook whose second argument has the types of the module's inputs, and compiles it with the module

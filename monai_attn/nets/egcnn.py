@@ -9,10 +9,10 @@ Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Se
                 │ resolution             ▼                                     fusion ─► logits
                 └─────────────► (residual block ─► up ─► gate) … ─► edge logits ─► σ
 
-Differs from the authors' code in: it is not public. Where the paper is silent: the edge stream is as wide as the
-encoder at each resolution; interpolation is linear, bilinear or trilinear; the fusion of main logits and edge
-probability is a 1x1 convolution that starts as the identity of the main logits, so that a trained network keeps its
-output when it is wrapped (on a GPU up to the rounding of a convolution in TF32).
+The authors have not released code. Where the paper is silent, we chose: the edge stream is as wide as the encoder at
+each resolution; interpolation is linear, bilinear or trilinear; the fusion of main logits and edge probability is a 1x1
+convolution that starts as the identity of the main logits, so that a trained network keeps its output when it is
+wrapped (on a GPU up to the rounding of a convolution in TF32).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from monai.networks.layers.factories import Conv, split_args
 from monai.utils import look_up_option
 from torch import nn
 
-from monai_attn.adapt.streams import Stream, stream_of
+from monai_attn.adapt.features import FeatureExtractor, features_of
 from monai_attn.blocks.edge_gate import EdgeGate
 from monai_attn.blocks.residual import PreActResidual
 
@@ -33,14 +33,15 @@ __all__ = ["EGCNN", "AllOutputs"]
 
 
 class EGCNN(nn.Module):
-    """An encoder-decoder with an edge stream whose result is fused into its own.
+    """Encoder-decoder with an edge stream (EG-CNN).
 
-    ``forward`` gives the segmentation, ``forward_all`` the segmentation and the edges, to be trained together. The
-    main network's weights are saved under ``main_stream.net.``.
+    The result of the edge stream is fused into that of the network. ``forward`` returns the segmentation,
+    ``forward_all`` the segmentation and the edges, to be trained together. The main network's weights are saved under
+    ``main_stream.net.``.
 
     Args:
-        main_stream: a network, or a :class:`monai_attn.adapt.Stream` for one that is not in the table of
-            :func:`monai_attn.adapt.stream_of`.
+        main_stream: a network, or a :class:`monai_attn.adapt.FeatureExtractor` for one that is not in the table of
+            :func:`monai_attn.adapt.places_of`.
         edge_classes: number of edge channels, 1 for the edges of all structures together (the paper).
         start: where the edge stream begins: ``"decoder"`` at the decoder's first feature, so that an encoder of L
             levels has L - 2 gates, ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates). The paper says the
@@ -53,7 +54,7 @@ class EGCNN(nn.Module):
 
     Raises:
         ValueError: if the main stream has too few levels for ``start``, or an option is unknown.
-        TypeError: if no stream is known for the network.
+        TypeError: if the network is not in the table.
 
     Example:
         >>> from monai.networks.nets import SegResNet
@@ -75,7 +76,7 @@ class EGCNN(nn.Module):
         norm: str | tuple = ("group", {"num_groups": 8}),
     ) -> None:
         super().__init__()
-        stream = stream_of(main_stream)
+        stream = features_of(main_stream)
         dims = stream.spatial_dims
         self.from_bottleneck = look_up_option(start, {"decoder": False, "bottleneck": True})
         channels, *finer = _widths(stream, start)
@@ -120,9 +121,10 @@ class EGCNN(nn.Module):
 
 
 class AllOutputs(nn.Module):
-    """The network that a trainer calls: its output is both streams'. It shares the weights of the plain network.
+    """Return both outputs of an EG-CNN, for training.
 
-    A network without an edge stream gives its own output, so that one override of a configuration compares the two.
+    A trainer calls it; it shares the weights of the plain network. A network without an edge stream returns its own
+    output, so that one override of a configuration compares the two.
 
     Args:
         net: an :class:`EGCNN`, or another network.
@@ -143,8 +145,8 @@ class AllOutputs(nn.Module):
         return self.net.forward_all(x) if isinstance(self.net, EGCNN) else self.net(x)
 
 
-def _widths(stream: Stream, start: str) -> tuple[int, ...]:
-    """The channels of the feature that the edge stream starts from, and of all finer encoder features."""
+def _widths(stream: FeatureExtractor, start: str) -> tuple[int, ...]:
+    """Return the channels of the edge stream's first feature and of all finer encoder features."""
     encoder, decoder = stream.encoder_channels, stream.decoder_channels
     begin, finer = (decoder[:1], encoder[:-2]) if start == "decoder" else (encoder[-1:], encoder[:-1])
     if not (begin and finer):
@@ -160,7 +162,7 @@ def _widths(stream: Stream, start: str) -> tuple[int, ...]:
 
 
 def _fit_groups(norm: str | tuple, *channels: int) -> str | tuple:
-    """The norm, if it is a group norm with as many groups as divide all channels."""
+    """Return the norm; of a group norm, with as many groups as divide all channels."""
     name, args = split_args(norm)
     if str(name).lower() != "group":
         return norm

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
+"""EG-CNN around a few networks; tests/adapt/test_networks.py has all that it takes, and the compilers."""
 
-import copy
+from __future__ import annotations
 
 import pytest
 import torch
@@ -10,24 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import load_decathlon_datalist
-from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
-from monai.networks.nets import (
-    UNETR,
-    AttentionUnet,
-    BasicUNet,
-    DynUNet,
-    FlexibleUNet,
-    SegResNet,
-    SegResNetDS,
-    SwinUNETR,
-    UNet,
-    VNet,
-)
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet, VNet
 from monai.transforms import Compose, LoadImaged, Resized, ScaleIntensityRanged
 from torch import nn
 
-from monai_attn.adapt import NamedStream, Stream
+from monai_attn.adapt import FeatureExtractor, Places
 from monai_attn.blocks import Gate
 from monai_attn.losses import EGCNNLoss
 from monai_attn.nets import EGCNN, AllOutputs
@@ -40,29 +28,11 @@ def dynunet(dims: int, filters=(8, 16, 32, 64), strides=(1, 2, 2, 2), out_channe
     return DynUNet(dims, 1, out_channels, [3] * len(strides), strides, strides[1:], filters=filters)
 
 
-def unetr(dims: int) -> UNETR:
-    pytest.importorskip("einops")
-    transformer = {"feature_size": 8, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2}
-    return UNETR(1, 3, 16, spatial_dims=dims, norm_name="batch", **transformer)
-
-
-def swin_unetr(dims: int) -> SwinUNETR:
-    pytest.importorskip("einops")
-    return SwinUNETR(1, 3, feature_size=12, depths=(1,) * 4, num_heads=(1,) * 4, spatial_dims=dims, norm_name="batch")
-
-
 # a small network for any number of dimensions, the side of an image, and the number of its levels
 NETS = {
     "UNet": (lambda dims: UNet(dims, 1, 3, (8, 16, 32, 64), (2, 2, 2), num_res_units=1), 16, 3),
     "BasicUNet": (lambda dims: BasicUNet(dims, 1, 3, (8, 8, 16, 16, 32, 8)), 32, 5),
-    "VNet": (lambda dims: VNet(dims, 1, 3), 16, 5),
     "SegResNet": (lambda dims: SegResNet(dims, 8, 1, 3, blocks_down=(1, 1, 1, 1)), 16, 4),
-    "SegResNetDS": (lambda dims: SegResNetDS(dims, 8, 1, 3, blocks_down=(1, 1, 1, 1)), 16, 4),
-    "DynUNet": (dynunet, 16, 4),
-    "AttentionUnet": (lambda dims: AttentionUnet(dims, 1, 3, (8, 16, 32), (2, 2)), 16, 3),
-    "FlexibleUNet": (lambda dims: FlexibleUNet(1, 3, "resnet10", spatial_dims=dims), 32, 5),
-    "UNETR": (unetr, 16, 5),
-    "SwinUNETR": (swin_unetr, 32, 6),
 }
 
 
@@ -111,14 +81,13 @@ def edge_stream(first: int, finer: list[int], taps: int, maps: int | None, proje
     return total + channels * edges + edges
 
 
-@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", PAPER)
-def test_the_edge_stream_adds_the_number_of_parameters_of_its_size(name, start):
+def test_the_edge_stream_adds_the_number_of_parameters_of_its_size(name):
     build, alone, *added = PAPER[name]
     with torch.device("meta"):
         net = build()
         assert count(net) == alone
-        assert count(EGCNN(net, start=start)) - alone == added[STARTS.index(start)] + FUSION
+        assert [count(EGCNN(net, start=start)) - alone - FUSION for start in STARTS] == added
 
 
 @given(
@@ -130,7 +99,7 @@ def test_the_edge_stream_adds_the_number_of_parameters_of_its_size(name, start):
     project=st.booleans(),
     start=st.sampled_from(STARTS),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_random_widths_give_the_number_of_parameters_of_the_closed_form(
     dims, widths, classes, edges, maps, project, start
 ):
@@ -148,50 +117,27 @@ def test_random_widths_give_the_number_of_parameters_of_the_closed_form(
 @pytest.mark.parametrize("name", NETS)
 def test_a_gate_stands_at_every_resolution_finer_than_the_start_and_its_map_has_that_size(name, start, missing):
     network, x = small(name, start=start), image(name)
-    with capture_attention(network) as maps:
+    with capture_attention(network) as gates:
         encoder, _, _ = network.main_stream(x)
         network(x)
-    gates = {key: value for key, value in maps.items() if key.startswith("gates.")}
     assert list(gates) == [f"gates.{level}.gate" for level in range(NETS[name][2] - missing)]
     assert [value.shape[2:] for value in gates.values()] == [m.shape[2:] for m in encoder[: len(gates)][::-1]]
     assert all(value.shape[1] == 1 and value.min() >= 0.5 and value.max() < 1 for value in gates.values())
 
 
-# --- the main network is kept ------------------------------------------------------------------------------------
+# --- forward -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("name", NETS)
-def test_around_a_network_it_starts_with_exactly_the_networks_output(name, start):
-    net = NETS[name][0](2).eval()
-    x = image(name, batch=2)
-    expected = net(x)
-    network = EGCNN(net, start=start).eval()
-    assert torch.equal(network(x), expected)
-    kept = {key: value for key, value in network.state_dict().items() if key.startswith("main_stream.")}
-    assert list(kept) == [f"main_stream.net.{key}" for key in net.state_dict()]
-    assert all(torch.equal(*values) for values in zip(kept.values(), net.state_dict().values(), strict=True))
-
-
-@pytest.mark.parametrize("name", ["UNet", "BasicUNet", "SegResNet", "DynUNet"])
-def test_volumes_and_several_edge_classes_keep_the_output_as_well(name):
-    net = NETS[name][0](3).eval()
-    network, x = EGCNN(net, edge_classes=2).eval(), image(name, 3)
+@pytest.mark.parametrize(("name", "dims"), [("UNet", 2), ("BasicUNet", 3), ("SegResNet", 3)])
+def test_around_a_network_it_starts_with_exactly_the_networks_output_and_keeps_its_state(name, dims):
+    net, x = NETS[name][0](dims).eval(), image(name, dims)
+    network = EGCNN(net, edge_classes=2, start="bottleneck").eval()
     segmentation, edges = network.forward_all(x)
     assert torch.equal(segmentation, net(x))
     assert edges.shape == (1, 2, *x.shape[2:])
-
-
-def test_a_trained_state_comes_back_from_its_file_with_its_output(tmp_path):
-    trained, x = stir(small("UNet")), image("UNet")
-    torch.save(trained.state_dict(), tmp_path / "model.pt")
-    fresh = small("UNet")
-    fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert torch.equal(fresh(x), trained(x))
-    assert not torch.equal(fresh(x), small("UNet")(x))
-
-
-# --- forward -----------------------------------------------------------------------------------------------------
+    kept = {key: value for key, value in network.state_dict().items() if key.startswith("main_stream.")}
+    assert list(kept) == [f"main_stream.net.{key}" for key in net.state_dict()]
+    assert all(torch.equal(*values) for values in zip(kept.values(), net.state_dict().values(), strict=True))
 
 
 def restated(network: EGCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,33 +161,14 @@ def restated(network: EGCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("name", ["UNet", "BasicUNet", "SegResNet"])
+@pytest.mark.parametrize("name", NETS)
 def test_both_outputs_are_those_of_the_papers_text(name, start):
     network, x = stir(small(name, start=start)), image(name, batch=2)
     for ours, theirs in zip(network.forward_all(x), restated(network, x), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert torch.equal(network(x), network.forward_all(x)[0])
     assert torch.equal(network.edges(x), torch.sigmoid(network.forward_all(x)[1]))
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_forward_gives_one_tensor_in_training_and_in_evaluation(mode):
-    network = small("BasicUNet").train(mode)
-    assert network(image("BasicUNet", batch=2)).shape == (2, 3, 32, 32)
-
-
-@pytest.mark.parametrize("name", ["UNet", "FlexibleUNet"])
-def test_edges_have_the_images_size_where_the_finest_feature_has_half(name):
-    network, x = small(name), image(name)
-    assert network.main_stream(x)[0][0].shape[2] == x.shape[2] // 2
-    assert network.forward_all(x)[1].shape[2:] == x.shape[2:]
-
-
-def test_odd_sizes_run_where_the_main_network_takes_them():
-    network = stir(small("BasicUNet"))
-    for size in ((33, 47), (37, 50)):
-        segmentation, edges = network.forward_all(torch.rand(1, 1, *size))
-        assert (segmentation.shape, edges.shape) == ((1, 3, *size), (1, 1, *size))
+    assert network.train()(x).shape == (2, 3, *x.shape[2:])
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -252,9 +179,15 @@ def test_anisotropic_strides_run(start):
     assert stir(network).forward_all(x)[1].shape == (1, 1, 6, 16, 24)
 
 
-def test_a_sliding_window_runs_over_a_volume():
-    network = stir(small("SegResNet", 3))
-    assert sliding_window_inference(torch.rand(1, 1, 20, 16, 16), (16, 16, 16), 2, network).shape == (1, 3, 20, 16, 16)
+def test_a_scripted_network_survives_save_and_load_and_takes_other_sizes(tmp_path):
+    network = stir(small("BasicUNet"))
+    torch.jit.script(network).save(tmp_path / "network.ts")
+    loaded = torch.jit.load(tmp_path / "network.ts")
+    for size in ((32, 32), (33, 47)):
+        x = torch.rand(2, 1, *size)
+        for ours, theirs in zip(loaded.forward_all(x), network.forward_all(x), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+            assert ours.shape[2:] == size
 
 
 # --- gradients ---------------------------------------------------------------------------------------------------
@@ -267,8 +200,7 @@ def losses(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     disc, rim = ((distance < limit)[None, None].float() for limit in (9, 10))
     image = disc + 0.1 * torch.rand(2, 1, 32, 32)
     segmentation, edges = network(image)
-    target = disc.expand(2, 1, 32, 32)
-    semantic = DiceLoss(softmax=True, to_onehot_y=True)(segmentation, target)
+    semantic = DiceLoss(softmax=True, to_onehot_y=True)(segmentation, disc.expand(2, 1, 32, 32))
     return semantic, DiceLoss(sigmoid=True)(edges, (rim - disc).expand(2, 1, 32, 32))
 
 
@@ -276,11 +208,15 @@ def without_gradient(network: nn.Module) -> list[str]:
     return [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("options", [{}, {"gate": "sigmoid", "attention_channels": None, "project": False}])
-@pytest.mark.parametrize("name", ["UNet", "SegResNet"])
-def test_the_total_loss_reaches_the_fusion_and_every_parameter_of_the_edge_stream(name, options, start):
-    network = small(name, start=start, **options).train()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("UNet", {"start": "bottleneck"}),
+        ("SegResNet", {"gate": "sigmoid", "attention_channels": None, "project": False}),
+    ],
+)
+def test_the_total_loss_reaches_the_fusion_and_every_parameter_of_the_edge_stream(name, options):
+    network = small(name, **options).train()
     sum(losses(AllOutputs(network))).backward()
     assert [key for key in without_gradient(network) if not key.startswith("main_stream.")] == []
     assert all(value.grad.isfinite().all() for value in network.parameters())
@@ -309,26 +245,16 @@ def test_at_construction_the_semantic_loss_does_not_train_the_edges_and_after_a_
     assert without_gradient(network) == []
 
 
-def test_the_wrapper_for_training_shares_the_weights_and_the_mode_of_the_plain_network():
+def test_the_wrapper_for_training_shares_weights_and_mode_and_gives_the_output_of_a_network_without_edges():
     network = small().train()
     wrapper = AllOutputs(network)
     assert wrapper.net is network
-    before = network(image()).detach()
-    optimizer = torch.optim.Adam(wrapper.parameters(), lr=0.01)
-    sum(losses(wrapper)).backward()
-    optimizer.step()
-    assert not torch.equal(network(image()), before)
     assert list(wrapper.state_dict()) == [f"net.{key}" for key in network.state_dict()]
     wrapper.eval()
     assert not network.training
-    x = image()
+    x, plain = image(), NETS["SegResNet"][0](2).eval()
     assert all(torch.equal(a, b) for a, b in zip(wrapper(x), network.forward_all(x), strict=True))
-
-
-def test_the_wrapper_for_training_gives_the_output_of_a_network_without_edges():
-    net = SegResNet(2, 8, 1, 3).eval()
-    x = image()
-    assert torch.equal(AllOutputs(net)(x), net(x))
+    assert torch.equal(AllOutputs(plain)(x), plain(x))
 
 
 def test_several_processes_find_every_parameter_used(tmp_path):
@@ -350,24 +276,17 @@ def test_groups_divide_the_channels_of_both_norms_of_a_block():
     net = UNet(2, 1, 3, (6, 12, 24, 32, 32), (2,) * 4)
     groups = [[m.num_groups for m in block.modules() if isinstance(m, nn.GroupNorm)] for block in EGCNN(net).blocks]
     assert groups == [[4, 4], [2, 2]]
-    assert {m.num_groups for m in small().blocks.modules() if isinstance(m, nn.GroupNorm)} == {8}
     four = EGCNN(net, norm=("group", {"num_groups": 4, "eps": 1e-3})).blocks[0].norm
     assert (four.num_groups, four.eps) == (4, 1e-3)
     assert EGCNN(net, norm="group").blocks[0].norm.num_groups == 4
 
 
 @pytest.mark.parametrize(
-    ("norm", "kind"),
-    [("batch", nn.BatchNorm2d), ("instance", nn.InstanceNorm2d), (("batch", {"eps": 1e-3}), nn.BatchNorm2d)],
+    ("norm", "kind"), [("instance", nn.InstanceNorm2d), (("batch", {"eps": 1e-3}), nn.BatchNorm2d)]
 )
-def test_another_norm_is_taken_by_name(norm, kind):
-    network = small(norm=norm)
+def test_options_of_norm_and_gate_reach_every_level(norm, kind):
+    network = small(norm=norm, gate="sigmoid", attention_channels=None, project=False)
     assert all(isinstance(block.norm, kind) for block in network.blocks)
-    assert network(image()).shape == (1, 3, 16, 16)
-
-
-def test_options_of_the_gate_reach_every_gate():
-    network = small(gate="sigmoid", attention_channels=None, project=False)
     for gate in network.gates:
         assert isinstance(gate.act, nn.Identity)
         assert isinstance(gate.project, nn.Identity)
@@ -391,140 +310,65 @@ def test_one_line_of_configuration_sets_the_main_stream():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-def test_a_stream_is_taken_in_place_of_a_network():
-    net = SegResNet(2, 8, 1, 3).eval()
-    paths = [f"down_layers.{i}" for i in range(4)], [f"up_layers.{i}" for i in range(3)]
-    network = EGCNN(NamedStream(net, *paths, divisor=8)).eval()
-    assert isinstance(network.main_stream, Stream)
-    x = image()
+# --- other networks and bad arguments ----------------------------------------------------------------------------
+
+
+def test_an_extractor_is_taken_in_place_of_a_network_and_without_decoders_it_starts_at_the_bottleneck_only():
+    net, x = SegResNet(2, 8, 1, 3).eval(), image()
+    levels = [f"down_layers.{i}" for i in range(3)]
+    extractor = FeatureExtractor(net, Places(levels, [], "down_layers.3", "conv_final", divisor=8))
+    network = EGCNN(extractor, start="bottleneck").eval()
+    assert network.main_stream is extractor
+    assert len(network.gates) == 3
     assert torch.equal(network(x), net(x))
-    assert torch.equal(copy.deepcopy(network)(x), net(x))
-
-
-# --- bad arguments -----------------------------------------------------------------------------------------------
+    with pytest.raises(ValueError, match=r"start='decoder'.*SegResNet has 4 levels and 0 decoder features"):
+        EGCNN(extractor)
 
 
 @pytest.mark.parametrize(
     ("start", "channels", "needs"),
     [
         ("decoder", (8, 16), "3 encoder levels and a decoder feature, UNet has 1 levels"),
-        (
-            "decoder",
-            (8, 16, 32),
-            "3 encoder levels and a decoder feature, UNet has 2 levels and 1 decoder features.*bottleneck",
-        ),
+        ("decoder", (8, 16, 32), "3 encoder levels .*UNet has 2 levels and 1 decoder features.*bottleneck"),
         ("bottleneck", (8, 16), "2 encoder levels, UNet has 1 levels and 0 decoder features; use a deeper network."),
     ],
 )
-def test_too_shallow_a_network_raises_and_names_start_and_the_levels(start, channels, needs):
-    net = UNet(2, 1, 3, channels, (2,) * (len(channels) - 1))
+def test_too_shallow_a_network_raises_and_names_start_and_the_levels_and_one_level_more_builds(start, channels, needs):
+    def build(*channels: int) -> EGCNN:
+        return EGCNN(UNet(2, 1, 3, channels, (2,) * (len(channels) - 1)), start=start)
+
     with pytest.raises(ValueError, match=f"start='{start}' needs at least {needs}"):
-        EGCNN(net, start=start)
+        build(*channels)
+    assert len(build(8, 16, 32, 64).gates) == (1 if start == "decoder" else 2)
 
 
-def test_the_shallowest_networks_build():
-    shallow = UNet(2, 1, 3, (8, 16, 32), (2, 2))
-    assert len(EGCNN(shallow, start="bottleneck").gates) == 1
-    assert len(EGCNN(UNet(2, 1, 3, (8, 16, 32, 64), (2, 2, 2))).gates) == 1
-
-
-def test_a_stream_without_decoder_features_can_start_at_the_bottleneck_only():
-    stream = NamedStream(SegResNet(2, 8, 1, 3), [f"down_layers.{i}" for i in range(4)], [], divisor=8)
-    assert len(EGCNN(stream, start="bottleneck").gates) == 3
-    with pytest.raises(ValueError, match=r"start='decoder'.*SegResNet has 4 levels and 0 decoder features"):
-        EGCNN(stream)
-
-
-@pytest.mark.parametrize(("option", "value"), [("start", "encoder"), ("gate", "softmax"), ("attention_channels", 7)])
-def test_an_unknown_option_raises(option, value):
-    with pytest.raises(ValueError, match=str(value)):
-        small(**{option: value})
-
-
-def test_an_unknown_network_raises_and_says_what_to_give():
-    with pytest.raises(TypeError, match="no stream is known for Linear"):
+def test_an_unknown_option_or_network_raises_and_says_what_to_give():
+    for option, value in (("start", "encoder"), ("gate", "softmax"), ("attention_channels", 7)):
+        with pytest.raises(ValueError, match=str(value)):
+            small(**{option: value})
+    with pytest.raises(TypeError, match=r"the places of Linear are not known.*EGCNN\(FeatureExtractor\("):
         EGCNN(nn.Linear(3, 3))
 
 
-def test_options_are_keyword_only():
-    with pytest.raises(TypeError):
-        EGCNN(SegResNet(), 2)
-
-
-# --- compilers ---------------------------------------------------------------------------------------------------
-
-CANNOT_SCRIPT = {"SwinUNETR": "MONAI's SwinUNETR does not script: its code has keyword-only arguments"}
-COMPILED = [pytest.param(name, marks=pytest.mark.slow if name in ("UNETR", "SwinUNETR") else ()) for name in NETS]
-
-
-def same(compiled: nn.Module, network: EGCNN, x: torch.Tensor) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_script_equals_eager(name):
-    if name in CANNOT_SCRIPT:
-        pytest.skip(CANNOT_SCRIPT[name])
-    network, x = stir(small(name)), image(name)
-    scripted = torch.jit.script(network)
-    same(scripted, network, x)
-    assert scripted.forward_all(x)[1].shape == (1, 1, *x.shape[2:])
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", COMPILED)
-def test_trace_equals_eager(name):
-    network, x = stir(small(name)), image(name)
-    same(torch.jit.trace(network, x, check_trace=False), network, x)
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_export_equals_eager(name):
-    network, x = stir(small(name)), image(name)
-    same(torch.export.export(network, (x,)).module(), network, x)
-
-
-@pytest.mark.parametrize("start", STARTS)
-def test_of_volumes_script_and_export_equal_eager(start):
-    network, x = stir(small("UNet", 3, start=start)), image("UNet", 3)
-    same(torch.jit.script(network), network, x)
-    same(torch.export.export(network, (x,)).module(), network, x)
-
-
-def test_a_scripted_network_survives_save_and_load_and_takes_other_sizes(tmp_path):
-    network = stir(small("BasicUNet"))
-    torch.jit.script(network).save(tmp_path / "network.ts")
-    loaded = torch.jit.load(tmp_path / "network.ts")
-    for size in ((32, 32), (33, 47)):
-        same(loaded, network, torch.rand(2, 1, *size))
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_a_copy_gives_the_same(name):
-    network, x = stir(small(name)), image(name)
-    assert torch.equal(copy.deepcopy(network)(x), network(x))
-
-
 def test_a_network_for_pictures_learns_to_see_real_kidneys_and_their_edges(real_data):
-    items = load_decathlon_datalist(str(real_data("kits19_2d") / "dataset.json"), data_list_key="training")[:4]
+    items = load_decathlon_datalist(str(real_data("kits19_2d") / "dataset.json"), data_list_key="training")[:2]
     load = Compose(
         [
             LoadImaged(["image", "label"], ensure_channel_first=True),
             ScaleIntensityRanged("image", 0, 255, -1, 1),
-            Resized(["image", "label"], (128, 128), mode=["bilinear", "nearest"]),
+            Resized(["image", "label"], (64, 64), mode=["bilinear", "nearest"]),
         ]
     )
     cases = [load(item) for item in items]
     image, label = (torch.stack([case[key].as_tensor() for case in cases]) for key in ("image", "label"))
     network = EGCNN(SegResNet(2, init_filters=8, in_channels=1, out_channels=3))
     train_network, loss = AllOutputs(network), EGCNNLoss()
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     history = []
     for _ in range(30):
         optimizer.zero_grad()
         loss(train_network(image), label).backward()
         optimizer.step()
         history.append({name: float(value) for name, value in loss.terms.items()})
-    assert history[-1]["semantic"] < 0.8 * history[0]["semantic"]
-    assert history[-1]["edge_dice"] < 0.9 * history[0]["edge_dice"]
+    assert history[-1]["semantic"] < 0.9 * history[0]["semantic"]
+    assert history[-1]["edge_dice"] < 0.6 * history[0]["edge_dice"]
