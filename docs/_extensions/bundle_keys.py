@@ -19,7 +19,7 @@ from links import relink
 __all__ = ["BUNDLES", "CONFIGURATIONS", "documented", "tables"]
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-CONFIGURATIONS = ("train", "evaluate", "inference")
+CONFIGURATIONS = ("train", "baselines", "evaluate", "inference")
 _INTERNAL = ("imports", "initialize", "run")
 _ABSENT = object()
 # of entries of which a README says nothing

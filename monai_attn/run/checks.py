@@ -33,6 +33,9 @@ def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -
 
     Raises:
         ConfigError: for the first one, with the nearest name.
+
+    Example:
+        ``check_overrides(["configs/train.json"], {"epochs": 8})``
     """
     known = ConfigParser.load_config_files([str(path) for path in config_files])
     top_level = {_top_level(key) for key in known}
