@@ -111,11 +111,6 @@ def test_names_of_files_are_cells_and_never_formulas(tmp_path):
     assert [float(row["lesion"]) for row in rows] == [0.25, 0.75]
 
 
-def test_classes_are_numbered_where_there_are_not_as_many_names(tmp_path):
-    saver = CaseMetricsSaver(str(tmp_path), ["left", "right"])
-    assert saver._names({"dice": torch.zeros(4, 1)}) == ["class 1"]
-
-
 def test_the_isic_handler_gives_five_numbers_and_those_of_each_image():
     generator = torch.Generator().manual_seed(0)
     masks = [(torch.rand(2, 3, 1, 8, 9, generator=generator) > 0.5).byte() for _ in range(2)]

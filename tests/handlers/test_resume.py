@@ -198,7 +198,7 @@ def test_a_resumed_training_ends_bitwise_as_one_that_ran_through(tmp_path, worke
     assert_same(through, resumed)
 
 
-@pytest.mark.parametrize("schedule", ["iterations", "steps", "plateau"])
+@pytest.mark.parametrize("schedule", ["iterations", "plateau"])
 def test_every_kind_of_schedule_goes_on(tmp_path, schedule):
     options = {"schedule": schedule, "optimizer": "rmsprop"}
     through = training(tmp_path / "through", **options)
@@ -208,17 +208,6 @@ def test_every_kind_of_schedule_goes_on(tmp_path, schedule):
     resumed.run()
     assert_same(through, resumed)
     assert resumed.trainer.optimizer.param_groups[0]["lr"] == through.trainer.optimizer.param_groups[0]["lr"]
-
-
-def test_a_training_can_be_stopped_as_often_as_it_likes(tmp_path):
-    through = training(tmp_path / "through")
-    through.run()
-    training(tmp_path / "stopped").run(stop_in_epoch=2)
-    for epoch in (2, 3, 5):
-        training(tmp_path / "stopped", resume="auto").run(stop_in_epoch=epoch)
-    resumed = training(tmp_path / "stopped", resume="auto")
-    resumed.run()
-    assert_same(through, resumed)
 
 
 def test_early_stopping_counts_on(tmp_path):
@@ -263,18 +252,6 @@ def test_auto_starts_anew_where_there_is_no_checkpoint_and_a_path_does_not(tmp_p
     assert_same(fresh, automatic)
     with pytest.raises(DataError, match="there is no such file"):
         training(tmp_path / "c", resume=str(tmp_path / "no.pt")).run()
-
-
-def test_the_checkpoint_of_another_folder_can_be_continued(tmp_path):
-    through = training(tmp_path / "through")
-    through.run()
-    training(tmp_path / "stopped").run(stop_in_epoch=3)
-    resumed = training(tmp_path / "new", resume=str(tmp_path / "stopped" / "checkpoint_latest.pt"))
-    resumed.run()
-    assert all(
-        torch.equal(value, through.weights("model_final.pt")[key])
-        for key, value in resumed.weights("model_final.pt").items()
-    )
 
 
 def test_the_checkpoint_is_plain_tensors_and_written_every_few_epochs_and_at_the_end(tmp_path):
@@ -385,17 +362,6 @@ def test_the_weights_of_a_training_without_cases_to_validate_on_are_its_last_one
     without.run()
     best, final = without.weights("model.pt"), without.weights("model_final.pt")
     assert all(torch.equal(value, final[key]) for key, value in best.items())
-
-
-def test_a_new_training_that_fails_at_once_leaves_the_stopped_one_in_its_place(tmp_path):
-    stopped = training(tmp_path)
-    stopped.run(stop_in_epoch=3)
-    broken = training(tmp_path)
-    broken.trainer.add_event_handler(Events.ITERATION_STARTED, Training._break)
-    with pytest.raises(BreakdownError):
-        broken.trainer.run()
-    assert not (tmp_path / "previous_1").exists()
-    training(tmp_path, resume="auto").run()
 
 
 def test_a_new_training_replaces_one_that_ended_with_a_warning(tmp_path, caplog):
