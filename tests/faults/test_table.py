@@ -18,7 +18,8 @@ def test_every_row_of_the_table_has_a_test_and_every_test_a_row():
         for path in (ROOT / "tests").rglob("test_*.py")
         for row in re.findall(r"fault\((\d+)\)", path.read_text("utf-8"))
     }
-    assert rows == list(range(1, 71)) == sorted(marked)
+    assert rows == sorted(marked)
+    assert rows[:70] == list(range(1, 71))
 
 
 def test_all_rows_of_the_table_pass():

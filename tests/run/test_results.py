@@ -186,6 +186,7 @@ def test_a_line_of_provenance_fits_into_a_header_and_is_read_as_it_was(folder):
     assert [field.split("=")[0] for field in found.split()] == ["monai_attn", "weights", "config", "image"]
 
 
+@pytest.mark.fault(83)
 def test_the_settings_of_all_parts_count_and_those_of_the_writer_do_not(folder):
     def line(pixdim=1.0, threshold=0.5, output_dir="a"):
         provenance = Provenance(str(folder / "model.pt"), [nn.Conv2d(1, 2, 3), Compose([Spacing(pixdim=pixdim)])])
@@ -197,6 +198,7 @@ def test_the_settings_of_all_parts_count_and_those_of_the_writer_do_not(folder):
     assert len({line(), line(pixdim=2.0), line(threshold=0.4)}) == 3
 
 
+@pytest.mark.fault(83)
 def test_an_image_is_known_by_all_of_its_files(folder):
     provenance = Provenance(str(folder / "model.pt"))
     files = [str(folder / "in" / "a" / f"{name}.nii.gz") for name in ("t1", "t2")]

@@ -67,6 +67,7 @@ def ended(capsys, kind, call):
     return left.value.code, capsys.readouterr().err
 
 
+@pytest.mark.fault(96)
 def test_a_run_leaves_a_manifest_and_a_log_and_gives_the_process_back(config, tmp_path):
     hook = sys.excepthook
     run(config_file=config)
@@ -139,6 +140,7 @@ def test_a_wrong_entry_of_the_configuration_takes_four_lines_at_most(config, cap
     assert len(screen.splitlines()) <= 4
 
 
+@pytest.mark.fault(96)
 def test_an_error_of_the_program_that_goes_on_after_a_run_keeps_its_trace(config, capsys):
     with pytest.raises(RuntimeError):
         run(config_file=config, **{"engine#step": 1})
