@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The edge-gated layer of EG-CNN.
+"""Edge-gated layer of EG-CNN.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
 2020, https://arxiv.org/abs/2002.04207, Sec. 2.1, eqs. 1 and 2.
 
-Differs from the authors' code in: it is not public. Where the paper is silent: the map has one channel, and the kernel
-of the "residual layer", which eq. 2 does not show, is 1x1 and starts as the identity, so that eq. 2 holds exactly at
-the start.
+The authors have not released code. Where the paper is silent, we chose: one attention map, and a 1x1 kernel for the
+"residual layer", which eq. 2 does not show; it starts as the identity, so that eq. 2 holds exactly at the start.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ __all__ = ["EdgeGate"]
 
 
 class EdgeGate(nn.Module):
-    r"""Let the features of the main stream choose among those of the edge stream.
+    r"""Edge gate (EG-CNN): main features attend to edge features.
 
     With edge features :math:`e` and main features :math:`m` of the same size,
     :math:`\alpha = \sigma(\mathrm{relu}(W_e e + W_m m))` and the output is :math:`w (e \cdot \alpha + e)`.
 
-    By the ReLU, eq. 1 gives maps in [0.5, 1) that never suppress an edge, and no gradient where the sum is negative.
-    ``gate="sigmoid"`` leaves the ReLU out, and the map is in (0, 1).
+    Because of the ReLU, maps of eq. 1 are in [0.5, 1) and never suppress an edge, without a gradient where the sum is
+    negative. With ``gate="sigmoid"`` there is no ReLU, and maps are in (0, 1).
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
-        edge_channels: number of channels of the edge features.
-        main_channels: number of channels of the main stream's features.
+        edge_channels, main_channels: numbers of channels of the edge and main features.
         attention_channels: 1 for one map for all features, or None for a map for each of the ``edge_channels``.
-        project: whether the 1x1 convolution :math:`w` is there.
+        project: whether to apply the 1x1 convolution :math:`w`.
         gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``.
 
     Raises:
@@ -77,6 +75,6 @@ class EdgeGate(nn.Module):
             self.project = projection
 
     def forward(self, edges: torch.Tensor, main: torch.Tensor) -> torch.Tensor:
-        """Map edge features (B, edge_channels, *spatial) and main features of the same size to the former's shape."""
+        """Map edge and main features (B, channels, *spatial) to (B, edge_channels, *spatial)."""
         attention = self.gate(self.act(self.edge_conv(edges) + self.main_conv(main)))
         return self.project(edges * attention + edges)

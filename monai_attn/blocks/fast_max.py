@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Larger of two recalibrations, :math:`\max(U g_c, U g_s)`, in less time and memory.
+r"""Memory-efficient :math:`\max(U g_c, U g_s)` for training scSE.
 
-Autograd keeps both products, and its backward pass reads or writes as much as the features some 50 times. Here only the
-features and the maps are kept, and the passes go over pieces that stay in the processor's cache. Values are bitwise
-those of the definition. Gradients differ by the order of sums only: where both products are equal, as at 0, each map
-gets half of the gradient, as by autograd. Second derivatives, forward mode and ``torch.func`` work.
+Only the features and maps are kept for the backward pass, which processes chunks that fit in the CPU cache. Values are
+bitwise those of the definition. Gradients differ only by the order of sums: where both products are equal, as at 0,
+each map gets half of the gradient, as in autograd. Second derivatives, forward mode and ``torch.func`` work.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ _LEAST = 2**15  # values of features from which on there is a gain
 
 
 def larger_product(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
-    """Compute ``max(u * channel, u * spatial)``, eq. 4.
+    """Return ``max(u * channel, u * spatial)`` (eq. 4).
+
+    Scripted, traced, exported and compiled networks, and small inputs, use the plain definition.
 
     Args:
         u: features (B, C, *spatial).
         channel: channel map (B, C, 1, ...).
         spatial: spatial map (B, 1, *spatial).
-
-    Returns:
-        the larger product (B, C, *spatial).
 
     Example:
         >>> u = torch.tensor([[[-1.0, 2.0]]])
@@ -46,7 +44,7 @@ def larger_product(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor
 
 
 def _pays_off(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> bool:
-    """Whether a gradient is wanted of large features, and nobody makes a program of the single operations."""
+    """Return whether large features need gradients outside tracing and compiling."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
     # hooks may have put other maps in place
@@ -106,7 +104,7 @@ class _LargerProduct(torch.autograd.Function):
 
 
 def _share_of_channel(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
-    """How much of the larger product the channel map has: 1, 0, or a half where both are equal."""
+    """Return where the channel map gives the larger product: 1, 0, or 0.5 if equal."""
     return torch.add(torch.tensor(0.5), (u * channel - u * spatial).sign_(), alpha=0.5)
 
 
@@ -124,7 +122,7 @@ def _gradients(
 
 
 def _pieces(u: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Views of the same items and rows of all tensors."""
+    """Yield chunks of the same items and rows of all tensors."""
     values = _PIECE * torch.get_num_threads() if u.device.type == "cpu" else u.numel()
     items, rows = max(1, values // u[0].numel()), max(1, values // u[0, :, 0].numel())
     for group in zip(*(tensor.split(items) for tensor in (u, *others))):

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one point where an attention map comes into being.
+"""Gate, the last layer of every attention block.
 
-All four papers of this package multiply features by a learnt map; they differ in the map's shape, its source and its
-activation. Every attention block ends in a :class:`Gate`, whose output *is* that map. Hence
-:func:`monai_attn.visualize.capture_attention` sees the maps of any network without a flag in any ``forward``.
+Its output is the attention map, so :func:`monai_attn.visualize.capture_attention` finds the maps of any network.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ __all__ = ["Gate"]
 
 
 class Gate(nn.Module):
-    """Turn logits into an attention map of the same shape. It has no parameters.
+    """Activation that turns logits into an attention map.
 
     Args:
         activation: ``"sigmoid"`` for a map of independent values in [0, 1] (scSE, FocusNet, EG-CNN), ``"softmax"``

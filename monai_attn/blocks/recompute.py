@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sum over the branches of the autofocus layer, which keeps nothing of any branch for the backward pass.
+"""Memory-efficient branches of the autofocus layer.
 
-Autograd keeps the convolution's and the normalisation's output of every branch, which are most of the memory that
-training takes. Here the backward pass convolves again, turns the result in place into the gradient of the convolution,
-and adds up the gradient of the input in one map. What else it needs, it makes for a third of the rows at a time.
+Autograd keeps the outputs of the convolution and normalization of every branch, most of the memory of training. Here
+the backward pass convolves again, and computes the other gradients in place, for a third of the rows at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SLABS = 3  # with more, thus smaller ones, PyTorch leaves its fast convolutions
 
 
 def can_recompute(norm: nn.Module) -> bool:
-    """Whether a normalisation is one that :func:`recomputed_sum` can differentiate: batch normalisation, or none."""
+    """Return whether :func:`recomputed_sum` supports a normalization (batch or none)."""
     return type(norm) in (nn.Identity, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -36,19 +35,19 @@ def recomputed_sum(
     crop: int,
     convolve: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """Sum of ``scales[:, k] * norms[k](convolve(x, kernels[k]))``, computed again in the backward pass.
+    """Return a sum over branches, recomputed in the backward pass.
+
+    The sum over k of ``scales[:, k] * norms[k](convolve(x, kernels[k]))``, (B, out_channels, *cropped). There is no
+    second derivative.
 
     Args:
         x: the input (B, C, *spatial).
         scales: a factor for each branch and voxel of the output, (B, K, *cropped).
         kernels: the kernel of each branch, (out_channels, C, 3, ...).
-        norms: batch normalisation, whose running statistics are updated once, or the identity.
+        norms: batch normalization, whose running statistics are updated once, or the identity.
         dilations: the dilation of each branch; it is padded by ``crop`` less.
         crop: voxels that the output loses at every side.
         convolve: :func:`torch.conv1d`, :func:`torch.conv2d` or :func:`torch.conv3d`.
-
-    Returns:
-        the sum (B, out_channels, *cropped). There is no second derivative.
 
     Example:
         >>> x, kernel = torch.rand(1, 2, 9), torch.rand(4, 2, 3, requires_grad=True)
@@ -159,14 +158,14 @@ def _differentiate_convolution(
 
 
 def fast_layout(x: torch.Tensor) -> torch.Tensor:
-    """Put the channels last on a CPU, where oneDNN then neither copies tensors nor falls back to slower kernels."""
+    """Convert to channels last on CPU, oneDNN's fast layout."""
     if x.device.type != "cpu" or x.dtype == torch.float64 or x.ndim < 4:
         return x
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def _fixed_statistics(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float] | None:
-    """Mean and 1 / std of every channel where they do not depend on the batch, and infinity for the batch's size."""
+    """Return mean and 1 / std per channel and an infinite count, or None if they depend on the batch."""
     if not isinstance(norm, _BatchNorm):
         return torch.zeros_like(like), torch.ones_like(like), math.inf
     if norm.training or norm.running_mean is None or norm.running_var is None:
@@ -176,7 +175,7 @@ def _fixed_statistics(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _batch_statistics(z: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean and 1 / std of every channel, without a copy of ``z``, and the number of values of each."""
+    """Return mean and 1 / std per channel, without copying ``z``, and the number of values of each."""
     count = z.numel() / z.shape[1]
     mean = _channel_sum(z) / count
     squares = sum((_channel_sum((part - mean).square_()) for (part,) in _slabs(z)), torch.zeros_like(mean))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The residual block of FocusNet (Kaul 2019) and of EG-CNN's edge stream (Hatamizadeh 2020).
+"""Pre-activation residual block of FocusNet and EG-CNN.
 
-He, Zhang, Ren, Sun: "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, Fig. 1b: norm and
-activation come before each convolution, and nothing follows the sum.
+He, Zhang, Ren, Sun: "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, Fig. 1b.
 """
 
 from __future__ import annotations
@@ -25,14 +24,12 @@ class PreActResidual(nn.Module):
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels.
+        in_channels, out_channels: numbers of channels.
         stride: stride of the first convolution and of the shortcut; an odd side is rounded up.
         preact: whether the first norm and activation are there; without them the block starts with a bare convolution.
         padding: where a strided convolution pads an even side: ``"symmetric"`` one voxel at either end (PyTorch),
             ``"tf"`` at the far end only (TensorFlow's "same"). It makes no difference at stride 1.
-        act: activation, as a name or ``(name, {args})``.
-        norm: normalisation, as a name or ``(name, {args})``.
+        act, norm: activation and normalization, as a name or ``(name, {args})``.
         dropout: probability to drop a value of :math:`F(x)`.
         bias: whether the convolutions have biases.
 

@@ -4,9 +4,8 @@
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 1 and eqs. 2 to 7.
 
-Differs from the authors' code (ai-med/squeeze_and_excitation) in: one class serves 1D, 2D and 3D; all five ways of
-aggregation; any memory layout of the input; it can be scripted; and a block whose excitation would have no hidden
-channel is refused instead of being built with a layer of width zero.
+Differs from the authors' code (ai-med/squeeze_and_excitation) in: 1D, 2D and 3D in one class; all five aggregations;
+any memory layout; TorchScript; and a reduction that leaves no hidden channel is an error.
 """
 
 from __future__ import annotations
@@ -44,16 +43,16 @@ SE_POSITIONS = {
 
 
 class ChannelGate(nn.Module):
-    r"""Attention map of cSE, :math:`\sigma(W_1\,\mathrm{relu}(W_2 z))`, with :math:`z` the spatial mean.
+    r"""Channel attention map, :math:`\sigma(W_1\,\mathrm{relu}(W_2 z))`, of the spatial mean :math:`z`.
 
     Args:
-        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
-        in_channels: number of channels C of the input.
-        reduction: the paper's r; there are C // r hidden channels.
-        bias: whether the two linear layers have a bias. The paper's formula has none, the authors' code has it.
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels C.
+        reduction: the paper's r, for C // r hidden channels.
+        bias: whether the linear layers have biases, as in the authors' code; the paper's formula has none.
 
     Raises:
-        ValueError: if ``reduction`` is below 1, or so large that no hidden channel is left.
+        ValueError: if ``reduction`` is below 1 or leaves no hidden channel.
 
     Example:
         >>> ChannelGate(2, 64)(torch.rand(1, 64, 32, 32)).shape
@@ -83,12 +82,11 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    r"""Attention map of sSE, :math:`\sigma(W_{sq} \star U)`, by a 1x1 convolution to one channel.
+    r"""Spatial attention map, :math:`\sigma(W_{sq} \star U)`, by a 1x1 convolution.
 
     Args:
-        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
-        in_channels: number of channels C of the input.
-        bias: whether the convolution has a bias. The paper's formula has none, the authors' code has it.
+        spatial_dims, in_channels: see :class:`ChannelGate`.
+        bias: whether the convolution has a bias, as in the authors' code; the paper's formula has none.
 
     Raises:
         ValueError: if ``spatial_dims`` is not 1, 2 or 3.
@@ -114,15 +112,9 @@ class SpatialGate(nn.Module):
 
 
 class ChannelSE(ChannelGate):
-    r"""Spatial squeeze and channel excitation, cSE (Fig. 1b, eqs. 2 and 3).
+    """Channel squeeze & excitation block, cSE (eqs. 2 and 3).
 
-    The output is the input times the map of :class:`ChannelGate`: every channel is scaled by one number.
-
-    Args:
-        spatial_dims, in_channels, reduction, bias: see :class:`ChannelGate`.
-
-    Attributes:
-        out_channels: number of channels of the output, C.
+    Multiplies the input by the map of :class:`ChannelGate`, whose arguments it takes.
 
     Example:
         >>> ChannelSE(2, 64)(torch.rand(1, 64, 32, 32)).shape
@@ -140,16 +132,9 @@ class ChannelSE(ChannelGate):
 
 
 class SpatialSE(SpatialGate):
-    r"""Channel squeeze and spatial excitation, sSE (Fig. 1c).
+    """Spatial squeeze & excitation block, sSE (Fig. 1c).
 
-    The output is the input times the map of :class:`SpatialGate`: every position is scaled by one number, which
-    depends on that position alone.
-
-    Args:
-        spatial_dims, in_channels, bias: see :class:`SpatialGate`.
-
-    Attributes:
-        out_channels: number of channels of the output, C.
+    Multiplies the input by the map of :class:`SpatialGate`, whose arguments it takes.
 
     Example:
         >>> SpatialSE(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
@@ -193,7 +178,7 @@ _AGGREGATIONS = {"max": larger_product, "add": _add, "mul": _mul, "mul_gate": _m
 class ChannelSpatialSE(nn.Module):
     r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1d).
 
-    With :math:`g_c` the channel map and :math:`g_s` the spatial map of the same input :math:`U`:
+    With :math:`g_c` the channel map and :math:`g_s` the spatial map of the input :math:`U`:
 
     ============== ==================================== ============ ==================================================
     aggregation    output                               channels     source
@@ -205,18 +190,9 @@ class ChannelSpatialSE(nn.Module):
     ``"concat"``   :math:`[U g_c, U g_s]`               2 C          eq. 7
     ============== ==================================== ============ ==================================================
 
-    Training of ``"max"`` takes a shorter way for large inputs (``monai_attn/blocks/fast_max.py``), with equal values.
-    Scripted, traced, exported and compiled networks have the definition.
-
     Args:
-        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
-        in_channels: number of channels C of the input.
-        reduction: the paper's r of the channel excitation.
-        aggregation: how the two recalibrated maps become one, see the table.
-        bias: whether the excitations have biases.
-
-    Attributes:
-        out_channels: number of channels of the output, C, or 2 C for ``"concat"``.
+        spatial_dims, in_channels, reduction, bias: see :class:`ChannelGate`.
+        aggregation: how to combine the two recalibrated maps, see the table.
 
     Raises:
         ValueError: if ``aggregation`` is unknown or ``reduction`` leaves no hidden channel.
@@ -249,16 +225,13 @@ _LAYERS: dict[str, type[nn.Module]] = {"scse": ChannelSpatialSE, "cse": ChannelS
 
 
 def get_se_layer(se: str | tuple | None, spatial_dims: int, in_channels: int) -> nn.Module:
-    """Create a squeeze & excitation block by its name.
+    """Return a squeeze & excitation block by its name.
 
     Args:
         se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})`` such as ``("scse", {"reduction": 4})``; ``None``
             for the identity.
-        spatial_dims: number of spatial dimensions of the input, 1, 2 or 3.
-        in_channels: number of channels of the input.
-
-    Returns:
-        the block.
+        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+        in_channels: number of input channels.
 
     Raises:
         ValueError: if the name or an argument of the block is not valid.
@@ -274,14 +247,11 @@ def get_se_layer(se: str | tuple | None, spatial_dims: int, in_channels: int) ->
 
 
 def complete_se(se: str | tuple | None, **defaults: Any) -> tuple[str, dict[str, Any]] | None:
-    """Complete ``se`` by defaults for the arguments that its block has and ``se`` does not name.
+    """Add default arguments to a squeeze & excitation block's name.
 
     Args:
-        se: as :func:`get_se_layer` takes it.
-        defaults: arguments of any of the three blocks, such as ``reduction``.
-
-    Returns:
-        ``(name, {args})``, or ``None`` for ``None``.
+        se: as :func:`get_se_layer` takes it; ``None`` is returned unchanged.
+        defaults: arguments of any of the three blocks; those unknown to the block or given in ``se`` are ignored.
 
     Raises:
         ValueError: if the name is not valid.

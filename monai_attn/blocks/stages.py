@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an encoder-decoder is made of: one stage of convolutions, and the ways down and up between stages."""
+"""Convolution stages, pooling and upsampling for encoder-decoders."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ __all__ = ["ConvStage", "DenseStage", "IndexUnpool", "MaxPoolWithIndices", "Upsa
 
 
 class ConvStage(nn.Sequential):
-    """``num_convs`` times convolution - norm - activation, at one resolution.
+    """Stage of ``num_convs`` times convolution, norm, activation.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of output channels of every convolution.
-        kernel_size: size of the kernel; odd, so that the output has the input's size.
+        in_channels, out_channels: numbers of channels.
+        kernel_size: odd, so that the output has the input's size.
         num_convs: number of convolutions.
-        act: activation, as a name or ``(name, {args})``; ``None`` for none.
-        norm: normalisation, as a name or ``(name, {args})``; ``None`` for none.
+        act, norm: activation and normalization, as a name or ``(name, {args})``; ``None`` for none.
 
     Example:
         >>> ConvStage(2, 1, 64, kernel_size=7, norm="batch")(torch.rand(1, 1, 20, 30)).shape
@@ -61,19 +59,14 @@ class ConvStage(nn.Sequential):
 
 
 class DenseStage(nn.Module):
-    """The densely connected block of the FC-DenseNet of scSE (Roy 2018, Sec. III-B) and of QuickNAT.
+    """Dense block of FC-DenseNet and QuickNAT (Sec. III-B).
 
-    Twice norm - activation - convolution, each joined to everything before it, then norm - activation - 1x1
-    convolution. It ends without an activation, so its output is signed. All three activations are one module: with
-    ``act="prelu"`` they share one slope, as in the authors' code.
+    Twice norm, activation, convolution, each concatenated to its input, then norm, activation, 1x1 convolution. All
+    three activations are one module: with ``act="prelu"`` they share one slope, as in the authors' code.
 
     Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3.
-        in_channels: number of input channels.
-        out_channels: number of channels that every convolution makes.
+        spatial_dims, in_channels, out_channels, act, norm: see :class:`ConvStage`.
         kernel_size: size of the first two kernels, odd.
-        act: activation, as a name or ``(name, {args})``.
-        norm: normalisation, as a name or ``(name, {args})``.
 
     Example:
         >>> DenseStage(2, 64, 64)(torch.rand(1, 64, 20, 30)).shape
@@ -107,12 +100,9 @@ class DenseStage(nn.Module):
 
 
 class MaxPoolWithIndices(nn.Module):
-    """Max pooling by two that also tells where each maximum was.
+    """Max pooling by two that also returns indices.
 
-    An odd side is rounded up, so that a side of one stays one and any input size can go any depth.
-
-    Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3.
+    An odd side is rounded up, so that any input size can be pooled to any depth.
     """
 
     def __init__(self, spatial_dims: int) -> None:
@@ -125,11 +115,10 @@ class MaxPoolWithIndices(nn.Module):
 
 
 class IndexUnpool(nn.Module):
-    """Put every value back where the maximum was, and zero elsewhere (SD-Net's and SegNet's way up).
+    """Max unpooling by indices (SD-Net, SegNet).
 
-    Equal to ``torch.nn.functional.max_unpool*``, but written as a scatter, which can be scripted, traced and exported
-    and works in any number of dimensions. If ``x`` has a multiple of the channels of ``indices`` (scSE by
-    concatenation), the indices serve each group of channels.
+    Equal to ``torch.nn.functional.max_unpool*``, but can be scripted, traced and exported in any number of dimensions.
+    If ``x`` has a multiple of the channels of ``indices`` (scSE by concatenation), they serve each group of channels.
     """
 
     def forward(self, x: torch.Tensor, size: list[int], indices: torch.Tensor) -> torch.Tensor:
@@ -143,7 +132,7 @@ class IndexUnpool(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Parameter-free interpolation to a given size (the U-Net's way up); the indices of the pooling are not used.
+    """Interpolation to a given size (U-Net), without parameters.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The papers' networks."""
+"""Networks of the papers, and their baselines."""
 
 from __future__ import annotations
 

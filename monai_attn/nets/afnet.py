@@ -2,10 +2,8 @@
 """AFNet: the autofocus networks AFN-1 to AFN-6, and Basic.
 
 Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3, Fig. 3
-and Tables 2 and 3; the channels and the residual connections are those of the main path of DeepMedic.
-
-Two plain layers, then residual blocks of two layers of dilation 2; an autofocus layer may take the place of each of
-the latter, from the last on::
+and Tables 2 and 3; channels and residual connections are those of the main path of DeepMedic. Two plain layers, then
+residual blocks of two layers of dilation 2, the last of which are autofocus layers::
 
     x ─► conv ─► conv ─┬─► layer ─► layer ─► + ─► … ─► 1x1 ─► logits
                        └───── shortcut ──────┘
@@ -22,12 +20,12 @@ AFN-5  5            149                   437,330
 AFN-6  6            173                   449,799
 ====== ============ ===================== ========================
 
-The parameters are counted from the authors' code without its 410 inert biases. The paper trains on crops of 75 voxels:
-AFN-3 to AFN-6 see farther, hence never see a whole field without zero padding in training, and should not in inference.
+The parameters are counted without the 410 inert biases of the authors' code. The paper trains on crops of 75 voxels,
+smaller than the receptive fields of AFN-2 to AFN-6.
 
 Differs from the authors' code (yaq007/Autofocus-Layer) in: the output keeps the size of the input
-(``padding="official"`` loses 14 voxels a side, as theirs); 2D (and 1D) besides 3D; any channels and number of blocks;
-and no bias where a normalization follows, which makes it inert.
+(``padding="official"`` loses 14 voxels a side, as theirs); 1D and 2D besides 3D; any channels and number of blocks;
+and no bias before a normalization, where it is inert.
 """
 
 from __future__ import annotations
@@ -53,10 +51,9 @@ class DilatedResidual(nn.Module):
     """Residual block that activates last: ``relu(second(relu(first(x))) + shortcut(x))``.
 
     Args:
-        first: the first layer, with its normalization and without activation.
-        second: the second layer, likewise.
+        first, second: layers with normalization and without activation.
         shortcut: the identity, or a 1x1 convolution with normalization where the channels change.
-        crop: voxels that both layers together take off every side.
+        crop: voxels that both layers together remove at every side.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module, shortcut: nn.Module, crop: int) -> None:
@@ -72,18 +69,8 @@ class DilatedResidual(nn.Module):
 class DilatedTrunk(nn.Module):
     """Trunk of AFNet and the ASPP baselines, at full resolution.
 
-    Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
-        in_channels: number of input channels.
-        channels: channels of each layer: two plain layers, then two for each residual block.
-        n_autofocus: how many of the dilated layers are autofocus layers, counted from the last.
-        autofocus: makes an autofocus layer, called like :class:`monai_attn.blocks.AutofocusConv`.
-        norm: normalization, as a name or ``(name, {args})``; ``None`` for none.
-        padding: ``"same"``, or ``"official"``, which loses one voxel a side per plain layer and two per dilated one.
-
-    Attributes:
-        receptive_radius: how far an output voxel sees in the input, in voxels.
-        crop: voxels that the output loses at every side.
+    Arguments and attributes are those of :class:`AFNet`; ``autofocus`` makes an autofocus layer and is called like
+    :class:`monai_attn.blocks.AutofocusConv`.
 
     Raises:
         ValueError: if an argument is out of its range, or an input too small for ``padding="official"``.
@@ -142,11 +129,11 @@ class DilatedTrunk(nn.Module):
 
 
 def initialize_weights(network: nn.Module, init: str) -> None:
-    """Draw the weights of all convolutions anew.
+    """Initialize the weights of all convolutions.
 
     Args:
         network: the network.
-        init: ``"paper"`` for N(0, 0.01), as in the authors' code, ``"default"`` to leave PyTorch's.
+        init: ``"paper"`` for N(0, 0.01), as in the authors' code, ``"default"`` to keep PyTorch's.
 
     Raises:
         ValueError: if ``init`` is neither of the two.
@@ -158,19 +145,19 @@ def initialize_weights(network: nn.Module, init: str) -> None:
 
 
 class AFNet(nn.Module):
-    """Full-resolution network whose last dilated layers are autofocus layers.
+    """Autofocus network (AFNet) at full resolution.
 
-    Infer through windows of the size of the training's crops, such as MONAI's ``SlidingWindowInferer``: beyond a
-    crop the large dilations have seen nothing but zero padding.
+    Infer with windows of the training crops' size, such as by MONAI's ``SlidingWindowInferer``: beyond a crop the large
+    dilations have seen only zero padding.
 
-    With ``padding="official"`` the output is smaller than the input. MONAI's ``SlidingWindowInferer`` takes this for
-    another resolution and returns a rescaled volume without an error: use :class:`monai_attn.inferers.HaloInferer`.
+    With ``padding="official"`` the output is smaller than the input. ``SlidingWindowInferer`` takes this for another
+    resolution and rescales without an error: use :class:`monai_attn.inferers.HaloInferer`.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
         in_channels: number of input channels.
         out_channels: number of classes, with the background.
-        n_autofocus: the n of AFN-n, 0 (Basic) to 6: how many of the dilated layers are autofocus layers, from the last.
+        n_autofocus: the n of AFN-n, 0 (Basic) to 6: how many dilated layers are autofocus layers, from the last.
         channels: channels of the layers: two plain layers, then two for each residual block.
         dilations: dilations of the autofocus layers.
         norm: normalization, as a name or ``(name, {args})``; ``None`` for none.
@@ -179,7 +166,7 @@ class AFNet(nn.Module):
         share_weights: whether the scales of an autofocus layer share one kernel, as in the paper.
         init: ``"default"``, PyTorch's, or ``"paper"``, N(0, 0.01) as in the authors' code, which starts attention
             almost uniform.
-        memory_efficient: whether the autofocus layers are computed again in the backward pass instead of being kept.
+        memory_efficient: whether to recompute the autofocus layers in the backward pass.
 
     Attributes:
         receptive_radius: how far an output voxel sees in the input, in voxels.

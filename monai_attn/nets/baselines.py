@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines of AFNet: ASPP-c and ASPP-s, and DeepMedic.
+"""Baselines of AFNet: ASPP-c, ASPP-s and DeepMedic.
 
-Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3 and
-Table 2.
+Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3, Table 2.
 
-ASPP-c and ASPP-s are the trunk of the network Basic, without its classifier, and atrous spatial pyramid pooling behind
-it, after Chen et al.: "DeepLab", https://arxiv.org/abs/1606.00915, Fig. 4: unlike in an autofocus layer each dilation
-has its own kernel, and all voxels weigh the scales alike. 477,905 (``"cat"``) and 966,440 (``"sum"``) parameters for 4
-channels and 5 classes. The widths, 30 and 120, are those of the authors' code; the paper gives none. Differs from that
-code (yaq007/Autofocus-Layer) in: see :mod:`monai_attn.nets.afnet`.
+ASPP-c and ASPP-s are the trunk of Basic with atrous spatial pyramid pooling as the classifier (Chen et al.: "DeepLab",
+https://arxiv.org/abs/1606.00915, Fig. 4): 477,905 (``"cat"``) and 966,440 (``"sum"``) parameters for 4 channels and 5
+classes. The widths, 30 and 120, are those of the authors' code; the paper gives none. For differences from that code
+(yaq007/Autofocus-Layer) see :mod:`monai_attn.nets.afnet`.
 
-DeepMedic is that of Kamnitsas, Ledig, Newcombe, Simpson, Kane, Menon, Rueckert, Glocker: "Efficient multi-scale 3D CNN
-with fully connected CRF for accurate brain lesion segmentation", Medical Image Analysis 2017,
-https://arxiv.org/abs/1603.05959, Fig. 5, with the residual connections of Kamnitsas et al.: "DeepMedic for Brain Tumor
-Segmentation", BrainLes 2016: 662,215 parameters for 4 channels and 5 classes. Differs from the authors' code
-(deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop; the second path sees the
-whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by default instead of PReLU; and no
-bias where a normalization follows, which makes it inert. As in their code a sum is taken before normalization and
-activation.
+DeepMedic is that of Kamnitsas et al.: "Efficient multi-scale 3D CNN with fully connected CRF for accurate brain lesion
+segmentation", Medical Image Analysis 2017, https://arxiv.org/abs/1603.05959, Fig. 5, with the residual connections of
+"DeepMedic for Brain Tumor Segmentation", BrainLes 2016: 662,215 parameters for 4 channels and 5 classes. Differs from
+the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop; the second
+path sees the whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by default instead of
+PReLU; and no bias before a normalization, where it is inert.
 """
 
 from __future__ import annotations
@@ -42,10 +38,10 @@ _RELU = ("relu", {"inplace": True})
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling that ends in class scores.
+    """Atrous spatial pyramid pooling (ASPP) that returns class scores.
 
-    ``"cat"``: the convolutions' 30 channels are concatenated - norm - activation - 1x1 convolution (ASPP-c).
-    ``"sum"``: every convolution to 120 channels - norm - activation - 1x1 convolution; the scores are summed (ASPP-s).
+    ``"cat"``: convolutions of 30 channels, concatenated; norm, activation, 1x1 convolution (ASPP-c).
+    ``"sum"``: convolutions of 120 channels, each with norm, activation and 1x1 convolution; sum (ASPP-s).
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
@@ -53,9 +49,6 @@ class ASPP(nn.Module):
         out_channels: number of classes.
         dilations: the dilations, one convolution each.
         fusion: ``"cat"`` or ``"sum"``.
-
-    Attributes:
-        radius: how far the output sees, in voxels: the largest dilation.
 
     Raises:
         ValueError: if ``fusion`` is neither of the two, or a dilation is below 1.
@@ -103,18 +96,9 @@ class ASPPNet(nn.Module):
     """AFNet's trunk without autofocus layers, with ASPP as the classifier.
 
     Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
-        in_channels: number of input channels.
-        out_channels: number of classes, with the background.
+        spatial_dims, in_channels, out_channels, channels, padding, init: see :class:`AFNet`, also for the attributes.
         fusion: ``"cat"`` for the paper's ASPP-c, ``"sum"`` for its ASPP-s.
-        channels: channels of the trunk's layers: two plain layers, then two for each residual block.
         dilations: dilations of the pyramid.
-        padding: ``"same"``, or ``"official"``: 14 voxels fewer at every side, as in the authors' code.
-        init: ``"default"``, PyTorch's, or ``"paper"``, N(0, 0.01) as in the authors' code.
-
-    Attributes:
-        receptive_radius: how far an output voxel sees in the input, in voxels.
-        crop: voxels that the output loses at every side, 0 or 14.
 
     Raises:
         ValueError: if an argument is out of its range, or an input too small for ``padding="official"``.
@@ -164,13 +148,10 @@ class _ZeroPaddedResidual(nn.Module):
 
 
 class DeepMedic(nn.Module):
-    """Two paths, at full and low resolution, and 1x1 convolutions.
+    """DeepMedic: two paths, at full and low resolution.
 
     Args:
-        spatial_dims: number of spatial dimensions, 1, 2 or 3 (the paper).
-        in_channels: number of input channels.
-        out_channels: number of classes, with the background.
-        channels: channels of each path: two plain layers, then two for each residual block.
+        spatial_dims, in_channels, out_channels, channels: see :class:`AFNet`; ``channels`` are those of each path.
         fc_channels: channels of the two 1x1 layers (the article's 150; later configurations have 250).
         scale: by which factor the second path's image is smaller.
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` in the authors' code.

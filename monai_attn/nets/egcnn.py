@@ -10,9 +10,8 @@ Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Se
                 └─────────────► (residual block ─► up ─► gate) … ─► edge logits ─► σ
 
 The authors have not released code. Where the paper is silent, we chose: the edge stream is as wide as the encoder at
-each resolution; interpolation is linear, bilinear or trilinear; the fusion of main logits and edge probability is a 1x1
-convolution that starts as the identity of the main logits, so that a trained network keeps its output when it is
-wrapped (on a GPU up to the rounding of a convolution in TF32).
+each resolution; interpolation is linear; and the fusion is a 1x1 convolution that starts as the identity of the main
+logits, so that wrapping a trained network keeps its output (on a GPU up to the rounding of TF32).
 """
 
 from __future__ import annotations
@@ -35,21 +34,18 @@ __all__ = ["EGCNN", "AllOutputs"]
 class EGCNN(nn.Module):
     """Encoder-decoder with an edge stream (EG-CNN).
 
-    The result of the edge stream is fused into that of the network. ``forward`` returns the segmentation,
-    ``forward_all`` the segmentation and the edges, to be trained together. The main network's weights are saved under
-    ``main_stream.net.``.
+    ``forward`` returns the segmentation, ``forward_all`` the segmentation and the edges, to train them together. The
+    state dict has the main network's weights under ``main_stream.net.``.
 
     Args:
         main_stream: a network, or a :class:`monai_attn.adapt.FeatureExtractor` for one that is not in the table of
             :func:`monai_attn.adapt.places_of`.
         edge_classes: number of edge channels, 1 for the edges of all structures together (the paper).
-        start: where the edge stream begins: ``"decoder"`` at the decoder's first feature, so that an encoder of L
-            levels has L - 2 gates, ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates). The paper says the
-            former, and also that every resolution has a gate, which only the latter comes near.
-        gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``, see :class:`monai_attn.blocks.EdgeGate`.
-        attention_channels: 1 for one map per gate, or None for a map for each edge feature.
-        project: whether every gate ends in a 1x1 convolution.
-        norm: normalisation of the residual blocks, as a name or ``(name, {args})``. The groups of a group
+        start: where the edge stream begins: ``"decoder"`` at the decoder's first feature (L - 2 gates for an encoder of
+            L levels), ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates). The paper says the former, and
+            also that every resolution has a gate, which only the latter comes near.
+        gate, attention_channels, project: see :class:`monai_attn.blocks.EdgeGate`.
+        norm: normalization of the residual blocks, as a name or ``(name, {args})``. The groups of a group
             norm (8 by default) are reduced to their greatest common divisor with the block's channels.
 
     Raises:
@@ -121,10 +117,9 @@ class EGCNN(nn.Module):
 
 
 class AllOutputs(nn.Module):
-    """Return both outputs of an EG-CNN, for training.
+    """Wrapper that returns segmentation and edge logits for training.
 
-    A trainer calls it; it shares the weights of the plain network. A network without an edge stream returns its own
-    output, so that one override of a configuration compares the two.
+    It shares the network's weights. A network without an edge stream returns its own output.
 
     Args:
         net: an :class:`EGCNN`, or another network.
@@ -162,7 +157,7 @@ def _widths(stream: FeatureExtractor, start: str) -> tuple[int, ...]:
 
 
 def _fit_groups(norm: str | tuple, *channels: int) -> str | tuple:
-    """Return the norm; of a group norm, with as many groups as divide all channels."""
+    """Reduce the groups of a group norm to a divisor of all channels."""
     name, args = split_args(norm)
     if str(name).lower() != "group":
         return norm

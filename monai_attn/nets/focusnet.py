@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FocusNet (Kaul 2019, https://arxiv.org/abs/1902.03091, Fig. 1, eqs. 2 and 3).
+"""FocusNet: attention-based encoder-decoder.
 
 Kaul, Manandhar, Pears: "FocusNet: An Attention-Based Fully Convolutional Network for Medical Image Segmentation", ISBI
-2019. An attention branch, an encoder-decoder, makes a map of every channel at three resolutions. The maps gate the
-encoder of the segmentation branch, which is built of residual and squeeze & excitation blocks::
+2019, https://arxiv.org/abs/1902.03091, Fig. 1, eqs. 2 and 3. An attention branch, an encoder-decoder, gates the encoder
+of the segmentation branch, which is built of residual and squeeze & excitation blocks::
 
     image -+- attention branch -- G1 (H) --- G2 (H/2) -- G3 (H/4)
            |                      | sigmoid  | sigmoid   | sigmoid
            +- 7x7 stem ---------- level 1 -- level 2 --- level 3 -- level 4 -- decoder -- 1x1
 
-The layers are those of the authors' code (focusnet-alpha, TheFocusNetSeries), which settles what the paper leaves open.
-Where they disagree, the code's choice is the default: the paper's residual blocks are all pre-activated
-(``preact="full"``), its dropout is "throughout" (``dropout_everywhere=True``). Differs from the authors' code in: any
-number of dimensions, any input size, and the output are logits.
+The authors' code (focusnet-alpha, TheFocusNetSeries) settles what the paper leaves open. Where they disagree, the code
+is the default: in the paper all residual blocks are pre-activated (``preact="full"``) and dropout is "throughout"
+(``dropout_everywhere=True``). Differs from the authors' code in: any number of dimensions, any input size, and the
+output is logits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _UpConv(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """One step up in either branch, joined to the encoder's feature there (skip first)."""
+    """Decoder step of either branch, with a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int, skip_channels: int, layers: _Layers) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Decoder(nn.Module):
 
 
 class _AttentionBranch(nn.Module):
-    """The encoder-decoder whose decoder features G become the gates."""
+    """Encoder-decoder whose decoder features are the logits of the gates."""
 
     def __init__(self, stem: nn.Module, channels: Sequence[int], layers: _Layers, dropout: float) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _NoAttention(nn.Module):
 
 
 class _Level(nn.Module):
-    """A level of the segmentation encoder: residual, SE, times the gate, SE, strided residual (eqs. 2 and 3)."""
+    """Level of the segmentation encoder: residual, SE, gate, SE, strided residual (eqs. 2 and 3)."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: _Layers, *, gated: bool) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Level(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """The later code's output: the main head and a head for each coarser decoder level, fused by two convolutions."""
+    """Output of the later code: the main head and a head for each coarser decoder level, fused by two convolutions."""
 
     def __init__(self, spatial_dims: int, widths: Sequence[int], out_channels: int, hidden: int = 32) -> None:
         super().__init__()
@@ -161,19 +161,19 @@ class FocusNet(nn.Module):
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
         in_channels: number of input channels.
-        out_channels: number of output channels; the output are logits.
+        out_channels: number of output channels.
         channels: widths at the full resolution and at each halving of it. The attention branch uses all but the last.
             Half and an eighth of the first are the widths of the last two blocks.
         variant: ``"isbi2019"``, or ``"series"`` for the later code whose output is fused from the main head and one
             head for each coarser decoder level (19,063,933 parameters).
         padding: ``"symmetric"`` or ``"tf"``, see :class:`monai_attn.blocks.PreActResidual`; weights trained with the
             authors' Keras code need ``"tf"``.
-        preact: ``"first"`` where only the blocks of stride 2 begin with norm and activation (authors' code), ``"full"``
-            where all do (paper).
+        preact: ``"first"`` if only the blocks of stride 2 begin with norm and activation (authors' code), ``"full"``
+            if all do (paper).
         dropout: probability to drop a value at the bottleneck of the attention branch.
         dropout_everywhere: whether every residual block drops values too.
         se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
-        gated: whether there is an attention branch; without it the levels stay as they are.
+        gated: whether there is an attention branch.
         norm: normalization, as a name or ``(name, {args})``.
 
     Raises:

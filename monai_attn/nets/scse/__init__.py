@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of scSE."""
+"""Networks with squeeze & excitation (scSE)."""
 
 from __future__ import annotations
 

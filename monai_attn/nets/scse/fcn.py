@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder-decoder of scSE and its positions P1 to P6.
+"""Encoder-decoder with squeeze & excitation (scSE) at P1 to P6.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
-
-One drawing serves the paper's three networks and ReLayNet; :mod:`monai_attn.nets.scse.presets` says which stage, which
-way up and which constants::
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV::
 
     x ─► encoder ─► SE ─┬────────────────── skip ──────────────────┬─► decoder ─► SE ─► classifier ─► SE ─► logits
               P1        └─► pool ─► … ─► bottleneck ─► SE ─► … ─► up    P2                      P4
@@ -30,8 +27,7 @@ __all__ = ["SqueezeExciteFCN"]
 class SqueezeExciteFCN(nn.Module):
     """Encoder-decoder with squeeze & excitation at positions P1 to P6.
 
-    All stages are equally wide. SE stands after a complete stage, before dropout and before pooling. Any input size
-    works: the way up goes to the size before the pooling. ``forward`` returns logits.
+    All stages are equally wide, and any input size works. SE follows a complete stage, before dropout and pooling.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 (the paper) or 3.
@@ -39,7 +35,7 @@ class SqueezeExciteFCN(nn.Module):
         out_channels: number of classes.
         stage: builds one encoder or decoder stage from its numbers of input and output channels.
         bottleneck: builds the bottleneck in the same way; by default the same stage.
-        up: the way up, called with features, the indices of the pooling and the size to reach.
+        up: the upsampling, called with features, the indices of the pooling and the size to reach.
         depth: number of encoder stages and of decoder stages.
         features: number of channels of every stage.
         se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})``; ``None`` for the plain network. The excitations
@@ -47,14 +43,14 @@ class SqueezeExciteFCN(nn.Module):
         positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
             encoders and decoders, ``"P6"`` everywhere (Table IV).
         reduction: the paper's r.
-        aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
+        aggregation: see :class:`monai_attn.blocks.ChannelSpatialSE`.
         skip: ``"recalibrated"`` passes SE(U) over the skip connection (configuration 1), ``"raw"`` passes U
             (configuration 2).
         dropout: probability to drop a channel after every encoder and decoder stage (authors' code: 0.2).
 
     Raises:
-        ValueError: if an option is unknown, if ``depth`` is below 1, or if ``aggregation="concat"`` meets a position
-            behind the classifier, where it would double the classes.
+        ValueError: if an option is unknown, ``depth`` is below 1, or ``aggregation="concat"`` is used at P4 or P6,
+            where it would double the classes.
 
     Example:
         >>> from monai_attn.nets import SCSEUNet

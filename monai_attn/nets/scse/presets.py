@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three networks of the scSE paper, and ReLayNet.
+"""Networks of the scSE paper: U-Net, SD-Net, FC-DenseNet, and ReLayNet.
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
 Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I and VII.
@@ -13,7 +13,7 @@ SCSEFCDenseNet    4            5x5      batch          pool, unpool        3,200
 ReLayNet          3            7x3      batch          pool, unpool        777,482 (1 → 10)
 ================= ============ ======== ============== =================== ============================
 
-Where the paper contradicts itself, what its numbers of parameters leave is the default.
+Where the paper contradicts itself, the default is what matches its numbers of parameters.
 """
 
 from __future__ import annotations
@@ -34,13 +34,10 @@ __all__ = ["ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet"]
 class SCSEUNet(SqueezeExciteFCN):
     """U-Net with squeeze & excitation; the defaults are the paper's.
 
-    Stages of two 5x5 convolutions with ReLU and no normalization, parameter-free upsampling. The paper's text says
-    3x3, which contradicts its own table (2.1e6 parameters) and "+1.52 %"; ``kernel_size=3`` gives the text's network
-    (777,692).
+    The paper's text says 3x3 kernels, which contradicts its own table (2.1e6 parameters) and "+1.52 %"; with
+    ``kernel_size=3`` it has 777,692. Other arguments: see :class:`monai_attn.nets.SqueezeExciteFCN`.
 
     Args:
-        spatial_dims, in_channels, out_channels, features, depth: see :class:`monai_attn.nets.SqueezeExciteFCN`.
-        se, positions, reduction, aggregation, skip, dropout: likewise.
         kernel_size: 5 (table) or 3 (text).
         norm: normalization, as a name or ``(name, {args})``; the paper has none.
         upsample: ``"nearest"`` or ``"linear"``; the paper does not say.
@@ -88,13 +85,11 @@ class SCSEUNet(SqueezeExciteFCN):
 class SCSESDNet(SqueezeExciteFCN):
     """SD-Net with squeeze & excitation; the defaults are the paper's.
 
-    Stages of one 7x7 convolution - batch norm - ReLU, pooling with indices and unpooling. Sec. III-B says 4 encoders,
-    but Table VII counts from 3; ``depth=4`` gives the text's network (2,415,132 parameters). The authors' PyTorch code
-    normalizes after the activation; this is the paper's order.
+    Sec. III-B says 4 encoders, but Table VII counts from 3; ``depth=4`` gives the text's network (2,415,132
+    parameters). The paper's norm precedes the activation, in the authors' PyTorch code it follows. Other arguments:
+    see :class:`monai_attn.nets.SqueezeExciteFCN`.
 
     Args:
-        spatial_dims, in_channels, out_channels, features, depth: see :class:`monai_attn.nets.SqueezeExciteFCN`.
-        se, positions, reduction, aggregation, skip, dropout: likewise.
         kernel_size: size of the kernels, odd; by default 7 in every dimension.
         act: activation, as a name or ``(name, {args})``.
 
@@ -146,9 +141,8 @@ class ReLayNet(SCSESDNet):
     Roy et al.: "ReLayNet: retinal layer and fluid segmentation of macular optical coherence tomography using fully
     convolutional networks", Biomedical Optics Express 2017, https://arxiv.org/abs/1704.02161.
 
-    An SD-Net whose kernels are 7 high and 3 wide (and 3 deep), so images must be (H, W). The released PyTorch code has
-    ``kernel_size=(3, 7)``, ``act="prelu"`` and 9 classes (777,424 parameters). The arguments are those of
-    :class:`monai_attn.nets.SCSESDNet`.
+    An :class:`SCSESDNet` whose kernels are 7 high and 3 wide (and 3 deep), so images must be (H, W). The released code
+    has ``kernel_size=(3, 7)``, ``act="prelu"`` and 9 classes (777,424 parameters).
 
     Example:
         >>> ReLayNet(2, 1, 10)(torch.rand(1, 1, 128, 64)).shape
@@ -161,13 +155,10 @@ class ReLayNet(SCSESDNet):
 class SCSEFCDenseNet(SqueezeExciteFCN):
     """FC-DenseNet with squeeze & excitation; the defaults are the paper's.
 
-    Dense stages, pooling with indices and unpooling. The paper does not describe its bottleneck; a 1x1 convolution is
-    what its parameter count (3.1e6 convolution weights) leaves. The authors' later codes,
-    such as QuickNAT, differ.
+    The paper does not describe the bottleneck; a 1x1 convolution matches its count (3.1e6 convolution weights). Other
+    arguments: see :class:`monai_attn.nets.SqueezeExciteFCN`.
 
     Args:
-        spatial_dims, in_channels, out_channels, features, depth: see :class:`monai_attn.nets.SqueezeExciteFCN`.
-        se, positions, reduction, aggregation, skip, dropout: likewise.
         bottleneck: ``"conv1x1"`` (default), ``"conv5x5_bn"`` (QuickNATv2) or ``"dense"`` (quickNAT_pytorch).
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` has one slope per stage (quickNAT_pytorch).
 
