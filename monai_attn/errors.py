@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can fix: what cannot be used, what was found, and what to do about it."""
+"""Errors that users can fix, and failures of cases."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  fix:     (.*)")
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used.
+    """Error in what the user gave, with a fix.
 
     Args:
         what: the file or argument.
-        problem: what was found there, and what was expected.
+        problem: what was found, and what was expected.
         fix: what the user can do.
 
     Example:
@@ -38,7 +38,7 @@ class InputError(ValueError):
 
 
 class DataError(InputError):
-    """A file or folder cannot be used.
+    """Error in a file or folder.
 
     Example:
         >>> print(DataError("a.nii", "it is empty", "copy it again"))
@@ -49,7 +49,7 @@ class DataError(InputError):
 
 
 class ConfigError(InputError):
-    """An entry of the configuration, or an override on the command line, cannot be used.
+    """Error in the configuration or on the command line.
 
     Example:
         >>> ConfigError("--epoch", "no entry named 'epoch'", "did you mean --epochs?").what
@@ -58,14 +58,11 @@ class ConfigError(InputError):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that the user should see: the first that can be fixed, else the first that happened.
+    """Return an exception chain's first user-fixable error, or its root.
 
     Example:
         >>> try:
-        ...     try:
-        ...         raise DataError("a.nii", "it is empty", "copy it again")
-        ...     except DataError as error:
-        ...         raise RuntimeError("applying transform") from error
+        ...     raise RuntimeError("applying transform") from DataError("a.nii", "it is empty", "copy it again")
         ... except RuntimeError as error:
         ...     type(root_cause(error)).__name__
         'DataError'
@@ -79,12 +76,14 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def _told_in(text: str) -> InputError | None:
-    """The error that a text tells of: from a data loader's process comes the trace of the last error, and no cause."""
+    """Return the error in a data loader process's trace, which has no cause."""
     return InputError(text) if _MESSAGE.search(text) else None
 
 
 class Failure(NamedTuple):
-    """Why a case has no result, in the words of :class:`InputError`; not expected where nobody foresaw it.
+    """Reason why a case has no result.
+
+    Its fields are those of :class:`InputError`, and whether the error was expected.
 
     Example:
         >>> Failure.of(ZeroDivisionError("division by zero"), "a.nii").expected
@@ -98,16 +97,7 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, case: str) -> Failure:
-        """What an error that a case ended in comes down to.
-
-        Args:
-            error: the error, perhaps wrapped in others.
-            case: the file of the case, for errors that do not name one.
-
-        Example:
-            >>> Failure.of(DataError("a.nii", "it is empty", "copy it again"), "a.nii").problem
-            'it is empty'
-        """
+        """Return an error as a failure, by default of ``case``."""
         cause = root_cause(error)
         if isinstance(cause, InputError):
             return cls(cause.what, cause.problem, cause.fix)
@@ -122,10 +112,10 @@ class Failure(NamedTuple):
 
 
 class CasesError(RuntimeError):
-    """Cases of a run have no result, while all others have theirs.
+    """Error at the end of a run with failed cases.
 
     Args:
-        failures: why, one for each case.
+        failures: the failed cases.
         finished: number of the others.
         noun: what cases are called.
 

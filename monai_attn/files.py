@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all, and tables that a spreadsheet can open without harm."""
+"""Atomic writes, and safe cells of CSV tables."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @contextmanager
 def atomic_write(path: str | Path, fix: str = "make room, or give another output_dir") -> Iterator[Path]:
-    """A file to write to that takes the place of ``path`` once it is whole.
+    """Write a file atomically: yield a draft, then rename it.
 
-    It lies in the same folder and has the same ending, so that writers choose the same format. When the block ends, it
-    is forced to the disk and renamed, which happens at once or not at all. Where the block raises, it is removed, and
-    what ``path`` was before is untouched. What a process that was killed has left is removed by the next one.
+    The draft lies in the same folder and has the same extension, so that writers choose the same format. It is synced
+    to the disk and renamed at the end, or removed if the block raises. Drafts left by killed processes are removed next
+    time.
 
     Args:
         path: the file to make or to replace.
-        fix: what the user can do where it cannot be written.
+        fix: what the user can do if it cannot be written.
 
     Raises:
         DataError: if the file cannot be written, such as on a full disk.
@@ -51,7 +51,7 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
 
 
 def _remove_left_drafts(path: Path) -> None:
-    """Remove drafts of a file by processes that are no more, where the system can tell without stopping them."""
+    """Remove drafts of processes that have ended (POSIX only)."""
     if os.name != "posix":
         return
     for draft in path.parent.glob(f".partial-*-{escape(path.name)}"):
@@ -71,7 +71,7 @@ def _is_running(process: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a renaming to the disk, where the system lets a folder be opened."""
+    """Sync a renaming to the disk (POSIX only)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -82,7 +82,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def csv_cell(text: str) -> str:
-    """A text, such as a file name, as one cell of a CSV table that no spreadsheet takes for a formula.
+    """Quote a text for CSV, and disarm spreadsheet formulas.
 
     Example:
         >>> print(csv_cell("case_1"), csv_cell("=cmd()"), csv_cell("a,b"))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inferers for slices, and for tiles with a halo.
 
-A network that trains on random crops needs none of them: MONAI's ``SlidingWindowInferer``, with the crop as its
-window, shows it what it has seen in training.
+A network trained on random crops needs neither: use MONAI's ``SlidingWindowInferer`` with the crop as its window.
 """
 
 from __future__ import annotations
@@ -22,15 +21,14 @@ __all__ = ["HaloInferer", "SliceBatchInferer"]
 
 
 class SliceBatchInferer(Inferer):
-    """Run a 2D network over a volume slice by slice.
+    """Slice-by-slice inferer that runs a 2D network over volumes.
 
-    The slices are whole and go through the network by batches, so that the result is that of the network on each slice
-    alone. (MONAI's ``SliceInferer`` slides a window of a given size over each slice, which needs that size and pads
-    what is smaller.) Beside the output there is only one batch at a time.
+    Whole slices go through the network in batches, whereas MONAI's ``SliceInferer`` slides a window of a given size
+    over each slice and pads smaller ones. Besides the output only one batch is in memory.
 
     Args:
-        spatial_dim: the spatial axis to cut across, 0, 1 or 2, as in training.
-        batch_size: number of slices of a volume in one call of the network.
+        spatial_dim: the spatial axis to cut along, 0, 1 or 2, as in training.
+        batch_size: number of slices in one call of the network.
 
     Raises:
         ValueError: if ``batch_size`` is below 1, or if the input is not a batch of volumes.
@@ -67,16 +65,15 @@ class SliceBatchInferer(Inferer):
 
 
 class HaloInferer(Inferer):
-    """Run a network over tiles that read a halo.
+    """Inferer that runs a network over tiles with a halo.
 
-    Every tile reads ``halo`` voxels more at every side than it gives, as far as the volume has them. The tiles are put
-    side by side, without blending: every voxel is written once. For a network that crops its output by c voxels (its
-    attribute ``crop``) the volume is first padded with c zeros: with ``padding="official"``, ``tile=47`` and
-    ``halo=14`` this is how the authors of the autofocus layer predict (Qin 2018, https://arxiv.org/abs/1805.08403,
-    ``test.py`` of their code).
+    Every tile is read with ``halo`` voxels more at every side, within the volume; the outputs are tiled without
+    blending. If the network crops its output by c voxels (its attribute ``crop``), the volume is first padded with c
+    zeros: with ``padding="official"``, ``tile=47`` and ``halo=14`` this is how the authors of the autofocus layer
+    predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code).
 
-    With the network's ``receptive_radius`` as halo the result is that on the whole volume, if normalization is by
-    fixed statistics (batch normalization, or none).
+    With the network's ``receptive_radius`` as halo the result is that on the whole volume, if normalization has fixed
+    statistics (batch normalization, or none).
 
     Args:
         tile: side of the tiles that are written, one number or one for each dimension.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the ISIC 2017 challenge, part 1 (Codella 2017, https://arxiv.org/abs/1710.05006).
+"""Metrics of the ISIC 2017 challenge, part 1.
 
-They are computed per image and then averaged. MONAI's ``ConfusionMatrixMetric`` pools all images by default, which
-gives other numbers (large lesions then count more), and drops the images without a lesion.
+Codella et al. 2017, https://arxiv.org/abs/1710.05006. They are computed per image and then averaged, whereas MONAI's
+``ConfusionMatrixMetric`` by default pools all images, which favors large lesions, and drops images without a lesion.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["ISICSegmentationMetric"]
 
 
 class ISICSegmentationMetric(CumulativeIterationMetric):
-    r"""Jaccard index, Dice, accuracy, sensitivity and specificity of binary masks.
+    """Jaccard, Dice, accuracy, sensitivity and specificity of binary masks (ISIC).
 
     With the counts of true and false positive and negative pixels of one image:
 
@@ -30,16 +30,15 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
     The challenge scores masks at the resolution of the image file and ranks by the Jaccard index.
 
     Args:
-        zero_division: value of a ratio whose denominator is 0, such as the Jaccard index of an image without lesion and
-            without predicted lesion: ``"one"`` as in the official scorer, ``"zero"``, or ``"nan"`` to leave the image
-            out of this mean.
+        zero_division: value of a ratio whose denominator is 0, such as the Jaccard index of two empty masks: ``"one"``
+            as in the official scorer, ``"zero"``, or ``"nan"`` to leave the image out of this mean.
 
     Attributes:
-        names: names of the five numbers, in their order.
+        names: names of the five metrics, in order.
 
     Raises:
         ValueError: if ``zero_division`` is unknown; when called, if a mask is not binary, has more than one channel, or
-            prediction and truth differ in shape.
+            prediction and truth differ in shape; when aggregated, if there was no image yet.
 
     Example:
         >>> metric = ISICSegmentationMetric()
@@ -84,11 +83,7 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
         return torch.where(whole > 0, part / whole, self.fallback)
 
     def aggregate(self) -> torch.Tensor:
-        """Return the five means over all images so far; with ``"nan"`` a metric that no image has is NaN.
-
-        Raises:
-            ValueError: if there was no image yet.
-        """
+        """Return the means over all images, NaN without any value."""
         scores = self.get_buffer()
         if not isinstance(scores, torch.Tensor):
             raise ValueError("there is nothing to average; call the metric with masks first.")

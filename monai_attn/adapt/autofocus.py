@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autofocus layers in place of convolutions of existing networks.
+"""Autofocus convolutions for existing networks.
 
-Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for Semantic Segmentation", MICCAI 2018,
-https://arxiv.org/abs/1805.08403. The paper replaces the last n dilated convolutions of its own network (AFN-n).
+Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403. The paper
+replaces the last n dilated convolutions of its own network (AFN-n).
 """
 
 from __future__ import annotations
@@ -24,13 +24,9 @@ __all__ = ["FocusedConv", "ZeroInitGate", "autofocus"]
 class ZeroInitGate(Gate):
     r"""Gate that starts with all weight on one scale.
 
-    The map is :math:`e + s\,(\mathrm{softmax}(a) - e)`. Here :math:`e` is one at the scale and zero elsewhere, and the
-    strength :math:`s` is one learnt number. It starts at zero, where the map is :math:`e` exactly; at one the map is
-    the softmax. The weights of a voxel always sum to one. At first only :math:`s` has a gradient, after one step of the
-    optimiser the attention has one too.
-
-    Args:
-        first: index of the scale that starts with all weight.
+    The map is :math:`e + s\,(\mathrm{softmax}(a) - e)` with :math:`e` one at the scale of index ``first`` and zero
+    elsewhere. The learnable strength :math:`s` starts at zero; at one the map is the softmax. In the first step only
+    :math:`s` has a gradient.
 
     Example:
         >>> ZeroInitGate(1)(torch.rand(1, 4, 8, 8))[0, :, 0, 0]
@@ -53,17 +49,12 @@ class ZeroInitGate(Gate):
 class FocusedConv(nn.Module):
     """Autofocus convolution in place of a plain one.
 
-    It has the kernel and the bias of the plain one. At first its output is that of the plain convolution, up to the
-    rounding of a sum. The kernel's old key is understood when a state is loaded, so that weights of the plain network
-    load before or after.
+    It shares the kernel and bias of the plain convolution, and at first its output up to rounding. Weights of the plain
+    network load before or after, as the kernel's old key is accepted.
 
     Args:
         conv: the plain convolution, of kernel size 3 and stride 1.
         dilations: the scales; the plain convolution's own dilation must be among them.
-
-    Attributes:
-        focus: the :class:`monai_attn.blocks.AutofocusConv`.
-        bias: the plain convolution's bias, or None.
 
     Example:
         >>> conv = nn.Conv2d(4, 6, 3, padding=1)
@@ -102,24 +93,21 @@ def autofocus(
     dilations: Sequence[int] | None = None,
     size: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Replace convolutions of a network by autofocus convolutions, in place.
+    """Replace convolutions of a network by autofocus convolutions.
 
     Eligible are convolutions of kernel size 3, stride 1 and one dilation, with two or more input channels, without
     groups, that keep the size by zero padding. Each becomes a :class:`FocusedConv`, and at first the network's output
-    is unchanged up to the rounding of convolutions. A layer of K scales has K times the multiplications of the plain
-    one, and its attention besides.
+    is unchanged up to rounding. A layer of K scales has K times the multiplications of the plain one, plus its
+    attention.
 
     Args:
-        network: the network.
+        network: the network, which is changed in place and returned.
         last: how many to replace, counted from the end in the order in which the network runs them.
-        where: instead of ``last``, says for the path and the module of each whether to replace it.
+        where: instead of ``last``, returns for a path and its module whether to replace it.
         dilations: the scales, rising; they must contain the dilation of every convolution that is replaced. By
             default 1, 3, 5 and 7 times its own, which for the paper's dilation of 2 are the paper's 2, 6, 10 and 14.
         size: for ``last``, the size of an image that the network takes, if its class is not in the table of
             :func:`monai_attn.adapt.places_of`.
-
-    Returns:
-        the network.
 
     Raises:
         ValueError: if neither or both of ``last`` and ``where`` are given, fewer convolutions are eligible than
@@ -165,7 +153,7 @@ def _fits(conv: Any) -> bool:
 
 
 def _last(network: nn.Module, eligible: dict[str, Any], count: int, size: Sequence[int] | None) -> list[str]:
-    """Return the paths of the last of the eligible convolutions, in the order in which the network runs them."""
+    """Return the paths of the last eligible convolutions that the network runs."""
     places = Places([], [], None, None, divisor=1, size=size) if size else places_of(network)
     ran = list(dry_run(network, places, eligible, must_run=False))
     if not 1 <= count <= len(ran):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoder and decoder features of existing networks."""
+"""Encoder and decoder features of MONAI networks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Features = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
 
 
 class FeatureExtractor(nn.Module):
-    """Network that returns its encoder and decoder features besides its logits.
+    """Network that also returns its encoder and decoder features.
 
-    Forward hooks at the :class:`Places` read the features while the network runs, so that it can be traced and
-    exported, but not scripted; for that, write a subclass whose ``forward`` runs the network by its children. The state
-    dict is that of the network with ``net.`` before every key. The network must not change a listed module's output in
-    place afterwards (an in-place ReLU right behind it): list the last module that touches the feature.
+    Forward hooks at the :class:`Places` read the features, so the network can be traced and exported, but not scripted;
+    for that, write a subclass whose ``forward`` runs the network by its children. The state dict has ``net.`` before
+    every key. The network must not change a listed module's output in place afterwards (such as by an in-place ReLU):
+    list the last module that touches the feature.
 
     Args:
         net: the network.
@@ -39,9 +39,7 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         spatial_dims: number of spatial dimensions.
-        encoder_channels: numbers of channels of the encoder features.
-        decoder_channels: numbers of channels of the decoder features.
-        out_channels: number of channels of the logits.
+        encoder_channels, decoder_channels, out_channels: numbers of channels of the features and of the logits.
 
     Raises:
         ValueError: if the network has no module of such a path, does not run it, or has no convolution, or if the
@@ -161,12 +159,11 @@ _VIEWS: dict[type, type[FeatureExtractor]] = {
 def features_of(network: nn.Module) -> FeatureExtractor:
     """Return the feature extractor of a network.
 
-    Those of MONAI's ``UNet``, ``BasicUNet``, ``VNet``, ``SegResNet`` and ``DynUNet`` run the network by its children
-    and can be scripted.
+    It can be scripted for MONAI's ``UNet``, ``BasicUNet``, ``VNet``, ``SegResNet`` and ``DynUNet``.
 
     Args:
-        network: a network of one of MONAI's classes in the table of :func:`places_of`, or a :class:`FeatureExtractor`,
-            which is returned as it is.
+        network: a network of a class in the table of :func:`places_of`, or a :class:`FeatureExtractor`, which is
+            returned unchanged.
 
     Raises:
         TypeError: if the network's class is not in the table.
@@ -181,20 +178,17 @@ def features_of(network: nn.Module) -> FeatureExtractor:
 
 
 def dry_run(network: nn.Module, places: Places, paths: Collection[str], *, must_run: bool = True) -> dict[str, Any]:
-    """Return the outputs of a network's modules for an image of zeros.
+    """Return outputs of a network's modules for a zero image.
 
-    The network runs in evaluation mode and without gradients. Dimensions and channels of the image are those of the
-    first convolution. Without ``places.size``, its first side is twice the divisor, because instance norm refuses a
-    single voxel.
+    The network runs in evaluation mode without gradients, on an image with the first convolution's dimensions and
+    channels. Without ``places.size`` its first side is twice the divisor, because instance norm refuses a single voxel.
+    The outputs are in the order in which the network ran the modules first.
 
     Args:
         network: the network. Its modules' modes are restored.
-        places: says the size of the image.
+        places: determines the size of the image.
         paths: the modules; each must give one tensor. ``path:i`` is the i-th input of a module.
         must_run: whether every module must run.
-
-    Returns:
-        for each path the output, in the order in which the network ran them first.
 
     Raises:
         ValueError: if the network has no convolution or no module of such a path, or does not run it.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group norm in networks that have batch norm built in.
+"""Group norm for networks with built-in batch norm.
 
-Wu, He: "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494. EG-CNN (Hatamizadeh 2020,
-https://arxiv.org/abs/2002.04207, Sec. 3) trains its U-Net and V-Net with it.
+Wu, He: "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494. EG-CNN (https://arxiv.org/abs/2002.04207,
+Sec. 3) trains its U-Net and V-Net with it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
-    """Replace every batch norm of a network by a group norm, in place.
+    """Replace every batch norm of a network by group norm.
 
-    The scales and shifts stay, under their keys; the running statistics go. Do it before training: the weights of a
-    network trained with batch norm do not fit.
+    Scales and shifts keep their keys; running statistics are removed. Do it before training: weights trained with batch
+    norm do not fit.
 
     Args:
-        network: the network.
+        network: the network, which is changed in place and returned.
         num_groups: number of groups; where it does not divide the channels, their greatest common divisor.
-
-    Returns:
-        the network.
 
     Raises:
         ValueError: if ``num_groups`` is below 1.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders, decoders, bottleneck and classifier of MONAI's networks.
+"""Encoders, decoders, bottleneck and classifier of MONAI networks.
 
-One small function for each class, in the table at the end by the class itself: a subclass may have another ``forward``
-and is not taken for its parent. For other networks write the :class:`Places` down.
+The table at the end has exact classes: a subclass may have another ``forward``.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ __all__ = ["Places", "places_of"]
 class Places(NamedTuple):
     """Paths of the modules whose outputs are a network's features.
 
-    A path is what ``network.get_submodule`` takes. Each module must run once and give one tensor.
+    A path is what ``network.get_submodule`` takes. Each module must run once and return one tensor.
 
     Args:
-        encoders: the encoders, fine to coarse, without the bottleneck; what they give is also what is skipped over.
+        encoders: the encoders, fine to coarse, without the bottleneck; their outputs are also the skip connections.
         decoders: the decoders, coarse to fine.
-        bottleneck: the bottleneck, or None if no module gives its output.
-        classifier: the last layer, which gives the logits, or None if the network has none.
+        bottleneck: the bottleneck, or None if no module returns its output.
+        classifier: the last layer, which returns the logits, or None.
         divisor: what each side of an image must be a multiple of, one number or one for each dimension.
         size: the size of an image that the network takes, if not every multiple of ``divisor`` is one.
-        features: the encoder features for an edge stream, fine to coarse, with one for each resolution; by default the
-            encoders and the bottleneck. ``path:i`` is the i-th input of a module, for what no module gives.
+        features: the encoder features for an edge stream, one for each resolution, fine to coarse; by default the
+            encoders and the bottleneck. ``path:i`` is the i-th input of a module.
 
     Example:
         >>> Places(["fine"], ["up"], bottleneck="down", classifier="head", divisor=2).decoders
@@ -48,10 +47,7 @@ class Places(NamedTuple):
 
 
 def places_of(network: nn.Module) -> Places:
-    """Return the places of a network of MONAI.
-
-    Args:
-        network: a network of one of MONAI's classes in the table.
+    """Return the places of a MONAI network.
 
     Raises:
         TypeError: if the network's class, or the encoder of a ``FlexibleUNet``, is not in the table.

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Squeeze & excitation at P1 to P6 of existing networks.
+"""Squeeze & excitation (scSE) for existing networks.
 
-Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
 
-The block becomes a child, named ``recalibration``, of the module whose output it recalibrates. An ``nn.Sequential``
-runs its new last child by itself; any other module calls it by a forward hook, a function of this file. So no old key
-of the state dict changes, and the network can be copied, pickled, scripted and exported as before.
+Each block becomes a child ``recalibration`` of the module that it recalibrates: an ``nn.Sequential`` runs its new last
+child, other modules call it by a forward hook. The network can be copied, pickled, scripted and exported as before.
 """
 
 from __future__ import annotations
@@ -30,12 +28,8 @@ _CHILD = "recalibration"
 class ZeroInitResidual(nn.Module):
     r"""Block that starts as the identity.
 
-    The output is :math:`x + s\,(\mathrm{block}(x) - x)`. The strength :math:`s` is one learnt number. It starts at
-    zero, where the output is ``x`` exactly; at one the output is the block's. At first only :math:`s` has a gradient,
-    after one step of the optimiser the block has one too.
-
-    Args:
-        block: a block that keeps the shape of its input.
+    The output is :math:`x + s\,(\mathrm{block}(x) - x)`, for a block that keeps the shape. The learnable strength
+    :math:`s` starts at zero; at one the output is the block's. In the first step only :math:`s` has a gradient.
 
     Example:
         >>> from monai_attn.blocks import SpatialSE
@@ -64,25 +58,19 @@ def recalibrate(
     zero_effect: bool = False,
     places: Places | None = None,
 ) -> nn.Module:
-    """Put squeeze & excitation into a network, in place.
+    """Add squeeze & excitation (scSE) to a network.
 
-    Every old parameter keeps its key, so that weights load before or after (``strict=False``). Numbers of channels are
-    measured once, by an image of zeros. With ``zero_effect`` a trained network keeps its output exactly: each block is
-    wrapped in a :class:`ZeroInitResidual`, which adds one parameter, and ``aggregation`` may be any.
+    Old parameters keep their keys, so that weights load before or after (``strict=False``).
 
     Args:
-        network: a network of one of MONAI's classes in the table of :func:`monai_attn.adapt.places_of`, or any with
-            ``places``. Its output must be one tensor in evaluation mode.
+        network: the network, which is changed in place and returned. Its output must be one tensor in evaluation mode.
         se: ``"scse"``, ``"cse"`` or ``"sse"``, or ``(name, {args})``.
         positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
             encoders and decoders, ``"P6"`` everywhere (Table IV).
         reduction: the paper's r.
-        aggregation: how scSE joins its two maps, see :class:`monai_attn.blocks.ChannelSpatialSE`.
-        zero_effect: whether the network starts with the output it has now.
-        places: where the places are, for a network that is not in the table.
-
-    Returns:
-        the network.
+        aggregation: see :class:`monai_attn.blocks.ChannelSpatialSE`.
+        zero_effect: whether the network starts with its current output, each block in a :class:`ZeroInitResidual`.
+        places: its places, if its class is not in the table of :func:`monai_attn.adapt.places_of`.
 
     Raises:
         ValueError: if an option is unknown, the network has no module at a position or has blocks already,
@@ -141,7 +129,7 @@ def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, to
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    """Return whether it is not known if a new last child of an ``nn.Sequential`` would run."""
+    """Return whether an ``nn.Sequential`` may not run a new last child."""
     return isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
 
 

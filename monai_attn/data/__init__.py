@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists, readers that check what they read, and class weights."""
+"""Data lists, checking readers, and class weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the cases of a data set, and weigh the classes of their labels."""
+"""Data set checks and class weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["check_cases", "median_frequency_weights"]
 
 
 class _Report(NamedTuple):
-    """Verdict on a case: ``"ok"``, ``"warning"`` or ``"cannot be used"``; what the table shows, and the reasons."""
+    """Verdict on a case: ``"ok"``, ``"warning"`` or ``"cannot be used"``; its table columns and the reasons."""
 
     verdict: str
     columns: tuple[str, str, str] = ("-", "-", "-")
@@ -38,11 +38,11 @@ class _Report(NamedTuple):
 def check_cases(
     steps: Sequence[Callable[[Any], Any]], sections: Mapping[str, Sequence[Mapping[str, Any]]], source: str
 ) -> Iterator[str]:
-    """Load all cases, and report on each; on a terminal with a progress bar.
+    """Load and report on all cases, with a progress bar.
 
     Args:
         steps: transforms that load and check the image and label of a case.
-        sections: cases of each section, as :func:`monai_attn.data.cases` gives them.
+        sections: cases of each section, as :func:`monai_attn.data.cases` returns them.
         source: name of the data set in errors.
 
     Yields:
@@ -96,19 +96,14 @@ def _check_case(steps: Sequence[Callable[[Any], Any]], item: Any) -> _Report:
 
 
 def _ranges(values: Sequence[float]) -> str:
-    """Shorten sorted values to ranges.
-
-    Example:
-        >>> _ranges([0, 1, 2, 4, 7, 8])
-        '0-2 4 7-8'
-    """
+    """Shorten sorted values to ranges, such as 0-2 4 7-8."""
     runs = [[value for _, value in run] for _, run in groupby(enumerate(values), lambda pair: pair[1] - pair[0])]
     return " ".join(f"{run[0]:g}" + (f"-{run[-1]:g}" if len(run) > 1 else "") for run in runs) or "-"
 
 
 @contextmanager
 def _collected_records() -> Iterator[list[logging.LogRecord]]:
-    """Collect the warnings that this package logs, which then do not go on the screen."""
+    """Collect this package's warnings instead of printing them."""
     logger, handler = logging.getLogger("monai_attn"), BufferingHandler(sys.maxsize)
     handler.setLevel(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False
@@ -123,19 +118,16 @@ def _collected_records() -> Iterator[list[logging.LogRecord]]:
 def median_frequency_weights(
     labels: Iterable[torch.Tensor | str], num_classes: int, *, spatial_dim: int | None = None
 ) -> torch.Tensor:
-    r"""Compute class weights by median frequency balancing.
+    r"""Return class weights (num_classes,) by median frequency balancing.
 
     With :math:`f_c` the pixels of class c divided by the pixels of all images in which c occurs, the weight is
     :math:`w_c = \mathrm{median}(f) / f_c`. A class that never occurs gets the weight 0, with a warning.
 
     Args:
-        labels: label maps (1, *spatial) of class indices, or their files, of which volumes are turned to RAS.
+        labels: label maps (1, *spatial) of class indices, or their files; volumes from files are reoriented to RAS.
         num_classes: number of classes, with the background.
-        spatial_dim: of volumes, the axis across which a slice-wise network cuts; each slice is then an image of its
-            own. By default a volume is one image.
-
-    Returns:
-        the weights (num_classes,), float32, for :class:`monai_attn.losses.ClassBalancedLoss`.
+        spatial_dim: axis along which a slice-wise network cuts volumes, whose slices then count as images. By default a
+            volume is one image.
 
     Raises:
         DataError: if a label cannot be read, or has a value outside 0 … num_classes - 1.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data lists: images and labels are paired by their names, never by zipping two sorted lists."""
+"""Data lists, which pair images and labels by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VALIDATION_FRACTION = 0.2
 
 
 def case_name(path: str | Path) -> str:
-    """Name of a case: the file name without its ending.
+    """Return a case's name, its file name without extension.
 
     Example:
         >>> case_name("/data/images/hippocampus_014.nii.gz")
@@ -37,13 +37,7 @@ def case_name(path: str | Path) -> str:
 
 
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
-    """Names of several cases, with folders where two share a file name.
-
-    Args:
-        paths: the image of each case.
-
-    Returns:
-        for each path its name.
+    """Return case names by path, with folders where names repeat.
 
     Example:
         >>> case_names(["data/a/t1.nii.gz", "data/b/t1.nii.gz"])
@@ -59,18 +53,16 @@ def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, Any]]:
-    """Cases of one section of a data set, as dictionaries of absolute paths.
+    """Return a section's cases as dictionaries of absolute paths.
 
-    A ``dataset.json`` in the layout of the Medical Segmentation Decathlon is followed if it is there, else the folders
-    ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``) are paired by case name. A data set without a section
-    ``validation`` has every fifth of its training cases set apart for it, the same ones every time.
+    Their keys are ``image`` and, where there is one, ``label``. The data list is ``dataset.json`` in the layout of the
+    Medical Segmentation Decathlon, else the folders ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``),
+    paired by case name. Without a section ``validation``, a fixed random fifth of the training cases is held out for
+    it.
 
     Args:
         dataset_dir: folder of the data set.
         section: ``"training"``, ``"validation"`` or ``"test"``.
-
-    Returns:
-        dictionaries with ``image`` and, where there is one, ``label``.
 
     Raises:
         DataError: if the folder or the section is missing or empty, if a listed file does not exist, if its path is
@@ -100,15 +92,9 @@ def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, 
 
 
 def training_cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """Cases of the section ``training``, if there is something to learn from them.
+    """Return the training cases, which must have non-empty labels.
 
-    Labels are read until one is not empty, which as a rule is the first.
-
-    Args:
-        dataset_dir: folder of the data set, see :func:`cases`.
-
-    Returns:
-        dictionaries with ``image`` and ``label``.
+    Labels are read until one is not empty, usually the first.
 
     Raises:
         DataError: see :func:`cases`; also if a case has no label, or if all labels are empty.
@@ -129,18 +115,15 @@ def training_cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Find the images to segment.
+    """Find the images to segment, each a dictionary with ``image``.
 
     Args:
         source: an image file, a DICOM series (a folder of .dcm files), a data set with a ``dataset.json`` (its test
-            cases, else its validation cases), or any other folder, searched for images at any depth. A list of files
-            is one image with a file for each channel, such as the modalities of MRI.
-
-    Returns:
-        one dictionary with ``image`` for each image, ordered by path.
+            cases, else its validation cases), or any other folder, searched recursively. A list of files is one image
+            with a file for each channel, such as the modalities of MRI.
 
     Raises:
-        DataError: if there is nothing to segment, with what there is instead.
+        DataError: if there is no image.
 
     Example:
         ``find_images("my_scans")``, ``find_images(["case_1_t1c.nii.gz", "case_1_flair.nii.gz"])``
@@ -163,9 +146,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
 
 
 def common_root(items: Sequence[Mapping[str, Any]]) -> str:
-    """Deepest folder that holds all images of a data list.
+    """Return the deepest folder that holds all images.
 
-    Results written relative to it keep the folders below it, so that files of one name in two folders stay apart.
+    Results written relative to it keep their subfolders, so that equal file names do not collide.
 
     Example:
         >>> common_root([{"image": "/data/a/t1.nii.gz"}, {"image": "/data/b/t1.nii.gz"}])
@@ -176,13 +159,10 @@ def common_root(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def locate(*names: str) -> str:
-    """Folder of a data set in ``$MONAI_DATA_DIRECTORY``, by default in ``data``.
+    """Return a data set's folder in ``$MONAI_DATA_DIRECTORY`` (default ``data``).
 
     Args:
-        names: folder names to look for, the preferred one first.
-
-    Returns:
-        the first that exists, else where the last one is expected.
+        names: folder names to look for in order; if none exists, the last is returned.
 
     Example:
         ``locate("hippocampus", "Task04_Hippocampus")``
@@ -202,7 +182,7 @@ def _content(folder: Path) -> str:
 
 
 def _read_sections(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the cases of a data set by sections, before any are set apart."""
+    """Read the cases of a data set by section, before holding any out."""
     listing = folder / "dataset.json"
     if listing.is_file():
         return _read_listing(listing)
@@ -262,7 +242,7 @@ def _strings(entry: Any) -> Iterator[str]:
 
 
 def _check_files(items: list[dict[str, Any]], listing: Path) -> None:
-    """Raise unless the files of a list exist, and its labels are not named after other cases."""
+    """Raise unless all listed files exist, and no label is named after another case."""
     owners = {}
     for item in items:
         if "image" not in item:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the geometry of NIfTI files and DICOM series as they stand in the file."""
+"""Check the geometry of NIfTI files and DICOM series."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STEP_TOLERANCE = 0.1  # of the usual distance of slices
 
 
 class _Slice(NamedTuple):
-    """A slice: its file, its position along the normal in mm, its series and the description of that."""
+    """DICOM slice; its position is along the normal, in mm."""
 
     file: Path
     position: float
@@ -36,14 +36,13 @@ class _Slice(NamedTuple):
 
 
 def check_series(folder: Path) -> None:
-    """Raise unless the DICOM files of a folder are one series without gaps; other files do not matter.
+    """Check that a folder is one DICOM series without gaps.
 
-    Args:
-        folder: folder of the series, not searched deeper.
+    Subfolders and other files are ignored.
 
     Raises:
         DataError: if there is no series or more than one, if a slice cannot be read, or if slices are missing,
-            doubled or unevenly spaced; with the files or positions.
+            doubled or unevenly spaced.
 
     Example:
         ``check_series(Path("scans/patient_1"))``
@@ -82,7 +81,7 @@ def _tag(tags: Any, name: str) -> str:
 
 
 def _check_readable(folder: Path, read: set[Path]) -> None:
-    """Raise if a file says that it is the same kind of image as the slices, but was not read."""
+    """Raise if a file of the same kind of image as the slices was not read."""
     kinds = {_object_class(file) for file in read} - {None}
     lost = sorted(file.name for file in folder.iterdir() if file not in read and _object_class(file) in kinds)
     if lost:
@@ -93,7 +92,7 @@ def _check_readable(folder: Path, read: set[Path]) -> None:
 
 
 def _object_class(file: Path) -> bytes | None:
-    """The SOP class UID in the head of a DICOM file; None if the file is no DICOM."""
+    """Return the SOP class UID of a DICOM file, or None for other files."""
     if not file.is_file():
         return None
     with file.open("rb") as content:
@@ -134,10 +133,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def check_nifti(path: str) -> None:
-    """Raise unless a file is an undamaged NIfTI volume of real numbers that fits into memory.
+    """Check a NIfTI file: undamaged, real-valued, fits in memory.
 
     Raises:
-        DataError: with what is wrong, before memory is taken for the voxels.
+        DataError: if not, before memory is allocated for the voxels.
     """
     with open(path, "rb") as file:
         begin = file.read(nibabel.Nifti2Header.sizeof_hdr)
@@ -159,7 +158,7 @@ def check_nifti(path: str) -> None:
 
 
 def read_header(path: str) -> nibabel.Nifti1Header:
-    """Read the header (of NIfTI-1 or NIfTI-2) as it stands in the file.
+    """Read the uncorrected header of a NIfTI-1 or NIfTI-2 file.
 
     Raises:
         DataError: if it is no such header.
@@ -173,13 +172,9 @@ def read_header(path: str) -> nibabel.Nifti1Header:
 
 
 def warn_if_corrected(path: str, used: np.ndarray) -> None:
-    """Warn if nibabel or MONAI did not take the affine that stands in a file's header.
+    """Warn if the affine used is not the header's.
 
-    They take others where the spacing (pixdim), the qform and the sform contradict each other, or are no numbers.
-
-    Args:
-        path: the file.
-        used: the affine that was taken.
+    nibabel and MONAI replace it where spacing (pixdim), qform and sform contradict each other, or are not finite.
     """
     header = read_header(path)
     with np.errstate(all="ignore"):
@@ -213,7 +208,7 @@ def describe_affine(affine: np.ndarray) -> str:
 
 
 def _check_header(path: str, header: nibabel.Nifti1Header) -> int:
-    """Raise if no image can be loaded by a header; else return where the voxels should end in the file."""
+    """Raise if a header is invalid; return where the voxels should end in the file."""
     try:
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
     except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
@@ -246,7 +241,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _memory() -> float:
-    """Bytes of memory of this machine; infinite where the system does not tell."""
+    """Return this machine's memory in bytes, infinite if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look-alike data sets of made-up spheres.
+"""Phantom data sets of random spheres, one for each bundle.
 
-Each has the folder layout, file endings, spacing, labels and range of intensities of a bundle's real data, so that the
-bundle runs from end to end on it. Nothing learnt from it holds for patients.
+Each has the layout, file formats, spacing, labels and intensities of the bundle's real data, to try the bundle end to
+end. Nothing learned from it holds for patients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WRITERS = {".nii.gz": "NibabelWriter", ".png": "PILWriter", ".jpg": "PILWriter"
 
 
 class Phantom(NamedTuple):
-    """Properties of a look-alike data set.
+    """Properties of a phantom data set.
 
     Args:
         values: values of the labels in the files, the background's first.
@@ -37,10 +37,10 @@ class Phantom(NamedTuple):
         levels: intensity of the background and of the last label; those of the others lie between.
         outside: intensity around the body; ``None`` if the body fills the image.
         spacings: voxel sizes in mm, which the cases take in turn; 1 for pictures.
-        modalities: modality of the image, as in ``dataset.json``; of several, each is a file of its own.
+        modalities: modalities of the image, as in ``dataset.json``, a file for each.
         channels: number of channels of a file.
         dtype: type of the intensities.
-        suffixes: endings of the image and label files, each ``".nii.gz"``, ``".png"`` or ``".jpg"``.
+        suffixes: extensions of the image and label files, each ``".nii.gz"``, ``".png"`` or ``".jpg"``.
         mask: whether a third file shows where the body is.
         scans: number of images of a subject.
 
@@ -89,16 +89,13 @@ PHANTOMS = {
 
 
 def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0) -> Path:
-    """Write a look-alike of a bundle's data set.
+    """Write a phantom of a bundle's data set.
 
     Args:
         bundle: name of the bundle, a key of ``PHANTOMS``.
-        folder: folder to make; an existing ``dataset.json`` in it is not overwritten.
+        folder: folder to make, which is returned; an existing ``dataset.json`` in it is not overwritten.
         cases: number of images, of at least 2 subjects; the last fifth of the subjects is for validation.
         seed: seed of the images, from 0.
-
-    Returns:
-        the folder.
 
     Raises:
         ConfigError: if the bundle is unknown, there are too few cases or the seed is negative.

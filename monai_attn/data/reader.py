@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image reader that checks files, and a dataset in which one bad case does not end the run."""
+"""Checking image reader, and a dataset that skips bad cases."""
 
 from __future__ import annotations
 
@@ -31,15 +31,11 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(path: str | Path) -> None:
-    """Raise unless a file can be loaded whole.
+    """Check that an image file or DICOM folder is complete.
 
-    A NIfTI file is read to its end, so that its checksum is verified (0.1 s for 240 × 240 × 155 voxels), and its header
-    is held against its length before memory is taken; a folder is examined as a DICOM series. What other formats hold
-    is left to their readers, which do notice when something is missing. A file that has been found whole is not
-    examined again until it changes.
-
-    Args:
-        path: the image file, or a folder of DICOM files.
+    A NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels) and its header is compared
+    with its length before memory is allocated; other formats are left to their readers, which notice missing data. A
+    good file is not checked again until it changes.
 
     Raises:
         DataError: if the file is missing, empty, damaged, not of the format that its name promises, or larger than the
@@ -63,7 +59,7 @@ def check_file(path: str | Path) -> None:
 
 @cache
 def _check_content(path: str, size: int, changed: int) -> None:
-    """Check a file; ``changed``, its time of change, tells the cache one version of it from another."""
+    """Check a file; its time of change is part of the cache's key."""
     if size == 0:
         raise DataError(path, "the file is empty (0 bytes)", "copy or download it again")
     with open(path, "rb") as file:
@@ -74,11 +70,10 @@ def _check_content(path: str, size: int, changed: int) -> None:
 
 
 class CheckingReader(ImageReader):
-    """MONAI's reader for the format of a file, after :func:`monai_attn.data.check_file`.
+    """Image reader for any format that first checks files.
 
-    MONAI's ``LoadImage`` tries other readers where the named one fails, and its readers keep what they are reading in
-    themselves, so that threads must not share them. This one always takes the same reader for a format, a new one for
-    every file. Use one instance in one thread at a time.
+    Unlike MONAI's ``LoadImage``, it always uses the same reader for a format, a new one for every file: MONAI's readers
+    keep state. Use an instance in one thread at a time.
 
     Raises:
         DataError: if a file cannot be read, or the files of one image do not lie on one grid.
@@ -92,11 +87,11 @@ class CheckingReader(ImageReader):
         self._reader: ImageReader = NibabelReader()
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Take every file: what cannot be read is to be an error, not a reason to try another reader."""
+        """Accept every file, so that ``LoadImage`` tries no other reader."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Open one or more files, of several as the channels of one image; ``kwargs`` go to the reader."""
+        """Open one file, or several as channels of one image."""
         self._files = tuple(str(file) for file in ensure_tuple(data))
         for file in self._files:
             check_file(file)
@@ -107,7 +102,7 @@ class CheckingReader(ImageReader):
             return self._reader.read(self._files, **kwargs)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Return the voxels and metadata of what ``read`` returned."""
+        """Return voxels and metadata of an opened image."""
         with _naming(self._files):
             try:
                 array, meta = self._reader.get_data(img)
@@ -130,17 +125,16 @@ class CheckingReader(ImageReader):
 
 
 class CaseDataset(Dataset):
-    """MONAI's ``Dataset``, with an item that says what is wrong in the place of a case that cannot be prepared.
+    """Dataset that can return failed cases instead of raising errors.
 
-    :class:`monai_attn.handlers.SkipFailedCases` passes such an item over and keeps account of it. The loader must make
-    batches of one case.
+    :class:`monai_attn.handlers.SkipFailedCases` skips and counts them. The loader must make batches of one case.
 
     Args:
         data: dictionaries with ``image``, the file or files of a case.
-        transform: what prepares a case.
-        on_error: ``"stop"`` to raise the error, ``"skip"`` for the item. An error of the configuration is raised
-            anyway, as it would hit every case.
-        unfinished: returns those of ``data`` that are to be done, such as :class:`monai_attn.run.FinishedCases`.
+        transform: prepares a case.
+        on_error: ``"stop"`` to raise the error, ``"skip"`` to return it. An error of the configuration is always
+            raised, as it would affect every case.
+        unfinished: selects the cases to run, such as :class:`monai_attn.run.FinishedCases`.
 
     Attributes:
         finished: number of cases that ``unfinished`` left out.
@@ -176,7 +170,7 @@ class CaseDataset(Dataset):
 
 
 def failure_in(item: Mapping[str, Any]) -> Failure | None:
-    """Return why a case could not be prepared, from its item or its batch of one; None if it could."""
+    """Return the failure in an item or batch, or None."""
     if _FAILURE not in item:
         return None
     fields: list[Any] = [value if isinstance(value, (str, bool)) else value[0] for value in item[_FAILURE].values()]

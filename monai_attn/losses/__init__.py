@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that MONAI does not have."""
+"""Losses of EG-CNN, and for class imbalance and crops."""
 
 from __future__ import annotations
 

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy for classes of very different size.
+"""Cross-entropy weighted by class and boundary, and cropped losses.
 
-Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B: logistic loss with class weights, see
-:func:`monai_attn.data.median_frequency_weights`; and the weight on boundaries and the Dice term of the authors' codes
-(QuickNAT, ReLayNet).
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B: logistic loss with class weights. The
+boundary weight and the Dice term are those of the authors' codes (QuickNAT, ReLayNet).
 
 Differs from the authors' PyTorch code in: softmax is applied once.
-
-And a wrapper that leaves the border of a crop out of any loss, as Autofocus (Qin 2018) does.
 """
 
 from __future__ import annotations
@@ -26,10 +22,10 @@ __all__ = ["ClassBalancedLoss", "CropBorderLoss"]
 
 
 class ClassBalancedLoss(nn.Module):
-    r"""Cross-entropy with weights of classes and boundaries, and a Dice term.
+    r"""Cross-entropy with class and boundary weights, and Dice.
 
     :math:`\frac{\sum_x w(x)\,\mathrm{CE}(x)}{\sum_x w(x)} + \lambda\,\mathrm{Dice}` with :math:`w(x) = w_{y(x)} + b` on
-    pixels with a neighbour of another class and :math:`w(x) = w_{y(x)}` elsewhere. It is computed in float32.
+    pixels with a neighbor of another class and :math:`w(x) = w_{y(x)}` elsewhere. It is computed in float32.
 
     Args:
         weight: a weight for each class, such as :func:`monai_attn.data.median_frequency_weights`; by default 1.
@@ -37,7 +33,7 @@ class ClassBalancedLoss(nn.Module):
         lambda_dice: weight of the soft Dice loss over all classes; the paper's CE has 0, SD-Net and ReLayNet have 1.
 
     Raises:
-        ValueError: if ``boundary_weight`` or ``lambda_dice`` is negative.
+        ValueError: if ``boundary_weight`` or ``lambda_dice`` is negative, or, when called, if the shapes do not fit.
 
     Example:
         >>> ClassBalancedLoss()(torch.zeros(1, 4, 8, 8), torch.zeros(1, 1, 8, 8))
@@ -58,11 +54,7 @@ class ClassBalancedLoss(nn.Module):
         self.dice = DiceLoss(softmax=True, to_onehot_y=True)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Map logits (B, C, *spatial) and class indices (B, 1, *spatial) to the loss, a scalar.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
+        """Map logits (B, C, *spatial) and class indices (B, 1, *spatial) to the loss, a scalar."""
         if target.shape != (input.shape[0], 1, *input.shape[2:]):
             raise ValueError(
                 f"target must have shape {(input.shape[0], 1, *input.shape[2:])} of class indices, got "
@@ -83,7 +75,7 @@ class ClassBalancedLoss(nn.Module):
 
 
 def _boundary(classes: torch.Tensor) -> torch.Tensor:
-    """Find the pixels of (B, *spatial) with a neighbour of another class along an axis."""
+    """Find the pixels of (B, *spatial) with a neighbor of another class along an axis."""
     edge = torch.zeros_like(classes, dtype=torch.bool)
     for axis in range(1, classes.ndim):
         differs = classes.narrow(axis, 1, classes.shape[axis] - 1) != classes.narrow(axis, 0, classes.shape[axis] - 1)
@@ -93,19 +85,18 @@ def _boundary(classes: torch.Tensor) -> torch.Tensor:
 
 
 class CropBorderLoss(nn.Module):
-    """Apply a loss to a crop without its border.
+    """Loss of a crop without its border.
 
-    As in the Autofocus paper (Qin 2018, https://arxiv.org/abs/1805.08403). Near the border of a crop a network with
-    padding sees zeros where the image goes on. The authors' network loses 14 voxels at every side, so it learns from
-    the central 47 of 75 voxels; with ``margin=14`` a network that keeps the size learns from the same voxels. It is
-    computed in float32.
+    Near the border of a crop a network with padding sees zeros instead of the image. The authors' network of Autofocus
+    (Qin 2018, https://arxiv.org/abs/1805.08403) loses 14 voxels at every side; with ``margin=14`` a network that keeps
+    the size learns from the same voxels, the central 47 of 75. It is computed in float32.
 
     Args:
         loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).
         margin: voxels to leave out at every side; 0 for the loss of the whole crop.
 
     Raises:
-        ValueError: if ``margin`` is negative, or when called if no voxel is left.
+        ValueError: if ``margin`` is negative, or, when called, if no voxel is left.
 
     Example:
         >>> loss = CropBorderLoss(torch.nn.MSELoss(), margin=2)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistency of EG-CNN's segmentation with the true edges.
+"""Consistency loss between segmentation and true edges (EG-CNN).
 
-Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
+Hatamizadeh et al. (EG-CNN), MIDL 2020, https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
 
-The authors have not released code, and that of the ancestor GSCNN is no reference: what it calls a gradient is none.
-Departure from the paper's text: eq. 7 is a mean over the edge voxels of every foreground class in place of a sum, which
-would drown the Dice term.
+The authors have not released code, and the code of the ancestor GSCNN does not compute a gradient. Departure from the
+paper's text: eq. 7 is a mean over the edge voxels of every foreground class, as a sum would drown the Dice term.
 """
 
 from __future__ import annotations
@@ -32,16 +30,13 @@ def as_float(x: torch.Tensor) -> torch.Tensor:
 def target_masks(
     input: torch.Tensor, target: torch.Tensor, *, sigmoid: bool, include_background: bool = False
 ) -> torch.Tensor:
-    """Split a target into the masks of the foreground classes.
+    """Return bool masks (B, foreground classes, *spatial) of a target.
 
     Args:
         input: logits (B, C, *spatial).
         target: class indices (B, 1, *spatial) or, for a sigmoid network, masks (B, C, *spatial).
         sigmoid: whether the network's channels are structures that may overlap, rather than classes.
         include_background: whether class 0 gets a mask; a sigmoid network has no background.
-
-    Returns:
-        the masks (B, number of foreground classes, *spatial), bool.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -65,27 +60,26 @@ def target_masks(
 
 
 class EdgeConsistencyLoss(nn.Module):
-    r"""Distance of the segmentation's edges from the true ones (eqs. 7 and 8).
+    r"""Consistency loss of predicted and true edges (eqs. 7, 8).
 
     :math:`\frac{1}{|e_+|}\sum_{j \in e_+} \left|\,\|\nabla \hat y_j\| - \|\nabla y_j\|\,\right|` with the magnitude of
     the Sobel gradient and the edge voxels :math:`e_+` of the ground truth :math:`y`. In place of the argmax, which has
-    no gradient, :math:`\hat y = \mathrm{softmax}((\log P + g) / \tau)` with Gumbel noise :math:`g`. It is computed
-    in float32. The noise is drawn from PyTorch's global generator.
+    no gradient, :math:`\hat y = \mathrm{softmax}((\log P + g) / \tau)` with Gumbel noise :math:`g` from PyTorch's
+    global generator. It is computed in float32.
 
     Args:
         tau: temperature :math:`\tau`; the lower, the closer to an argmax, and the larger and rarer the gradients.
         hard: take the argmax, with the gradient of the soft choice (straight-through).
-        noise: whether there is Gumbel noise.
+        noise: whether to add Gumbel noise.
         mask: ``"target"``, the voxels of the paper, or ``"union"``, which adds the edges of the predicted classes, so
             that spurious edges far from the true ones count too.
-        include_background: whether class 0 is a class like the others; of no effect if ``sigmoid``.
-        sigmoid: whether the network's channels are structures that may overlap. Each is then a choice between two
-            classes.
+        include_background: whether class 0 is a class like the others; ignored if ``sigmoid``.
+        sigmoid: whether the network's channels are structures that may overlap, each a choice between two classes.
         reduction: ``"mean"`` over the samples and classes that have an edge, ``"sum"``, or ``"none"`` for (B, number of
             foreground classes).
 
     Raises:
-        ValueError: if ``tau`` is not positive or ``mask`` is unknown.
+        ValueError: if ``tau`` is not positive or ``mask`` is unknown, or, when called, if the shapes do not fit.
 
     Example:
         >>> label = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
@@ -117,14 +111,9 @@ class EdgeConsistencyLoss(nn.Module):
         self.sigmoid = sigmoid
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Map logits (B, C, *spatial) and the ground truth to the loss, a scalar unless ``reduction="none"``.
+        """Map logits (B, C, *spatial) and the ground truth to the loss.
 
-        Args:
-            input: logits (B, C, *spatial).
-            target: class indices (B, 1, *spatial) or, if ``sigmoid``, masks (B, C, *spatial).
-
-        Raises:
-            ValueError: if the shapes do not fit.
+        The ground truth is class indices (B, 1, *spatial) or, if ``sigmoid``, masks (B, C, *spatial).
         """
         masks = target_masks(input, target, sigmoid=self.sigmoid, include_background=self.include_background)
         logits = as_float(input)
@@ -138,7 +127,7 @@ class EdgeConsistencyLoss(nn.Module):
         return loss.sum() if self.reduction == LossReduction.SUM.value else loss
 
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose a class for every voxel: logits (B, C, *spatial) to a choice (B, C, *spatial), differentiably."""
+        """Choose a class per voxel of (B, C, *spatial), differentiably."""
         if self.noise:
             # Gumbel noise, on a CPU 3 times as fast as by exponential_; that of two classes differs by a logistic one
             uniform = torch.empty_like(logits).uniform_(torch.finfo(logits.dtype).tiny, 1)
@@ -164,7 +153,7 @@ def _in_parts(maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _distance(predicted: torch.Tensor, truth: torch.Tensor, *chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean distance of edges from the true ones, on these and those of the chosen mask, and their number."""
+    """Return mean distance and number of edge voxels, the true ones and those of the chosen mask."""
     true_edges, predicted_edges = sobel_edges(truth), sobel_edges(predicted)
     voxels = true_edges > EDGE_TOLERANCE
     for mask in chosen:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EG-CNN's losses: of the edge stream, and the total.
+"""Edge losses of EG-CNN, and its total loss.
 
-Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in :mod:`monai_attn.losses.consistency`.
+Hatamizadeh et al. (EG-CNN), MIDL 2020, https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in
+:mod:`monai_attn.losses.consistency`.
 
 The authors have not released code. Departures from the paper's text: eq. 6 is a mean over the voxels in place of a sum
 (which would drown the Dice term), its weights are kept away from 0 and 1, and Dice (eq. 4) has MONAI's smoothing.
@@ -25,21 +25,21 @@ __all__ = ["BalancedBCELoss", "EGCNNLoss", "EdgeLoss"]
 
 
 class BalancedBCELoss(nn.Module):
-    r"""Binary cross-entropy of edges, balanced against the non-edges (eq. 6).
+    r"""Class-balanced binary cross-entropy of edges (eq. 6).
 
     :math:`-\beta \sum_{j \in e_+} \log p_j - (1 - \beta) \sum_{j \in e_-} \log(1 - p_j)` with the edges :math:`e_+` and
-    the fraction :math:`\beta` of the voxels that are none. The paper's text exchanges the names of the two sets, which
-    would give the edges the smaller weight. It is computed in float32.
+    the fraction :math:`\beta` of non-edge voxels. The paper's text exchanges the names of the two sets, which would
+    give the edges the smaller weight. It is computed in float32.
 
     Args:
-        beta_range: bounds of :math:`\beta`. ``None`` is the paper: without any edge the loss is then 0 whatever is
-            predicted, so that false edges there cost nothing.
+        beta_range: bounds of :math:`\beta`. With ``None`` (the paper) the loss of an image without edges is 0 whatever
+            is predicted.
         batch: whether :math:`\beta` is that of the batch; otherwise every sample and channel has its own.
         weight_non_edges: whether the non-edges have the weight :math:`1 - \beta`; otherwise it is 1.
         reduction: ``"mean"``, ``"sum"`` (the paper) or ``"none"``, over voxels.
 
     Raises:
-        ValueError: if ``beta_range`` is not an interval within 0 to 1.
+        ValueError: if ``beta_range`` is not an interval within 0 to 1, or, when called, if the shapes differ.
 
     Example:
         >>> BalancedBCELoss()(torch.zeros(1, 1, 8), torch.tensor([[[1.0, 0, 0, 0, 0, 0, 0, 0]]]))
@@ -64,11 +64,7 @@ class BalancedBCELoss(nn.Module):
         self.weight_non_edges = weight_non_edges
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Map logits (B, C, *spatial) and edges (B, C, *spatial) from 0 to 1 to the loss.
-
-        Raises:
-            ValueError: if the shapes differ.
-        """
+        """Map logits (B, C, *spatial) and edges (B, C, *spatial) from 0 to 1 to the loss."""
         logits, edges = _same_shape(input, target)
         axes = list(range(2, edges.ndim)) + ([0] if self.batch else [])
         beta = (1 - edges.mean(axes, keepdim=True)).clamp(*self.beta_range)
@@ -80,18 +76,18 @@ class BalancedBCELoss(nn.Module):
 
 
 class EdgeLoss(nn.Module):
-    r"""Loss of the edge stream, :math:`\lambda_1 \mathrm{Dice} + \lambda_2 \mathrm{BCE}` (eq. 5).
+    r"""Edge stream loss, :math:`\lambda_1 \mathrm{Dice} + \lambda_2 \mathrm{BCE}` (eq. 5).
 
     Args:
         lambda_dice: :math:`\lambda_1`, weight of the Dice loss (eq. 4).
         lambda_bce: :math:`\lambda_2`, weight of the balanced cross-entropy (eq. 6).
-        balanced_bce: the latter; by default ``BalancedBCELoss()``.
+        balanced_bce: the balanced cross-entropy; by default ``BalancedBCELoss()``.
 
     Attributes:
-        terms: the terms of the last call without their weights, ``edge_dice`` and ``edge_bce``.
+        terms: the unweighted terms of the last call, ``edge_dice`` and ``edge_bce``.
 
     Raises:
-        ValueError: if a weight is negative.
+        ValueError: if a weight is negative, or, when called, if the shapes differ.
 
     Example:
         >>> EdgeLoss(lambda_dice=0.0)(torch.zeros(1, 1, 8), torch.tensor([[[1.0, 0, 0, 0, 0, 0, 0, 0]]]))
@@ -111,11 +107,7 @@ class EdgeLoss(nn.Module):
         self.terms: dict[str, torch.Tensor] = {}
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Map logits (B, C, *spatial) and edges (B, C, *spatial) from 0 to 1 to the loss, a scalar.
-
-        Raises:
-            ValueError: if the shapes differ.
-        """
+        """Map logits (B, C, *spatial) and edges (B, C, *spatial) from 0 to 1 to the loss, a scalar."""
         logits, edges = _same_shape(input, target)
         dice, bce = self.dice(logits, edges), self.balanced_bce(logits, edges)
         self.terms = {"edge_dice": dice.detach(), "edge_bce": bce.detach()}
@@ -123,31 +115,28 @@ class EdgeLoss(nn.Module):
 
 
 class EGCNNLoss(nn.Module):
-    r"""Total loss of EG-CNN, :math:`L_{semantic} + L_{consistency} + L_{edge}` (eq. 3).
+    r"""EG-CNN loss, :math:`L_{semantic} + L_{consistency} + L_{edge}` (eq. 3).
 
-    The edges of the ground truth are made from the label on its device. Where the network gives the segmentation alone,
-    as in validation, the loss is the semantic one alone.
+    The true edges are computed from the label. If the input is the segmentation alone, as in validation, the loss is
+    the semantic one alone.
 
     Args:
         sigmoid: whether the channels of the segmentation are structures that may overlap (such as those of BraTS),
             rather than classes with the background as class 0.
-        include_background: whether the background has a Dice and a consistency of its own; of no effect if ``sigmoid``.
-        threshold: magnitudes above it are edges, see :func:`monai_attn.transforms.edge_targets`.
-        soft: whether the target of the edges is the magnitude in place of 0 and 1.
+        include_background: whether the background has a Dice and a consistency of its own; ignored if ``sigmoid``.
+        threshold, soft: see :func:`monai_attn.transforms.edge_targets`.
         lambda_semantic: weight of the Dice loss of the segmentation (eq. 4).
         lambda_consistency: weight of the consistency of segmentation and edges (eq. 7).
-        lambda_edge_dice: weight of the Dice loss of the edges, :math:`\lambda_1` of eq. 5.
-        lambda_edge_bce: weight of the balanced cross-entropy of the edges, :math:`\lambda_2` of eq. 5.
-        consistency: the consistency loss, by default ``EdgeConsistencyLoss`` with the same ``sigmoid`` and
-            ``include_background``.
-        balanced_bce: the balanced cross-entropy, by default ``BalancedBCELoss()``.
+        lambda_edge_dice, lambda_edge_bce: :math:`\lambda_1` and :math:`\lambda_2` of :class:`EdgeLoss`.
+        consistency: by default ``EdgeConsistencyLoss`` with the same ``sigmoid`` and ``include_background``.
+        balanced_bce: by default ``BalancedBCELoss()``.
 
     Attributes:
-        terms: the terms of the last call without their weights, detached: ``semantic``, ``consistency``, ``edge_dice``,
+        terms: the unweighted terms of the last call, detached: ``semantic``, ``consistency``, ``edge_dice``,
             ``edge_bce``; :class:`monai_attn.handlers.LossTerms` shows them.
 
     Raises:
-        ValueError: if a weight is negative.
+        ValueError: if a weight is negative, or, when called, if the shapes do not fit.
 
     Example:
         >>> loss = EGCNNLoss()
@@ -193,13 +182,9 @@ class EGCNNLoss(nn.Module):
         """Map the outputs of the network and the label to the loss, a scalar.
 
         Args:
-            input: logits of the segmentation (B, C, *spatial), alone or in a tuple with those of the edges (B, 1 or
-                number of foreground classes, *spatial), whose number of channels says whether the edges of all classes
-                are united.
+            input: logits of the segmentation (B, C, *spatial), alone or in a tuple with those of the edges, whose
+                channels are 1 (edges of all classes united) or the number of foreground classes.
             target: class indices (B, 1, *spatial) or, if ``sigmoid``, masks (B, C, *spatial).
-
-        Raises:
-            ValueError: if the shapes do not fit.
         """
         segmentation, *edges = [input] if isinstance(input, torch.Tensor) else input
         masks = target_masks(segmentation, target, sigmoid=self.sigmoid)

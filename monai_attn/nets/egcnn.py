@@ -121,9 +121,6 @@ class AllOutputs(nn.Module):
 
     It shares the network's weights. A network without an edge stream returns its own output.
 
-    Args:
-        net: an :class:`EGCNN`, or another network.
-
     Example:
         >>> from monai.networks.nets import SegResNet
         >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load weights: checkpoints, TorchScript exports, and files of the papers' authors.
+"""Load checkpoints, TorchScript exports, and the papers' authors' weights.
 
-No code of a file runs: checkpoints are read by ``torch.load(weights_only=True)`` and have to be state dicts. The
-exception is TorchScript (:func:`load_exported`), which is code.
+Checkpoints must be state dicts, read by ``torch.load(weights_only=True)``, so no code of a file runs. The exception is
+TorchScript (:func:`load_exported`), which is code.
 """
 
 from __future__ import annotations

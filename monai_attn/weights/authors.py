@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load state dicts of the authors' PyTorch code: Autofocus, QuickNAT, ReLayNet.
+"""Load the authors' PyTorch weights: Autofocus, QuickNAT, ReLayNet.
 
 - Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://github.com/yaq007/Autofocus-Layer
-- Roy et al.: "QuickNAT: A fully convolutional network for quick and accurate segmentation of neuroanatomy", NeuroImage
-  2019, https://github.com/ai-med/quickNAT_pytorch
-- Roy et al.: "ReLayNet: retinal layer and fluid segmentation of macular optical coherence tomography using fully
-  convolutional networks", Biomedical Optics Express 2017, https://github.com/ai-med/relaynet_pytorch
+- Roy et al.: "QuickNAT", NeuroImage 2019, https://github.com/ai-med/quickNAT_pytorch
+- Roy et al.: "ReLayNet", Biomedical Optics Express 2017, https://github.com/ai-med/relaynet_pytorch
 """
 
 from __future__ import annotations
@@ -50,16 +48,13 @@ _RELAYNET_STAGE = {"0.conv": "conv", "0.adn.N": "batchnorm", "0.adn.A": "prelu"}
 def load_autofocus_weights(network: AFNet, source: str | os.PathLike | Mapping[str, Any]) -> AFNet:
     """Load weights of Basic or AFN-1 to AFN-6 (yaq007/Autofocus-Layer).
 
-    The network then gives the authors' outputs, with ``padding="official"`` at the size of theirs. AFNet has no biases
-    in front of batch normalization, where they have no effect in training: theirs go into the running means.
+    The network then gives the authors' outputs, with ``padding="official"`` at their size. AFNet has no biases before
+    batch normalization: the authors' are subtracted from the running means.
 
     Args:
         network: a network with 3 spatial dimensions, batch normalization, and the ``n_autofocus``, ``channels`` and
-            number of classes of the checkpoint.
+            number of classes of the checkpoint. It is changed in place and returned.
         source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
-
-    Returns:
-        the network.
 
     Raises:
         DataError: if the file cannot be read, or entries are missing, left over, or of another shape. The network is
@@ -84,20 +79,16 @@ def load_quicknat_weights(network: SCSEFCDenseNet, source: str | os.PathLike | M
     """Load weights of quickNAT_pytorch into an SCSEFCDenseNet.
 
     The authors' code runs with ``se_block`` ``"NONE"`` (``se=None`` here) and ``"SSE"`` (``se="sse"``). The excitation
-    of the bottleneck, which it creates and never calls, is left out.
+    of the bottleneck, which it never calls, is ignored.
 
     Args:
         network: a network with 2 spatial dimensions, ``bottleneck="dense"``, ``act="prelu"``, batch normalization, and
-            the number of filters and classes of the checkpoint.
-        source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
-
-    Returns:
-        the network.
+            the number of filters and classes of the checkpoint. It is changed in place and returned.
+        source: see :func:`load_autofocus_weights`.
 
     Raises:
         ConfigError: if the network's skip connections carry the features before the excitation.
-        DataError: if the file cannot be read, or entries are missing, left over, or of another shape. The network is
-            then unchanged.
+        DataError: see :func:`load_autofocus_weights`.
 
     Example:
         ``load_quicknat_weights(SCSEFCDenseNet(2, 1, 28, se=None, bottleneck="dense", act="prelu"), "epoch_9.pth.tar")``
@@ -117,15 +108,12 @@ def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping
 
     Args:
         network: a network with 2 spatial dimensions, ``se=None``, and the kernels, activation, number of filters and
-            number of classes of the checkpoint; the authors' have kernels 3 high and 7 wide, PReLU, and 9 classes.
-        source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
-
-    Returns:
-        the network.
+            number of classes of the checkpoint; the authors' have kernels 3 high and 7 wide, PReLU, and 9 classes. It
+            is changed in place and returned.
+        source: see :func:`load_autofocus_weights`.
 
     Raises:
-        DataError: if the file cannot be read, or entries are missing, left over, or of another shape. The network is
-            then unchanged.
+        DataError: see :func:`load_autofocus_weights`.
 
     Example:
         ``load_relaynet_weights(ReLayNet(2, 1, 9, se=None, kernel_size=(3, 7), act="prelu"), "relaynet.pth")``
@@ -136,7 +124,7 @@ def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping
 
 
 def _autofocus_names(entries: Iterable[str], basic: bool) -> dict[str, str]:
-    """Map our entries to the authors' ones, whose class for Basic names the blocks in another way."""
+    """Map our entries to the authors', whose Basic names its blocks differently."""
     names = {}
     for entry in entries:
         names[entry] = _translate(entry, _AUTOFOCUS)
@@ -151,10 +139,7 @@ def _autofocus_names(entries: Iterable[str], basic: bool) -> dict[str, str]:
 def _ai_med_names(network: SqueezeExciteFCN, deepest_decoder: int, stage: Mapping[str, str]) -> dict[str, str]:
     """Map our entries to those of quickNAT_pytorch and relaynet_pytorch.
 
-    Args:
-        network: the network.
-        deepest_decoder: number of the decoder that runs first; the others follow from 1.
-        stage: how names inside a stage begin here, and how there.
+    ``deepest_decoder`` is the number of the decoder that runs first; the others follow from 1.
     """
     names = {}
     depth = len(network.decoders)

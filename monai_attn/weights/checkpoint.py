@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read PyTorch files safely, and put weights into a network completely or not at all."""
+"""Read PyTorch files safely, and load weights all or nothing."""
 
 from __future__ import annotations
 
@@ -24,19 +24,13 @@ _AGAIN = "copy or download it again"
 
 
 def read_tensors(path: str | os.PathLike) -> Any:
-    """Read tensors in plain containers that ``torch.save`` wrote.
+    """Load tensors that ``torch.save`` wrote, to the CPU.
 
-    PyTorch itself accepts a damaged file, as it verifies no checksums.
-
-    Args:
-        path: the file.
-
-    Returns:
-        what was saved, on the CPU.
+    The file's checksums are verified first, as PyTorch does not.
 
     Raises:
-        DataError: if the file is missing, empty, a pointer of Git LFS, damaged or cut off, or if it holds other things
-            than tensors, such as a whole network; no code of it runs.
+        DataError: if the file is missing, empty, a pointer of Git LFS, damaged or truncated, or if it holds other
+            things than tensors in plain containers, such as a whole network; no code of it runs.
 
     Example:
         ``read_tensors("model.pt")["classifier.weight"]``
@@ -62,14 +56,10 @@ def read_tensors(path: str | os.PathLike) -> Any:
 def load_exported(path: str | os.PathLike, device: torch.device | str = "cpu") -> nn.Module:
     """Load a TorchScript network that ``monai.bundle ckpt_export`` wrote.
 
-    Such a file is a program: run only those that you made, or whose author you trust.
-
-    Args:
-        path: the file, ``model.ts``.
-        device: where the network is to run.
+    Such a file is a program: load only your own, or one whose author you trust.
 
     Raises:
-        DataError: if the file is missing, empty, damaged, or no network in TorchScript.
+        DataError: if the file is missing, empty, damaged, or not TorchScript.
 
     Example:
         ``load_exported("models/model.ts")(images)``
@@ -83,13 +73,10 @@ def load_exported(path: str | os.PathLike, device: torch.device | str = "cpu") -
 
 
 def check_whole(path: str | os.PathLike) -> list[str]:
-    """Check that a PyTorch file is present and undamaged.
-
-    Returns:
-        the names of its entries, if it is a zip archive, as ``torch.save`` and ``torch.jit.save`` write.
+    """Check that a PyTorch file is undamaged; return its zip entries.
 
     Raises:
-        DataError: if it is missing, empty, a pointer of Git LFS, damaged or cut off.
+        DataError: if it is missing, empty, a pointer of Git LFS, damaged or truncated.
     """
     name = os.fspath(path)
     if not Path(name).is_file():
@@ -115,17 +102,14 @@ def check_whole(path: str | os.PathLike) -> list[str]:
 
 
 def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
-    """Find the state dict in a checkpoint.
+    """Return a checkpoint's name for errors, and its state dict.
 
     Args:
-        source: the file, or what is in it: a state dict, or a dictionary with it as ``state_dict`` or ``model``.
-
-    Returns:
-        what to call the source in an error, and its tensors by name, without the ``module.`` that a wrapper such as
-        ``nn.DataParallel`` puts in front.
+        source: the file, or its content: a state dict, or a dictionary with it as ``state_dict`` or ``model``. The
+            prefix ``module.`` of a wrapper such as ``nn.DataParallel`` is removed.
 
     Raises:
-        DataError: if the file cannot be read (:mod:`monai_attn.weights.checkpoint`) or holds no state dict.
+        DataError: if the file cannot be read or holds no state dict.
     """
     name = "the given checkpoint" if isinstance(source, Mapping) else os.fspath(source)
     checkpoint = source if isinstance(source, Mapping) else read_tensors(source)
@@ -140,18 +124,18 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
 
 
 def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
-    """Fill a network's state dict, using every tensor of a checkpoint once.
+    """Fill a state dict, using every checkpoint tensor exactly once.
 
-    A checkpoint may lack the batch counters of normalization, which PyTorch has since 0.4.1; they are then 0.
+    A checkpoint may lack ``num_batches_tracked``, as before PyTorch 0.4.1; it is then 0.
 
     Args:
         network: the network.
         theirs: the checkpoint's tensors.
         ours: for each entry of the network's state dict the name of the tensor that belongs there.
-        name: what the checkpoint is called in an error.
+        name: the checkpoint's name in errors.
 
     Raises:
-        DataError: if that does not work out; the network is then unchanged.
+        DataError: if entries are missing, left over, or of another shape; the network is then unchanged.
     """
     state = network.state_dict()
     counters = {other: torch.tensor(0) for mine, other in ours.items() if mine.endswith("num_batches_tracked")}
@@ -176,16 +160,15 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
 
 
 def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, Any], origin: str | None = None) -> None:
-    """Load trained weights into a network, completely or not at all.
+    """Load trained weights into a network, all or nothing.
 
     Args:
         network: the network, alone or wrapped for several processes.
-        source: the file (``model.pt`` or a checkpoint), or what is in it.
-        origin: what to call the source in an error, by default the file.
+        source: the file (``model.pt`` or a checkpoint), or its content.
+        origin: the source's name in errors, by default the file.
 
     Raises:
-        DataError: if the file cannot be read, its weights are NaN or infinite, or are those of another network, such as
-            one with another number of classes.
+        DataError: if the file cannot be read, its weights are NaN or infinite, or they do not fit the network.
 
     Example:
         ``load_weights(network, "models/model.pt")``

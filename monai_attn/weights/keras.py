@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load weights of the authors' Keras code of FocusNet (Kaul 2019): focusnet-alpha and TheFocusNetSeries.
+"""Load the authors' Keras weights of FocusNet (focusnet-alpha, TheFocusNetSeries).
 
-Keras numbers layers by kind in the order in which the code makes them (``conv2d``, ``conv2d_1``, …), which is the order
-of our modules: attention branch, stem, levels, decoders, head, and the heads of the later variant with their fusion.
+Keras numbers layers by kind in the order of their creation (``conv2d``, ``conv2d_1``, …), which is the order of our
+modules.
 """
 
 from __future__ import annotations
@@ -37,20 +37,17 @@ _KINDS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
 
 
 def load_keras_weights(network: FocusNet, source: str | os.PathLike | Mapping[str, Sequence[ArrayLike]]) -> FocusNet:
-    """Load weights of the authors' Keras code into a FocusNet with ``padding="tf"``.
+    """Load Keras weights into a FocusNet with ``padding="tf"``.
 
     Args:
-        network: network of the same variant and widths; it is changed in place, or not at all if anything mismatches.
+        network: network of the same variant and widths, which is changed in place and returned.
         source: Keras' layer names with the arrays of each layer in Keras' order, or an ``.h5`` file that Keras'
             ``save`` or ``save_weights`` wrote (needs h5py).
 
-    Returns:
-        the network.
-
     Raises:
-        ConfigError: if the network pads in PyTorch's way, which gives other results with these weights, or h5py is
-            missing.
-        DataError: if the file cannot be read, or number, kind or shape of the layers differ from the network's.
+        ConfigError: if the network has PyTorch's padding, or h5py is missing.
+        DataError: if the file cannot be read, or number, kind or shape of the layers differ from the network's, which
+            is then unchanged.
 
     Example:
         ``load_keras_weights(FocusNet(2, 3, 1, padding="tf"), "focusnet.h5")``
@@ -85,7 +82,7 @@ def load_keras_weights(network: FocusNet, source: str | os.PathLike | Mapping[st
 
 
 def _in_pytorch_order(array: ArrayLike) -> torch.Tensor:
-    """Keras: (*kernel, in, out) and (in, out); PyTorch: (out, in, *kernel) and (out, in)."""
+    """Convert Keras' (*kernel, in, out) and (in, out) to PyTorch's (out, in, *kernel) and (out, in)."""
     array = np.array(array, dtype=np.float32)
     return torch.from_numpy(np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array).contiguous()
 

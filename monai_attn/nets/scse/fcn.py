@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder-decoder with squeeze & excitation (scSE) at P1 to P6.
 
-Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV::
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV::
 
     x ─► encoder ─► SE ─┬────────────────── skip ──────────────────┬─► decoder ─► SE ─► classifier ─► SE ─► logits
               P1        └─► pool ─► … ─► bottleneck ─► SE ─► … ─► up    P2                      P4
@@ -42,8 +41,7 @@ class SqueezeExciteFCN(nn.Module):
             of ``("scse", {"bias": False})`` have no biases, as in the paper's formulas and unlike the authors' code.
         positions: ``"P1"`` encoders, ``"P2"`` decoders, ``"P3"`` bottleneck, ``"P4"`` after the classifier, ``"P5"``
             encoders and decoders, ``"P6"`` everywhere (Table IV).
-        reduction: the paper's r.
-        aggregation: see :class:`monai_attn.blocks.ChannelSpatialSE`.
+        reduction, aggregation: see :class:`monai_attn.blocks.ChannelSpatialSE`.
         skip: ``"recalibrated"`` passes SE(U) over the skip connection (configuration 1), ``"raw"`` passes U
             (configuration 2).
         dropout: probability to drop a channel after every encoder and decoder stage (authors' code: 0.2).

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the scSE paper: U-Net, SD-Net, FC-DenseNet, and ReLayNet.
 
-Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I and VII.
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I and VII.
 
 ================= ============ ======== ============== =================== ============================
 network           enc, dec     kernel   norm           down, up            parameters (1 → 28)
