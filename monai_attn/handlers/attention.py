@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention maps of the cases of an inference, and of a few slices in a training."""
+"""Save attention maps during inference and training."""
 
 from __future__ import annotations
 
@@ -38,21 +38,16 @@ SummaryWriter, _ = optional_import("torch.utils.tensorboard", name="SummaryWrite
 
 
 class AttentionMaps(CasePictures):
-    """Save the spatial attention maps of every case of an evaluator, and draw ``<case>_attention.png``.
+    """Save and draw the spatial attention maps of every case.
 
-    Every map (:class:`monai_attn.visualize.GateMaps`) is a file ``<case>_attention_<path of the gate>`` on the grid of
-    the image file, so that it opens over the image in a viewer. In NIfTI the values are those of the map. In PNG 255
-    stands for 1, and the grey values of a map of scales are the scales. The network runs once more for the maps, in
-    the same windows or slices. The evaluator's output is left as it is.
+    Each map of :class:`monai_attn.visualize.GateMaps` is written as ``<case>_attention_<path of the gate>`` on the grid
+    of the image file; ``<case>_attention.png`` shows them all. In PNG files 255 stands for 1, and gray values of scale
+    maps are the scales. The network, not wrapped, runs a second time for the maps, with the evaluator's inferer.
 
     Args:
-        network: the network, not wrapped.
-        inferer: that of the evaluator.
         transform: the preprocessing, to be inverted.
-        output_dir: folder for the files.
-        output_ext: ending of the maps.
-        provenance: see :class:`monai_attn.transforms.SafeSaveImage`.
-        spatial_dim: of a volume, the spatial axis to cut across for the picture: 0 sagittal, 1 coronal, 2 axial.
+        output_dir, output_ext, provenance: see :class:`monai_attn.transforms.SafeSaveImage`.
+        spatial_dim: slicing axis for pictures of volumes: 0 sagittal, 1 coronal, 2 axial.
         class_names: names of the classes 1, 2, …
 
     Raises:
@@ -103,7 +98,7 @@ class AttentionMaps(CasePictures):
         self.amp = getattr(engine, "amp", False)
 
     def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
-        """Save the maps of a case; draw image, prediction, and every map in the slice with the most of it."""
+        """Save the maps of a case and draw them."""
         maps = self._save(case[CommonKeys.IMAGE])
         return figures.overlay(
             image,
@@ -115,7 +110,7 @@ class AttentionMaps(CasePictures):
         )
 
     def _save(self, image: MetaTensor) -> dict[str, torch.Tensor]:
-        """Save the maps of a preprocessed image (C, *spatial), and return them, on the grid of its file."""
+        """Save and return the maps on the file's grid."""
         batch = image[None]
         with eval_mode(self.network), torch.autocast("cuda", enabled=self.amp):
             maps = self.maps.split(self.inferer(batch, self.maps), batch)
@@ -125,24 +120,20 @@ class AttentionMaps(CasePictures):
 
 
 class AttentionMapHandler:
-    """Save the spatial attention maps of a few slices after every epoch.
+    """Save attention maps of a few slices after every epoch.
 
-    ``epoch_<number>.npz`` holds the maps in half precision, one for each gate and case, and the slices that they
-    belong to; :func:`monai_attn.visualize.figures.excitation_by_epoch` draws them. A file is small.
-    The slices are the same all the time: of a volume the one with the most of the label. The handler draws no random
-    number and leaves the network as it was, so that a training with it gives bitwise what it gives without. Of several
-    processes the first one does all of it.
+    ``epoch_<number>.npz`` holds the slices and, in half precision, one map per gate and case, to be drawn by
+    :func:`monai_attn.visualize.figures.excitation_by_epoch`. Of a volume it is always the slice with the most
+    foreground. The training is bitwise the same with and without the handler. Only the first process writes.
 
     Args:
         network: the network, not wrapped.
-        dataset: where the cases come from, the first of which are used; without random transforms, such as that of the
-            validation.
-        output_dir: folder to write to. Files of later epochs that another training left there are removed.
-        inferer: how the network sees a case, such as that of the validation; by default as a whole.
-        cases: number of cases.
-        spatial_dim: of volumes, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
-        interval: number of epochs between files; the first epoch always has one.
-        log_dir: folder of TensorBoard files; the pictures are written there too if it is given.
+        dataset: a data set without random transforms, such as that of the validation; its first cases are used.
+        output_dir: folder for the files. Files of later epochs, left by another training, are removed.
+        inferer: inferer such as that of the validation; by default ``SimpleInferer``.
+        cases, interval: number of cases, and of epochs between files; the first epoch always has one.
+        spatial_dim: slicing axis for volumes: 0 sagittal, 1 coronal, 2 axial.
+        log_dir: folder for TensorBoard pictures, if wanted.
 
     Raises:
         ConfigError: if ``cases`` or ``interval`` is below 1, or the network has no spatial gate.
@@ -205,7 +196,7 @@ class AttentionMapHandler:
                 path.unlink()
 
     def _slice(self, case: Any, number: int) -> _Slice:
-        """Choose the slice of a case, and as much of the case as the network has to see for it."""
+        """Choose a slice; crop to it if the inferer allows."""
         image, label = case[CommonKeys.IMAGE], case[CommonKeys.LABEL]
         meta = image.meta if isinstance(image, MetaTensor) else {}
         name = case_name(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"case_{number}")))
@@ -230,7 +221,7 @@ class AttentionMapHandler:
 
 
 class _Slice(NamedTuple):
-    """A slice to show, as a place in the part of a case that the network sees; of a 2D image the whole."""
+    """A slice of a volume, or a whole 2D image."""
 
     name: str
     case: torch.Tensor
@@ -239,6 +230,6 @@ class _Slice(NamedTuple):
     view: figures.View
 
     def of(self, layer: torch.Tensor) -> torch.Tensor:
-        """Take the slice from a layer (C, *spatial) on the grid of the case."""
+        """Select the slice from a layer (C, *spatial)."""
         layer = torch.as_tensor(layer).cpu()
         return layer if self.place is None else layer.select(self.axis, self.place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write and load weights; a file is whole at every moment, whatever stops the process."""
+"""Save and load weights safely."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ __all__ = ["AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"
 
 
 def keep_state(engine: Engine, name: str, part: Any) -> None:
-    """Have :class:`monai_attn.handlers.TrainingCheckpoint` save a handler's state, too.
-
-    Args:
-        engine: the trainer or the evaluator that the handler is being attached to.
-        name: a name for the handler.
-        part: the handler, with ``state_dict`` and ``load_state_dict``.
+    """Include a handler, with ``state_dict``, in the training checkpoint.
 
     Example:
         ``keep_state(engine, "curves", self)`` in the handler's ``attach``
@@ -40,13 +35,7 @@ def keep_state(engine: Engine, name: str, part: Any) -> None:
 
 
 class AtomicSaver(BaseSaveHandler):
-    """Save files for ignite's ``Checkpoint``, each whole or not at all.
-
-    The old or the new file is there even if the disk is full or the power fails. Of several processes the first one
-    writes, by :func:`monai_attn.files.atomic_write`.
-
-    Args:
-        save_dir: folder to write to.
+    """Save checkpoints of ignite atomically, on the first process only.
 
     Example:
         ``ignite.handlers.Checkpoint({"model": network}, AtomicSaver("models"), filename_pattern="model.pt")``
@@ -59,7 +48,7 @@ class AtomicSaver(BaseSaveHandler):
         """Write a file.
 
         Raises:
-            DataError: if it cannot be written; the old file is then as before.
+            DataError: if it cannot be written; the old file is kept.
         """
         if idist.get_rank() > 0:
             return
@@ -71,10 +60,10 @@ class AtomicSaver(BaseSaveHandler):
                 raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            DataError: if it cannot be written to.
+            DataError: if it is not writable.
         """
         if idist.get_rank() > 0:
             return
@@ -88,20 +77,19 @@ class AtomicSaver(BaseSaveHandler):
             ) from error
 
     def remove(self, filename: str) -> None:
-        """Keep the old file: the new one replaces it."""
+        """Do nothing: the new file replaces the old one."""
 
 
 class BestModelSaver:
-    """Save the weights of the best validation so far, as a state dict.
+    """Save the state dict of the best validation.
 
-    A metric that is NaN, because no case has the structure or the network diverged, is worse than any number.
+    A metric that is NaN is worse than any number.
 
     Args:
-        save_dir: folder to write to.
+        save_dir, filename: folder and name of the file.
         network: the network, not wrapped.
-        metric: name of the metric that decides, by default the evaluator's key metric.
+        metric: name of the metric to compare, by default the evaluator's key metric.
         lower_is_better: whether the metric is a loss or a distance.
-        filename: name of the file.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[BestModelSaver("models", network)])``
@@ -133,7 +121,7 @@ class BestModelSaver:
         self.save.prepare()
 
     def __call__(self, engine: Engine) -> None:
-        """Save the network if its metric is the best."""
+        """Save the weights if the metric has improved."""
         state: Any = engine.state
         score = self.sign * float(state.metrics[self.metric or state.key_metric_name])
         if score > self.best:
@@ -147,19 +135,15 @@ class BestModelSaver:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
-        """Take the best score of a training that goes on."""
+        """Restore the best score."""
         self.best = state_dict["best"]
 
 
 class SafeCheckpointLoader(CheckpointLoader):
-    """Load weights when an engine starts, completely or not at all.
+    """Load a checkpoint when the engine starts, completely or not.
 
-    MONAI's ``CheckpointLoader``, but damaged files and weights of another network are refused
+    It takes the arguments of MONAI's ``CheckpointLoader``, but refuses damaged files and weights of another network
     (:func:`monai_attn.weights.load_weights`).
-
-    Args:
-        load_path: ``model.pt``, a checkpoint, or another state dict of the network.
-        load_dict: the network by any name, such as ``{"model": network}``.
 
     Raises:
         DataError: when the engine starts, if the file cannot be used.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of an evaluator: failed cases, validation loss, and early stopping."""
+"""Handlers for evaluators: failed cases, validation loss, early stopping."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["EarlyStop", "SkipFailedCases", "ValidationLoss", "validation_loss"]
 
 
 class SkipFailedCases:
-    """Go on with the next case where one fails; the ``iteration_update`` of an evaluator.
+    """Skip cases that fail; an ``iteration_update`` for evaluators.
 
-    Whatever goes wrong while a case is prepared (see :class:`monai_attn.data.CaseDataset`), in the network, or while
-    its result is written is added to ``engine.state.failures``, and the case's output is empty. The trace goes to the
-    log. An error of the configuration ends the run, as it would hit every case.
+    Any error in preparing a case (:class:`monai_attn.data.CaseDataset`), in the network or in writing a result is
+    logged and added to ``engine.state.failures``; the output of that case is empty. A configuration error always ends
+    the run.
 
     Args:
-        on_error: ``"stop"`` to end the run with the first case that fails, ``"skip"`` to go on.
+        on_error: ``"stop"`` to end the run with the first case that fails, ``"skip"`` to continue.
 
     Example:
         ``SupervisedEvaluator(..., iteration_update=SkipFailedCases("skip"))``
@@ -39,7 +39,7 @@ class SkipFailedCases:
         self.on_error = look_up_option(on_error, ("stop", "skip"))
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
-        """Segment a batch of one case; returns the engine's output, or nothing for a case that failed."""
+        """Segment a batch of one case; return nothing on failure."""
         if engine.state.iteration == 1:
             engine.state.failures = []
         failure = failure_in(batch) or self._segment(engine, batch)
@@ -66,12 +66,7 @@ class SkipFailedCases:
 
 
 class ValidationLoss:
-    """Add the mean validation loss to an evaluator's metrics, as ``val_loss``.
-
-    It is taken from the network's output, before any post-processing.
-
-    Args:
-        loss_function: called with logits and target, as in training.
+    """Add the mean validation loss, ``val_loss``, to the metrics.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[ValidationLoss(loss)])``
@@ -104,7 +99,7 @@ class ValidationLoss:
 
 
 def validation_loss(engine: Engine) -> float:
-    """Return the validation loss of an evaluator, for a schedule on plateaus.
+    """Return an evaluator's validation loss for ``ReduceLROnPlateau``.
 
     Example:
         ``LrScheduleHandler(ReduceLROnPlateau(optimizer), step_transform=validation_loss)`` among its handlers.
@@ -115,12 +110,7 @@ def validation_loss(engine: Engine) -> float:
 class EarlyStop:
     """Stop training when a validation metric no longer falls.
 
-    Ignite's ``EarlyStopping`` on the evaluator, attached to the trainer, which resumes its state.
-
-    Args:
-        validator: the evaluator whose metric is watched.
-        metric: name of the metric; lower is better.
-        patience: number of validations without a new minimum to wait for.
+    It is ignite's ``EarlyStopping`` for ``patience`` validations, whose state is resumed with the training.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[EarlyStop(evaluator, "val_loss", patience=5)])``

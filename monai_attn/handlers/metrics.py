@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of an evaluator, in millimetres where they are distances, and tables of them."""
+"""Metrics for evaluators, with distances in mm, and their tables."""
 
 from __future__ import annotations
 
@@ -37,16 +37,11 @@ def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class CaseMetricsSaver(MetricsSaver):
-    """MONAI's ``MetricsSaver`` with the names of the cases and of the structures.
+    """Save metrics as CSV by case and structure.
 
-    For every metric it writes ``<metric>_raw.csv``, a line for each case and a column for each structure, and
-    ``<metric>_summary.csv``, a line for each structure. Where a structure is not in a case its Dice is NaN; the summary
-    is over the other cases, whose number is ``notnans``, and ``nans`` counts those without the structure.
-
-    Args:
-        save_dir: folder to write to.
-        structures: names of the structures, in the order of the metric's channels; numbers are used where the metric
-            has another number of channels.
+    ``<metric>_raw.csv`` has a row per case and a column per structure, ``<metric>_summary.csv`` a row per structure.
+    Cases without the structure are NaN; the summary leaves them out and counts them as ``nans``. The ``structures`` are
+    in channel order; unless their number fits, classes are numbered.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[CaseMetricsSaver("out", ["anterior", "posterior"])])``
@@ -57,7 +52,7 @@ class CaseMetricsSaver(MetricsSaver):
         self.structures = list(structures)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the tables of the finished epoch, on the first process only."""
+        """Write the tables on the first process."""
         paths = string_list_all_gather(self._filenames) if idist.get_world_size() > 1 else self._filenames
         if idist.get_rank() != self.save_rank:
             return
@@ -93,30 +88,26 @@ class CaseMetricsSaver(MetricsSaver):
 
 
 class MeanDiceOrNaN(MeanDice):
-    """MONAI's ``MeanDice``, but NaN where no case has any of the structures; MONAI then says 0.
+    """Compute ``MeanDice``, but NaN rather than 0 without any structure.
 
-    It takes the arguments of ``MeanDice``.
+    It takes the arguments of MONAI's ``MeanDice``.
 
     Example:
         ``{"val_mean_dice": MeanDiceOrNaN(include_background=False, output_transform=from_engine(["pred", "label"]))}``
     """
 
     def compute(self) -> float:
-        """The mean over structures and then over cases, as far as they are there."""
+        """Return the mean over structures, then over cases, ignoring NaN."""
         mean = super().compute()
         scores = self.metric_fn.get_buffer()
         return math.nan if isinstance(scores, torch.Tensor) and scores.isnan().all() else mean
 
 
 class ISICSegmentation(IgniteMetricHandler):
-    """:class:`monai_attn.metrics.ISICSegmentationMetric` as a handler of an evaluator.
+    """Compute the five ISIC segmentation metrics of binary masks.
 
-    The metric itself is the Jaccard index, by which the challenge ranks. The other four numbers stand beside it in
-    ``engine.state.metrics`` under the same name with their own ending, and so do the numbers of each image.
-
-    Args:
-        output_transform: gives predicted and true binary masks from ``engine.state.output``.
-        zero_division: see the metric.
+    The result is the Jaccard index, by which the challenge ranks; ``engine.state.metrics`` also gets the other four,
+    and ``metric_details`` the values of every image. See :class:`monai_attn.metrics.ISICSegmentationMetric`.
 
     Example:
         ``{"val_jaccard": ISICSegmentation(from_engine(["pred", "label"]))}`` gives ``val_jaccard``, ``val_dice``,
@@ -127,7 +118,7 @@ class ISICSegmentation(IgniteMetricHandler):
         super().__init__(ISICSegmentationMetric(zero_division), output_transform=output_transform, save_details=False)
 
     def compute(self) -> float:
-        """Average over the images; returns the Jaccard index and records all five numbers."""
+        """Return the mean Jaccard index and record all five metrics."""
         means = super().compute()
         if self._engine is None or self._name is None:
             raise RuntimeError("attach the handler to an engine first.")
@@ -142,12 +133,12 @@ class ISICSegmentation(IgniteMetricHandler):
 
 
 class _Spaced(IgniteMetricHandler):
-    """Measure case by case with the label's spacing; MONAI's handlers count voxels."""
+    """Measure distances with the label's spacing, case by case."""
 
     num_classes: int | None
 
     def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Take the predictions and the labels of a batch, lists of MetaTensors (C, *spatial)."""
+        """Add predictions and labels, lists of MetaTensors (C, *spatial)."""
         if len(output) != 2:
             raise NotComputableError(f"expected a pair of predictions and labels, got {len(output)} values.")
         for prediction, label in zip(*output):
@@ -161,16 +152,15 @@ class _Spaced(IgniteMetricHandler):
 
 
 class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
-    """MONAI's ``HausdorffDistance`` in millimetres.
+    """Compute the Hausdorff distance in millimeters.
 
-    A structure that only one of the two has is infinitely far (inf), one that neither has is left out (nan).
+    A structure missing from one of the two gives inf, one missing from both NaN, which is left out.
 
     Args:
-        percentile: of the distances; 95 is usual, because the largest one is that of a single voxel.
+        percentile: percentile of the distances, commonly 95; the maximum by default.
         num_classes: number of classes of label maps (1, *spatial), with the background; ``None`` for masks.
         include_background: whether the first class, or the first mask, counts.
-        reduction: see MONAI.
-        output_transform: gives lists of predictions and labels, with metadata, from ``engine.state.output``.
+        reduction, output_transform: see MONAI's ``HausdorffDistance``; labels need metadata.
 
     Example:
         ``SpacedHausdorffDistance(95, num_classes=3, output_transform=from_engine(["pred", "label"]))``
@@ -191,16 +181,11 @@ class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
 
 
 class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
-    """MONAI's ``SurfaceDistance`` in millimetres, averaged over the surfaces of both by default.
-
-    A structure that only one of the two has is infinitely far (inf), one that neither has is left out (nan).
+    """Compute the mean surface distance in millimeters, symmetric by default.
 
     Args:
-        num_classes: number of classes of label maps (1, *spatial), with the background; ``None`` for masks.
-        include_background: whether the first class, or the first mask, counts.
-        symmetric: whether distances from the label to the prediction count as well as those the other way.
-        reduction: see MONAI.
-        output_transform: gives lists of predictions and labels, with metadata, from ``engine.state.output``.
+        symmetric: whether distances from the label to the prediction count as well.
+        num_classes, include_background, reduction, output_transform: see :class:`SpacedHausdorffDistance`.
 
     Example:
         ``SpacedSurfaceDistance(num_classes=3, output_transform=from_engine(["pred", "label"]))``

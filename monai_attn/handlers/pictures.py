@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the cases of an evaluator, and the curves of a training."""
+"""Save overlays of cases and training curves."""
 
 from __future__ import annotations
 
@@ -31,24 +31,19 @@ __all__ = ["CasePictures", "CurveSaver", "OverlaySaver"]
 
 
 class CasePictures:
-    """Write a picture for each case of an evaluator; a subclass draws it in its method ``draw``.
+    """Save a picture per case; subclasses implement ``draw``.
 
-    The picture is drawn on the grid of the image file, so the prediction (and label) must have been brought back to
-    it, as ``Invertd`` does. It is written beside the prediction where the metadata say where that is, as those of
-    ``SafeSaveImaged`` do. Elsewhere the picture of a case that shares its name is named after its folder too.
+    Predictions and labels must have been inverted to the grid of the image file (``Invertd``). The picture is written
+    beside the prediction if ``SafeSaveImaged`` has saved it, else to ``output_dir``. A subclass sets ``ending``, the
+    end of the file's name, and may set ``postprocessing``, transforms that write further files.
 
     Args:
-        output_dir: folder to write to where predictions are not saved.
+        output_dir: folder for pictures of predictions that are not saved.
         class_names: names of the classes 1, 2, …
-        max_cases: number of cases to draw, from the first on; the others pass without a picture. Several processes
-            share this number.
-
-    Attributes:
-        ending: what follows the name of the case in that of the picture.
-        postprocessing: transforms that write further files of a case, without which it is not finished.
+        max_cases: number of cases to draw, from the first on, in all processes together.
 
     Example:
-        :class:`OverlaySaver` and :class:`AttentionMaps` are of this kind.
+        :class:`OverlaySaver` and :class:`AttentionMaps` are subclasses.
     """
 
     ending = ".png"
@@ -62,23 +57,19 @@ class CasePictures:
         self.names: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator; pictures are drawn within its iteration, so that they fail with their case."""
+        """Attach to an evaluator; a drawing error fails its case."""
         engine.add_event_handler(Events.STARTED, self._name)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
-        """Draw the picture of a case.
+        """Draw the picture of a case, the evaluator's output.
 
-        Args:
-            image: the image of the file (C, *spatial).
-            masks: title to label map (1, *spatial), of the truth if there is one and of the prediction.
-            case: the evaluator's output for it.
-            title: its name.
+        ``masks`` are label maps (1, *spatial) of truth (if any) and prediction, on the grid of the image file (C,
+        *spatial).
         """
         raise NotImplementedError
 
     def _name(self, engine: Engine) -> None:
-        """Find names for the cases of a data set; other sources of data have none in advance."""
         items = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
         self.names = case_names(str(ensure_tuple(item[CommonKeys.IMAGE])[0]) for item in items)
 
@@ -102,15 +93,15 @@ class CasePictures:
         figures.save(self.draw(image, placed, case, picture.name.removesuffix(self.ending)), picture)
 
     def path_beside(self, result: str | Path, image: str) -> Path:
-        """Return the path of the picture of an image file whose result is saved."""
+        """Return the path of a picture beside the saved result."""
         return Path(result).with_name(f"{case_name(image)}{self.ending}")
 
 
 class OverlaySaver(CasePictures):
-    """Write ``<case>_overlay.png`` for the cases of an evaluator: image, label if there is one, prediction.
+    """Save ``<case>_overlay.png`` with image, label and prediction.
 
-    Of a volume it shows three planes through the structures, and what is wrong in the prediction. See
-    :class:`CasePictures` for where it is written, and the arguments.
+    Volumes are shown in three planes, with the errors of the prediction. The arguments are those of
+    :class:`CasePictures`.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[OverlaySaver("out", class_names=["liver"])])``
@@ -125,11 +116,9 @@ class OverlaySaver(CasePictures):
 
 
 class CurveSaver(MetricLogger):
-    """Write ``curves.csv`` and ``curves.png`` after every validation and at the end of the training.
+    """Save training curves as ``curves.csv`` and ``curves.png``.
 
-    Args:
-        output_dir: folder to write to.
-        evaluator: the engine whose metrics are drawn beside the loss.
+    They hold the loss and the evaluator's metrics, after every validation and at the end of the training.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[CurveSaver("out", evaluator)])``
@@ -148,12 +137,12 @@ class CurveSaver(MetricLogger):
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the curves so far, as tensors (points, 2) of iteration and value."""
+        """Return the curves, tensors (points, 2) of iteration and value."""
         curves = {"loss": self.loss, **{f"metric {name}": values for name, values in self.metrics.items()}}
         return {name: torch.tensor(values, dtype=torch.float64).reshape(-1, 2) for name, values in curves.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        """Take the curves of a training that goes on."""
+        """Restore the curves."""
         curves = {name: [(int(i), value) for i, value in points.tolist()] for name, points in state_dict.items()}
         self.loss[:] = curves.pop("loss")
         self.metrics.clear()

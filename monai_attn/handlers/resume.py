@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resume a training bitwise, and keep the files of one that was stopped."""
+"""Save training checkpoints and resume from them."""
 
 from __future__ import annotations
 
@@ -26,33 +26,26 @@ _logger = logging.getLogger(__name__)
 
 
 class TrainingCheckpoint(Checkpoint):
-    """Save after every epoch what a training needs to go on, and resume it.
+    """Save a checkpoint after every epoch and resume from it.
 
-    ``checkpoint_latest.pt`` holds what ``to_save`` names, the trainer's epoch, the loss scaler, the best validation and
-    the last one, and handlers with a state (:func:`keep_state`): :class:`CurveSaver`, :class:`EarlyStop`,
-    :class:`BestModelSaver`. With :class:`EpochSeed` a resumed training gives on a CPU bitwise what one that ran through
-    gives. ``model_final.pt`` is the network's state dict after the last epoch, and so is ``model.pt`` if there was no
-    validation to choose a better one. Of several processes the first one writes, and all read.
-
-    It may stand anywhere in the list of handlers. Where another training was stopped before its end, a new one moves
-    that one's files to ``previous_1`` (``previous_2``, …) after its first step.
+    ``checkpoint_latest.pt`` holds ``to_save``, the epoch, the loss scaler, the best and the last validation, and the
+    states of handlers (:func:`keep_state`). With :class:`EpochSeed`, resuming on a CPU is bitwise equal to running
+    through. ``model_final.pt`` is the network's state dict after the last epoch, as is ``model.pt`` without a
+    validation. The first process writes, all read. Files of another training that was stopped early are moved to
+    ``previous_1``, ``previous_2``, … after the first step. The position in the list of handlers does not matter.
 
     Args:
-        save_dir: folder to write to.
+        save_dir, interval: folder, and number of epochs between checkpoints; the last epoch always has one.
         to_save: the network as ``model``, and whatever else has a state, such as ``optimizer`` and ``lr_scheduler``.
         evaluator: the engine of the validation.
-        resume: ``"auto"`` to go on from ``checkpoint_latest.pt`` if there is one, the path of a checkpoint to go on
-            from, or ``""`` to start anew.
-        interval: number of epochs between checkpoints; the last epoch always has one.
+        resume: ``"auto"`` to resume from ``checkpoint_latest.pt`` if it exists, the path of a checkpoint, or ``""``.
 
     Raises:
-        ConfigError: if ``interval`` is below 1; when the training starts, if it is set up in another way than that of
-            the checkpoint.
-        DataError: when the training starts, if the checkpoint cannot be used; when a file cannot be written.
+        ConfigError: if ``interval`` is below 1; at the start, if the checkpoint's training had other settings.
+        DataError: at the start, if the checkpoint cannot be used; when a file cannot be written.
 
     Example:
-        ``SupervisedTrainer(..., train_handlers=[TrainingCheckpoint("models", {"model": network, "optimizer":
-        optimizer}, evaluator, resume="auto")])``
+        ``SupervisedTrainer(..., train_handlers=[TrainingCheckpoint("models", {"model": network}, evaluator)])``
     """
 
     def __init__(
@@ -130,8 +123,6 @@ class TrainingCheckpoint(Checkpoint):
 
 
 class _Progress:
-    """Where a training is, as something with a state."""
-
     def __init__(self, trainer: Any, evaluator: Any, settings: dict[str, str]) -> None:
         self.trainer, self.evaluator, self.settings = trainer, evaluator, settings
 
@@ -163,7 +154,7 @@ class _Progress:
 
 
 def _settings(trainer: Any, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What must be the same for a training to give the same weights."""
+    """Yield the settings that the trained weights depend on."""
     state, loader = trainer.state, trainer.data_loader
     known = {
         "epochs": state.max_epochs,
@@ -183,7 +174,7 @@ def _settings(trainer: Any, parts: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """The plain values in nested containers; tensors are results, not settings."""
+    """Yield the plain values, not the tensors, of nested containers."""
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     if isinstance(value, Mapping):
@@ -194,7 +185,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _stopped_training(save_dir: Path) -> bool:
-    """Whether a folder holds a training that was stopped; warn of what a new one does to it."""
+    """Find an unfinished training; warn of files to be replaced."""
     latest = save_dir / LATEST
     if latest.exists():
         try:
@@ -217,9 +208,9 @@ def _stopped_training(save_dir: Path) -> bool:
 
 
 def _move_aside(save_dir: Path) -> None:
-    """Move a training's files into ``previous_1``, ``previous_2``, … within its folder.
+    """Move an unfinished training's files to ``previous_<number>``.
 
-    ``model.pt`` stays in its place as well until the new training has its own, for a server may be using it.
+    ``model.pt`` also stays until the new training replaces it, because a server may be using it.
     """
     folder = _free_folder(save_dir)
     folder.mkdir()

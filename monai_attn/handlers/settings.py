@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Describe the settings of transforms, losses and networks, to tell whether two runs are set up alike."""
+"""Describe and compare the settings of transforms, losses and networks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,10 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch
 
 
 def describe(part: Any, name: str = "") -> dict[str, str]:
-    """Describe an object by its class and its public attributes, and theirs in turn.
+    """Describe an object by its class and public attributes, recursively.
 
-    Devices and the values of a network's parameters are left out: the same settings give the same result on another
-    device, and weights come from a checkpoint.
-
-    Args:
-        part: a transform, inferer, loss, network, plain value, or a container of these.
-        name: name of the object, which the names of its settings start with.
-
-    Returns:
-        settings by name, such as ``{"loss": "monai.losses.dice.DiceLoss", "loss.gamma": "2.0"}``.
+    The object is a transform, inferer, loss, network, plain value or container; ``name`` is a prefix. Devices and
+    parameter values of networks are left out.
 
     Example:
         >>> from monai.transforms import Flip
@@ -85,7 +78,7 @@ def digest(settings: Mapping[str, str]) -> str:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str], shown: int = 3) -> str:
-    """Return how settings differ, in words; empty if they do not.
+    """Return the differences between settings as text, possibly empty.
 
     Example:
         >>> differences({"lr": "0.1"}, {"lr": "0.2"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of a training: seeds, loss terms, progress, and a stop on NaN."""
+"""Handlers for trainers: seeds, loss terms, progress, NaN checks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,11 @@ __all__ = [
 
 
 class EpochSeed:
-    """Seed every source of random numbers when an epoch starts.
+    """Seed all random number generators at every epoch's start.
 
-    An epoch then draws the same augmentations, order of cases, dropout and noise whether the training ran through or
-    was resumed before it, and every process of a distributed training draws its own. Ignite makes the iterator of the
-    data loader behind this event, so workers are seeded too, except persistent ones; each worker draws its own numbers,
-    so another ``num_workers`` gives other weights.
-
-    Args:
-        seed: the seed of the training.
+    Augmentation, shuffling and dropout are then the same in a resumed training as in one that ran through. Each process
+    and each worker draws its own numbers, so another ``num_workers`` gives other weights. Persistent workers are not
+    seeded.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[EpochSeed(0)])``
@@ -50,7 +46,7 @@ class EpochSeed:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Attach to one of MONAI's trainers."""
+        """Attach to a trainer."""
         state: Any = engine.state
         state.seed = self.seed
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -71,22 +67,22 @@ _FIX = (
 
 
 class StopOnNonFinite:
-    """Stop training on NaN or infinite loss, before it reaches the weights.
+    """Stop training when the loss is NaN or infinite.
 
-    The weights themselves are checked when an epoch ends, before they are validated or saved. A step that mixed
-    precision skips because of infinite gradients is normal and stops nothing.
+    The loss is checked before it reaches the weights, the weights before they are validated or saved. Steps that mixed
+    precision skips do not count.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[StopOnNonFinite()])``
     """
 
     def attach(self, engine: Engine) -> None:
-        """Attach to one of MONAI's trainers."""
+        """Attach to a trainer."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.check_loss)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.check_weights)
 
     def check_loss(self, engine: Engine) -> None:
-        """Check the loss of the batch.
+        """Check the loss of a batch.
 
         Raises:
             DataError: if it is not finite, with the names of the cases.
@@ -113,7 +109,6 @@ class StopOnNonFinite:
 
 
 def _cases(batch: Any) -> str:
-    """The cases of a batch as far as their names are known."""
     image = batch.get(CommonKeys.IMAGE) if isinstance(batch, dict) else None
     files = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
     names = dict.fromkeys(case_name(str(file)) for file in ensure_tuple(files or ()))
@@ -123,11 +118,7 @@ def _cases(batch: Any) -> str:
 class AverageStatistics:
     """Average batch norm statistics over the processes of a training.
 
-    Each process has those of its own cases during an epoch. With their mean, what is validated and saved after the
-    epoch knows the cases of all processes, and all processes validate the same network.
-
-    Args:
-        network: the network, not wrapped.
+    All processes then validate and save the same network, which must not be wrapped, after each epoch.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[AverageStatistics(network)])``
@@ -137,7 +128,7 @@ class AverageStatistics:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer; it works before the handlers of the epoch's end, wherever it stands in the list."""
+        """Attach to a trainer, at any position among its handlers."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -155,16 +146,12 @@ class AverageStatistics:
 
 
 class LossTerms:
-    """Add the mean of each loss term to a trainer's metrics.
+    """Add the mean of each loss term to the metrics.
 
-    They are there as ``loss_<term>`` from the last iteration of an epoch until the next epoch starts, so that
-    ``StatsHandler``, ``TensorBoardStatsHandler`` and :class:`CurveSaver` show them wherever they stand in the list of
-    handlers. Until then they stay on their device, so that nothing waits for it. On several processes the mean is that
-    of all of them.
-
-    Args:
-        loss: a loss with an attribute ``terms``, a dictionary of the scalar terms of its last call, such as
-            :class:`monai_attn.losses.EGCNNLoss` or :class:`monai_attn.losses.EdgeLoss`.
+    ``loss_<term>``, over all processes, is set from the last iteration of an epoch until the next epoch, for
+    ``StatsHandler``, ``TensorBoardStatsHandler`` and :class:`CurveSaver` at any position. The loss must have a
+    dictionary ``terms`` of the scalar terms of its last call, such as :class:`monai_attn.losses.EGCNNLoss` and
+    :class:`monai_attn.losses.EdgeLoss`.
 
     Raises:
         TypeError: if the loss has no such attribute.
@@ -181,7 +168,7 @@ class LossTerms:
         self.count = 0
 
     def attach(self, engine: Engine) -> None:
-        """Attach to one of MONAI's trainers."""
+        """Attach to a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._update)
 
@@ -206,9 +193,7 @@ class LossTerms:
 
 
 def training_loss(output: dict[str, Any]) -> float:
-    """Return the loss in the output of a trainer with ``decollate=False``.
-
-    Not decollating saves time in every iteration; ``monai.handlers.from_engine`` expects the decollated form.
+    """Return the loss of a trainer with ``decollate=False``.
 
     Example:
         ``StatsHandler(output_transform=training_loss)``
@@ -217,13 +202,7 @@ def training_loss(output: dict[str, Any]) -> float:
 
 
 class EpochProgressBar(ProgressBar):
-    """Show ignite's progress bar with the training loss, on a terminal only.
-
-    MONAI attaches ignite's bar without a loss. Of several processes the first one shows it.
-
-    Args:
-        show_loss: whether the engine is a trainer whose loss is to be shown.
-        desc: text in front of the bar.
+    """Show a progress bar with the loss, on terminals only.
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[EpochProgressBar()])``
@@ -234,7 +213,7 @@ class EpochProgressBar(ProgressBar):
         self.show_loss = show_loss
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Attach to an engine, as MONAI does with its handlers."""
+        """Attach to an engine."""
         if self.show_loss:
             kwargs.setdefault("output_transform", lambda output: {"loss": training_loss(output)})
         super().attach(engine, *args, **kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run bundles: MONAI's workflow, and what a configuration calls in ``initialize`` and ``finalize``."""
+"""Run bundles: workflow, overrides, logs and manifests."""
 
 from __future__ import annotations
 

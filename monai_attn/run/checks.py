@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a run's overrides and settings before any data are read."""
+"""Check the overrides and settings of a bundle."""
 
 from __future__ import annotations
 
@@ -25,14 +25,10 @@ _MULTIPLES = (2, 4, 8, 16, 32, 64)
 
 
 def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Refuse overrides that no configuration file knows, and paths with ``#``.
-
-    Args:
-        config_files: the configuration files.
-        overrides: new values by name, such as ``{"network_def#features": 8}``.
+    """Raise if an override is unknown or contains ``#``.
 
     Raises:
-        ConfigError: for the first one, with the nearest name.
+        ConfigError: for the first bad override, with the nearest name.
 
     Example:
         ``check_overrides(["configs/train.json"], {"epochs": 8})``
@@ -62,10 +58,7 @@ def _top_level(key: str) -> str:
 
 
 def check_command(argv: Sequence[str]) -> None:
-    """Check the overrides of ``python -m monai.bundle run``, which MONAI tells nobody.
-
-    Args:
-        argv: the command line; one of another program is not looked at.
+    """Check the overrides of ``python -m monai.bundle run``.
 
     Raises:
         ConfigError: see :func:`check_overrides`.
@@ -99,22 +92,15 @@ def check_settings(
     region_values: Sequence[int] = (),
     save_attention: bool = False,
 ) -> None:
-    """Refuse settings of a bundle that cannot work together.
+    """Raise if settings of a bundle cannot work together.
 
-    Args:
-        device: the device, which must be there.
-        network: the network, which must take images of these sizes; it is not changed.
-        in_channels: number of channels of its input.
-        out_channels: number of channels of its output.
-        crop_size: size of crops in voxels.
-        image_size: size of images in pixels; -1 for any.
-        softmax: whether the output goes through a softmax or an arg max, for which one channel is none.
-        regions: label values of each region, for overlapping regions.
-        region_values: the label value that each region is written as, which must be one of its own.
-        save_attention: a switch, for which the string "false" would be true.
+    The device must be available, and a copy of the network must take ``crop_size`` (voxels) and ``image_size`` (pixels,
+    -1 for any). A ``softmax`` or argmax needs two output channels. Each of the overlapping ``regions``, given by their
+    label values, must be written as one of its own labels (``region_values``). ``save_attention`` must be a bool,
+    because the string "false" is true.
 
     Raises:
-        ConfigError: with a setting that works, as far as there is one.
+        ConfigError: with a setting that works, if there is one.
 
     Example:
         ``"$run.check_settings(@device, @network_def, @in_channels, @out_channels, crop_size=@crop_size)"``
@@ -157,7 +143,7 @@ def _are_own(region_values: Sequence[int], regions: Sequence[Sequence[int]]) -> 
 
 
 def _check_size(name: str, size: list[int], network: nn.Module, channels: int) -> None:
-    """Try the size on a copy of the network without data, which computes shapes alone."""
+    """Try the size on the meta device, without data."""
     if isinstance(network, torch.jit.ScriptModule):
         return
     network = copy.deepcopy(network).to("meta").eval()

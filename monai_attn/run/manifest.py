@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record what a run was made with, and how it ended."""
+"""Save a manifest of a run: versions, data, results."""
 
 from __future__ import annotations
 
@@ -32,23 +32,19 @@ _PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk", "pytorch-ignite")
 
 
 class RunManifest:
-    """Write ``<name>_run.json``: command, versions, data, device, time, state and results.
+    """Save ``<name>_run.json``: command, versions, data, device, state and results.
 
-    It is written when the engine starts and again when it ends, however it ends. For an inference it counts the cases
-    and, after the last one, lists those without a result. It must be the first of the handlers, so that it sees an
-    error before MONAI's ``StatsHandler`` raises it again.
+    It is written when the engine starts and however it ends, for an inference with the failed cases. It must be the
+    first handler, to see errors before MONAI's ``StatsHandler`` raises them again.
 
     Args:
-        name: name of the run.
-        output_dir: folder for the manifest.
-        seed: seed of the run.
-        data: the data set or the input, to be fingerprinted.
-        weights: files of weights, to be hashed.
-        evaluator: the engine whose metrics are the results, if it is not the one that the handler is attached to.
+        name, output_dir, seed: name of the run, folder for the manifest, and seed of the run.
+        data, weights: the data set or the input, to be fingerprinted, and files of weights, to be hashed.
+        evaluator: the engine with the results, if it is not the one attached to.
 
     Raises:
-        DataError: when the engine starts, if the folder cannot be written.
-        CasesError: when an inference ends, if cases have no result (:class:`monai_attn.handlers.SkipFailedCases`).
+        DataError: at the start, if the folder is not writable.
+        CasesError: at the end, if cases have no result (:class:`monai_attn.handlers.SkipFailedCases`).
 
     Example:
         ``SupervisedTrainer(..., train_handlers=[RunManifest("train", "out", seed=0, evaluator=evaluator)])``
@@ -113,7 +109,7 @@ class RunManifest:
             raise failed
 
     def _account(self, engine: Engine) -> CasesError | None:
-        """Record the cases of an inference; the error to end with if some of them failed."""
+        """Record an inference's cases; return the error, if any."""
         state: Any = engine.state
         before = getattr(getattr(state.dataloader, "dataset", None), "finished", None)
         if before is None and not hasattr(state, "failures"):
@@ -150,7 +146,6 @@ class RunManifest:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those that it is built on."""
     found = {"python": platform.python_version(), "monai_attn": monai_attn.__version__}
     for package in _PACKAGES:
         try:
@@ -161,7 +156,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """The commit of the checkout that this package runs from, with ``-dirty`` behind it if files were changed."""
+    """Return the commit of this checkout, with ``-dirty`` if changed."""
     package = Path(monai_attn.__file__)
     if not _git(package.parent, "ls-files", package.name):  # installed, perhaps within somebody else's repository
         return None
@@ -177,7 +172,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
-    """What the data were: a hash of the data list, or else of all names and sizes; of an image's first file if many."""
+    """Return a hash of the data list, or names and sizes."""
     path = Path(ensure_tuple(source)[0] if source else "")
     if not source or not path.exists():
         return None
@@ -191,7 +186,7 @@ def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
 
 
 def file_hash(path: str) -> str:
-    """Return the SHA-256 of a file's content.
+    """Return the SHA-256 of a file.
 
     Raises:
         DataError: if there is no such file.
@@ -206,9 +201,9 @@ def file_hash(path: str) -> str:
 
 
 def image_hash(files: Sequence[str]) -> str:
-    """Return what identifies an image, wherever it lies: a hash of its files, or of all files of its folder.
+    """Return a hash of an image's files, wherever they lie.
 
-    Of gzip, which ends in a checksum of the content, both ends are enough, and take no time.
+    Of gzip files, which end in a checksum, only both ends are read.
     """
     digest = hashlib.sha256()
     for path in map(Path, files):

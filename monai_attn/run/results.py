@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find cases that already have an up-to-date result."""
+"""Skip cases that already have an up-to-date result."""
 
 from __future__ import annotations
 
@@ -27,15 +27,10 @@ _NAMES = {"weights": "another checkpoint", "config": "another configuration", "i
 
 
 class Provenance:
-    """Say in one line what a result is made of: weights, settings and image.
+    """Return a line with hashes of weights, settings and image.
 
-    The line holds their hashes and fits into the header of the result, so that a result tells whether it is the one
-    that would be made again, however the run is started.
-
-    Args:
-        checkpoint: file of the weights.
-        parts: what else the result depends on: network, transforms, inferer; see
-            :func:`monai_attn.handlers.settings.describe`. :class:`FinishedCases` adds the post-processing.
+    It fits into the header of a result, to tell whether the result is up to date. The ``parts`` are network, transforms
+    and inferer (:func:`monai_attn.handlers.settings.describe`); :class:`FinishedCases` adds the post-processing.
 
     Example:
         ``Provenance("models/model.pt", [network, preprocessing])("scan.nii.gz")`` is
@@ -51,7 +46,7 @@ class Provenance:
 
     @cached_property
     def weights(self) -> str:
-        """Hash of the weights, which must be there by now."""
+        """Hash of the weights."""
         return file_hash(self.checkpoint)
 
     @cached_property
@@ -60,13 +55,13 @@ class Provenance:
         return digest(describe(self.parts))
 
     def __call__(self, image: str) -> str:
-        """Return the line for the first file of an image, or for a folder with a DICOM series."""
+        """Return the line for an image file or DICOM folder."""
         scan = image_hash(self.images.get(image, (image,)))
         return f"{self.start}{self.weights[:12]} config={self.configuration[:12]} image={scan[:12]}"
 
     @classmethod
     def difference(cls, found: str, expected: str) -> str:
-        """Return how the line of a result differs from the expected one, in words."""
+        """Return how two lines differ, as text."""
         if not found.startswith(cls.start):
             return "nothing says what made it"
         parts = [dict(field.split("=") for field in line.split()[1:]) for line in (found, expected)]
@@ -75,20 +70,16 @@ class Provenance:
 
 
 class FinishedCases:
-    """Leave out the cases of an inference that are finished.
+    """Skip the cases of an inference that are finished.
 
-    A case is finished if all files that the post-processing and the handlers write for it are there and come from the
-    same weights, settings and image, and its pictures are there if it is to have some: they are drawn last, so a run
-    may have been killed before. So a run that was interrupted goes on where it was, and a folder that has grown has
-    only its new images segmented. A file of another provenance is not touched without being told so.
+    A case is finished if all its files exist and come from the same weights, settings and image, and its pictures,
+    which are drawn last, exist too. An interrupted run thus continues, and of a folder that has grown only new images
+    are segmented. ``finished`` is the number of skipped cases.
 
     Args:
-        postprocessing: transforms, with the :class:`monai_attn.transforms.SafeSaveImaged` that write.
-        overwrite: whether to segment everything, whatever is there.
-        handlers: handlers of the evaluator, with the :class:`monai_attn.handlers.CasePictures` that draw, if any.
-
-    Attributes:
-        finished: number of cases that were left out.
+        postprocessing: transforms, with :class:`monai_attn.transforms.SafeSaveImaged`.
+        overwrite: whether to segment everything again.
+        handlers: handlers of the evaluator, such as :class:`monai_attn.handlers.CasePictures`.
 
     Raises:
         ConfigError: if ``overwrite`` is not True or False.
@@ -111,9 +102,7 @@ class FinishedCases:
         self.finished = 0
 
     def __call__(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the cases to segment; of several processes each gets its share.
-
-        The first process looks at what is there, before any of them writes, so that all share the same cases.
+        """Return this process's share of the cases to segment.
 
         Raises:
             DataError: if two images would have one result, or an image is a result itself.
@@ -167,7 +156,7 @@ class FinishedCases:
         return True
 
     def _is_drawn(self, number: int, image: str) -> bool:
-        """Whether a case has its pictures, which lie beside its results; ``number`` is its place among all cases."""
+        """Return whether the pictures of case ``number`` exist."""
         wanted = [picture for picture in self.pictures if number < picture.max_cases]
         results = [saver.path_of(image) for saver in self.savers[:1]]
         return all(picture.path_beside(result, image).exists() for picture in wanted for result in results)

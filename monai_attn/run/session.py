@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start and finish a run: processes, short errors, exit codes, and a log file."""
+"""Start and finish runs: processes, errors, exit codes, logs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PATIENCE = timedelta(days=1)
 
 
 def join() -> None:
-    """Join the other processes that ``torchrun`` started, if it did: by NCCL on GPUs, else by Gloo.
+    """Join the processes of ``torchrun``, if any: NCCL or Gloo.
 
     Raises:
         ConfigError: if the machine has GPUs, but not one for each of its processes.
@@ -66,7 +66,7 @@ def join() -> None:
 
 
 def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
-    """Return the handlers that this process needs: all for the first, none that only report elsewhere.
+    """Return this process's handlers; only the first one reports.
 
     Example:
         >>> [type(handler).__name__ for handler in handlers_of_rank([StatsHandler()])]
@@ -77,13 +77,9 @@ def handlers_of_rank(handlers: Sequence[Any]) -> list[Any]:
 
 
 def share(items: Sized, least: int = 0) -> range:
-    """Return the indices of the items that this process works on; every item is in one share.
+    """Return the indices of the items that this process handles.
 
-    The shares follow one another, so what is gathered from the processes in their order is in that of the items.
-
-    Args:
-        items: the items, of which every process has the same list.
-        least: number of items that every process must have, such as 1 for a metric over the processes.
+    All processes give the same items, and each gets at least ``least``.
 
     Raises:
         ConfigError: if there are too few items.
@@ -101,7 +97,7 @@ def share(items: Sized, least: int = 0) -> range:
 
 
 def gather(items: Sequence[Any]) -> list[Any]:
-    """Return the items of all processes, in the order of the processes.
+    """Return the items of all processes in rank order.
 
     Example:
         >>> gather([1, 2])
@@ -130,7 +126,7 @@ _NOTICES = (
 
 
 class _Run:
-    """What a run changes in its process, to be put back."""
+    """Logging and exception hook of a run, to be restored."""
 
     def __init__(self, name: str, log: Path | None, append: bool) -> None:
         self.name, self.log, self.append = name, log, append
@@ -146,10 +142,10 @@ class _Run:
         self.hook, sys.excepthook = sys.excepthook, self.report
 
     def open_log(self) -> None:
-        """Write the log to its file from now on, all processes to the same: the first one all, others what is wrong.
+        """Open the log file; ranks above 0 only log warnings.
 
         Raises:
-            DataError: if the folder cannot be written.
+            DataError: if the folder is not writable.
         """
         if self.log is None or self.buffer.target is not None:
             return
@@ -169,7 +165,7 @@ class _Run:
         self.buffer.flush()
 
     def end(self) -> None:
-        """Put everything back."""
+        """Restore the logging and the exception hook."""
         if sys.excepthook == self.report:
             sys.excepthook = self.hook
         for logger in self.loggers:
@@ -181,7 +177,7 @@ class _Run:
         self.buffer.close()
 
     def report(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Stand in for ``sys.excepthook`` until an error has passed."""
+        """Print a short error; a replacement for ``sys.excepthook``."""
         message, code = summarize(error)
         foreseen = isinstance(root_cause(error), (InputError, CasesError, KeyboardInterrupt))
         passed = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(trace)]
@@ -207,22 +203,20 @@ _current: _Run | None = None
 
 
 def start(name: str, output_dir: str | None = None, append: bool = False) -> None:
-    """Prepare the process for a run; the first entry of a bundle's ``initialize``.
+    """Start a run: processes, log, checked overrides and short errors.
 
-    It joins the other processes that ``torchrun`` started, silences notices that nobody can act on, collects the log
-    for ``<output_dir>/<name>.log``, and refuses misspelt overrides of the command line. Until :func:`finish`, or until
-    an error has passed, an uncaught error of the run ends the process with at most four lines on the screen, the full
-    trace in the log, and exit code 2 if the user can fix it (:class:`monai_attn.errors.InputError`), 3 if some cases
-    have no result, else 1. With ``MONAI_ATTN_DEBUG=1`` the trace comes on the screen, too.
+    It is the first entry of a bundle's ``initialize``. Until :func:`finish`, an uncaught error prints at most four
+    lines, with the trace in ``<output_dir>/<name>.log`` (and on the screen with ``MONAI_ATTN_DEBUG=1``). The exit code
+    is 2 if the user can fix it (:class:`monai_attn.errors.InputError`), 3 if some cases have no result, 130 if
+    interrupted, else 1.
 
     Args:
         name: name of the run: ``"train"``, ``"evaluate"`` or ``"inference"``.
-        output_dir: folder for the log, or None for no log; nothing is written before an engine starts.
-        append: whether to add to an earlier log, for a training that goes on.
+        output_dir: folder for the log, written once an engine starts; None for no log.
+        append: whether to append to an earlier log, when a training is resumed.
 
     Raises:
-        ConfigError: if an override of the command line names no entry of the configuration, or there are fewer GPUs
-            than processes on this machine.
+        ConfigError: if an override names no entry, or this machine has fewer GPUs than processes.
 
     Example:
         ``"initialize": ["$run.start('train', @output_dir)", ...]``
@@ -239,13 +233,13 @@ def start(name: str, output_dir: str | None = None, append: bool = False) -> Non
 
 
 def open_log() -> None:
-    """Begin to write the log of the run that was started, if one was; see :func:`start`."""
+    """Open the log of the current run, if any."""
     if _current is not None:
         _current.open_log()
 
 
 def finish() -> None:
-    """Give the process back as it was before :func:`start`; a bundle's ``finalize``.
+    """Finish a run and restore the process; a bundle's ``finalize``.
 
     Example:
         ``"finalize": "$run.finish()"``
@@ -258,7 +252,7 @@ def finish() -> None:
 
 
 def summarize(error: BaseException) -> tuple[str, int]:
-    """Return what to tell the user about the error that ends a run, and the exit code.
+    """Return the message and exit code for an error.
 
     Example:
         >>> summarize(KeyboardInterrupt())
@@ -278,5 +272,5 @@ def summarize(error: BaseException) -> tuple[str, int]:
 
 
 def _without_traces(record: logging.LogRecord) -> bool:
-    """Keep traces, and what engines log on their way down, off the screen; the log file has them."""
+    """Keep traces, which the log file has, off the screen."""
     return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of bundles, and MONAI's workflow with checked overrides."""
+"""Read bundle configurations and run them with checked overrides."""
 
 from __future__ import annotations
 
@@ -27,13 +27,10 @@ _CHECKS = [
 
 
 def find_bundle(bundle: str) -> Path:
-    """The folder of a bundle.
-
-    Args:
-        bundle: the folder, or the name of one in ``./bundles``.
+    """Return the folder of a bundle, also in ``./bundles``.
 
     Raises:
-        ConfigError: if there is no such bundle, with those that there are.
+        ConfigError: if there is no such bundle, with the available ones.
     """
     for folder in (Path(bundle), Path("bundles") / bundle):
         if (folder / "configs").is_dir():
@@ -47,12 +44,7 @@ def find_bundle(bundle: str) -> Path:
 
 
 def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
-    """The configuration of a bundle.
-
-    Args:
-        folder: folder of the bundle.
-        names: configurations, each of which goes over those before it, such as ``["train", "evaluate"]``.
-        overrides: other values for entries.
+    """Read a bundle's configuration; later files override earlier ones.
 
     Raises:
         ConfigError: if there is no such configuration, or an override names no entry.
@@ -70,7 +62,7 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """An override in the form ``KEY=VALUE``.
+    """Parse an override ``KEY=VALUE``.
 
     Raises:
         ConfigError: if there is no ``=``.
@@ -89,11 +81,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:
-    """Return the first component of each class that a configuration has, built.
-
-    Args:
-        parser: the configuration.
-        targets: the classes, as ``_target_`` names them.
+    """Instantiate the first component of each class (``_target_``).
 
     Raises:
         ConfigError: if there is none of the first class.
@@ -113,18 +101,15 @@ def check_bundle(
     configs: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Load every case as a bundle does, and tell what is found.
+    """Load every case as a bundle does; yield a report.
 
     Args:
         bundle: folder of the bundle, or the name of one in ``./bundles``.
         dataset_dir: the data set; by default that of the bundle.
-        images: look at these instead, as for inference: an image, a folder or a data set, or the files of one image.
+        images: check these for inference instead: an image, a folder or a data set, or the files of one image.
         sections: sections of the data set.
-        configs: configurations to take; by default ``train``, or ``inference`` for ``images``.
+        configs: configurations; by default ``train``, or ``inference`` for ``images``.
         overrides: overrides of entries, ``KEY=VALUE``.
-
-    Yields:
-        the lines of a table and of a summary.
 
     Raises:
         ConfigError: if the bundle or an override cannot be used.
@@ -152,21 +137,16 @@ def _find(config: Any, target: str, path: str = "") -> Iterator[str]:
 
 
 class Workflow(ConfigWorkflow):
-    """Run a bundle by its configuration files and overrides.
+    """Run a bundle with checked overrides and short errors.
 
-    MONAI's ``ConfigWorkflow``, but misspelt overrides are refused before anything is read, and an uncaught error is
-    short and chooses the exit code (:func:`monai_attn.run.start`).
-
-    Args:
-        config_file: the configuration files, each of which goes over those before it.
-        settings: other arguments of ``ConfigWorkflow``, and overrides of entries.
+    It is MONAI's ``ConfigWorkflow`` after :func:`monai_attn.run.start`; ``settings`` are its other arguments and
+    overrides.
 
     Raises:
         ConfigError: if an override names no entry.
 
     Example:
-        ``python -m monai.bundle run_workflow --workflow_name monai_attn.run.Workflow --config_file configs/train.json
-        --epochs 50``
+        ``python -m monai.bundle run_workflow --workflow_name monai_attn.run.Workflow --config_file configs/train.json``
     """
 
     def __init__(self, config_file: str | Sequence[str], **settings: Any) -> None:
