@@ -2,13 +2,151 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from monai_attn.errors import DataError
 from monai_attn.nets import SCSEUNet
-from monai_attn.weights.checkpoint import load_weights, read_state_dict, unwrapped
+from monai_attn.weights import load_exported, load_weights
+from monai_attn.weights.checkpoint import read_state_dict, read_tensors, unwrapped
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+STATE = {"conv.weight": torch.arange(15.0).reshape(3, 5), "bn.running_mean": torch.rand(4)}
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    torch.save(STATE, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def exported(tmp_path) -> Path:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout())
+    torch.jit.save(torch.jit.script(network), tmp_path / "model.ts")
+    return tmp_path / "model.ts"
+
+
+def refused(path: Path, *expected: str, read=read_tensors) -> None:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    for text in expected:
+        assert text in str(caught.value)
+    assert caught.value.what == str(path)
+    assert "weights_only=False" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saved_is_read(tmp_path, zipped):
+    torch.save({"model": STATE, "epoch": 3}, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    found = read_tensors(tmp_path / "model.pt")
+    assert found["epoch"] == 3
+    assert all(torch.equal(found["model"][key], value) for key, value in STATE.items())
+
+
+def test_a_missing_an_empty_and_a_foreign_file_and_a_pointer_of_git_lfs_are_told_apart(tmp_path):
+    for read in (read_tensors, load_exported):
+        refused(tmp_path / "no.pt", "there is no such file", "get the published weights", read=read)
+    refused(tmp_path, "there is no such file")
+    path = tmp_path / "model.pt"
+    for content, message in [
+        (b"", "it is empty"),
+        (b"<html>log in first</html>", "it is no file of plain tensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 12345\n", "run `git lfs pull`"),
+    ]:
+        path.write_bytes(content)
+        refused(path, message)
+
+
+def test_a_file_that_was_cut_off_anywhere_is_refused(saved):
+    whole = saved.read_bytes()
+    for length in range(1, len(whole), 97):
+        saved.write_bytes(whole[:length])
+        refused(saved)
+
+
+def test_no_flipped_byte_changes_a_tensor_unnoticed(saved):
+    whole, noticed = saved.read_bytes(), 0
+    for place in range(0, len(whole), 19):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        saved.write_bytes(damaged)
+        try:
+            found = read_tensors(saved)
+        except DataError:
+            noticed += 1
+        else:  # a byte without a meaning, such as a date
+            assert found.keys() == STATE.keys()
+            assert all(torch.equal(found[key], value) for key, value in STATE.items())
+    assert noticed > 20
+
+
+def test_the_damaged_tensor_is_named(saved):
+    damaged = bytearray(saved.read_bytes())
+    damaged[damaged.index(STATE["bn.running_mean"].numpy().tobytes())] ^= 1
+    saved.write_bytes(damaged)
+    refused(saved, "it is damaged: model/data/1 is not what was written", "download it again")
+
+
+def test_an_entry_that_is_marked_as_a_folder_is_refused(saved):
+    """PyTorch would return what happens to be in memory, and checksums do not cover the mark."""
+    damaged = bytearray(saved.read_bytes())
+    damaged[damaged.rindex(b"model/data/0") - 46 + 38] ^= 0x10  # within the entry's line in the table of contents
+    saved.write_bytes(damaged)
+    refused(saved, "it is damaged: model/data/0")
+
+
+class Harm:
+    """A pickle of it would write a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_code_in_a_file_does_not_run(tmp_path, kind):
+    path, mark = tmp_path / "harm.pt", tmp_path / "mark"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Harm(mark), protocol=2))
+    else:
+        torch.save({"model": STATE, "harm": Harm(mark)}, path, _use_new_zipfile_serialization=kind == "zip")
+    refused(path, "io.open", "could run code", "state_dict")
+    assert not mark.exists()
+    torch.load(path, weights_only=False, pickle_module=pickle) if kind != "pickle" else pickle.loads(path.read_bytes())
+    assert mark.exists()  # the file is harmful indeed
+
+
+def test_a_whole_network_is_refused_with_its_class(tmp_path):
+    for protocol in (2, 4):
+        torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1)), tmp_path / "network.pt", pickle_protocol=protocol)
+        refused(tmp_path / "network.pt", "torch.load(weights_only=True)", "Sequential" if protocol == 2 else "")
+
+
+def test_an_exported_network_is_ready_for_inference(exported):
+    network = load_exported(exported)
+    image = torch.rand(1, 1, 8, 8)
+    assert not network.training
+    assert torch.equal(network(image), network(image))
+
+
+def test_a_state_dict_and_an_exported_network_are_not_taken_for_each_other(saved, exported):
+    refused(saved, "ckpt_export", read=load_exported)
+    refused(exported, "add configs/inference_exported.json")
+
+
+def test_an_exported_network_that_is_not_whole_is_refused(exported):
+    exported.write_bytes(exported.read_bytes()[:-300])
+    refused(exported, "copy or download it again", read=load_exported)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def network(classes: int = 3, features: int = 4) -> SCSEUNet:
