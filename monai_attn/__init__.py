@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention for medical image segmentation in MONAI: scSE, FocusNet, Autofocus and EG-CNN."""
+"""Attention for medical image segmentation in MONAI.
+
+It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _SUBPACKAGES = (
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage when it is first used, so that ``import monai_attn`` is cheap."""
+    """Import a subpackage when it is first used."""
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``monai-attn``: what users need beside the bundles' own command line.
+"""The command ``monai-attn``, beside MONAI's bundle commands.
 
 Heavy modules are imported when a command runs, so that ``--help`` answers at once.
 """
@@ -33,14 +33,9 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command; return its exit code.
 
-    Args:
-        argv: the arguments; by default those of the process.
-
-    Returns:
-        0, or the exit code of the error, which is told on stderr: 2 (as argparse has it) if what the user gave cannot
-        be used, 130 if the user stopped it.
+    It is 0, 2 for bad input (as in argparse), 130 if stopped by the user; ``argv`` defaults to that of the process.
 
     Example:
         ``main(["phantom", "hippocampus_mri_scse_segmentation", "--out", "data/phantom"])``

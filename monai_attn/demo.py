@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick start, from nothing to pictures: ``python -m monai_attn.demo`` (or ``make demo``).
+"""Train, evaluate and apply a bundle: ``python -m monai_attn.demo``.
 
-It finds data, then trains, evaluates and applies a bundle by the very commands that a user would type, and shows what
-the network attended to.
+It downloads data, then runs the commands that a user would type, and draws what the network attends to.
 """
 
 from __future__ import annotations
@@ -36,14 +35,10 @@ _CONNECTION_SECONDS = 20
 
 
 def find_data(root: Path) -> Path:
-    """The folder of the hippocampus data, fetched or made up if need be.
+    """Return the folder of the hippocampus data, downloaded if absent.
 
-    Args:
-        root: ``$MONAI_DATA_DIRECTORY``, where data sets live.
-
-    Returns:
-        ``hippocampus`` in ``root`` if its ``dataset.json`` is there; else ``Task04_Hippocampus`` in ``root``,
-        downloaded if absent (27 MB); else, without a network, a phantom in ``root``.
+    In ``root``, which is ``$MONAI_DATA_DIRECTORY``, it is ``hippocampus`` with its ``dataset.json``, else
+    ``Task04_Hippocampus`` (27 MB to download), else, without a network, a phantom.
 
     Example:
         ``find_data(Path("data"))``
@@ -109,11 +104,9 @@ def _run(title: str, bundle: Path, configs: list[str], overrides: dict[str, Any]
 
 
 def draw_summary(case: dict[str, Any], results: Path) -> Figure:
-    """The picture of the README: image, manual segmentation, prediction, and an attention map.
+    """Draw image, label, prediction and attention map of a case.
 
-    Args:
-        case: image and label.
-        results: folder with its segmentation and attention maps, by the bundle of the demo.
+    ``results`` is the folder of its segmentation and attention maps.
 
     Example:
         ``figures.save(draw_summary(case, Path("demo/segmentation")), "summary.png")``

@@ -172,7 +172,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
-    """Return a hash of the data list, or names and sizes."""
+    """Return a hash of the data list or the files."""
     path = Path(ensure_tuple(source)[0] if source else "")
     if not source or not path.exists():
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms that MONAI does not have."""
+"""Transforms for loading, checking, converting and saving images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check images and labels, wherever they come from."""
+"""Check images and labels."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class CheckImaged(MapTransform):
-    """Raise unless images can be trained on or segmented.
+    """Check images: shape, channels, NaN, contrast, affine and orientation.
 
-    They may come from a file, whose name is then in the error, or be tensors or arrays from anywhere.
+    Errors name the image's file, if it has one.
 
     Args:
-        keys: keys of the images (C, *spatial).
-        spatial_dims: number of spatial dimensions.
-        channels: number of channels; any if ``None``.
-        nonfinite: what to do with voxels that are NaN or infinite: ``"error"``, or ``"zero"`` to set them to 0 with a
-            warning. If all are, that is an error.
-        constant: what to do with an image without contrast: ``"warn"`` or ``"error"``.
-        assume_orientation: axes, such as ``"RAS"``, of NIfTI files that do not give their orientation; an error by
-            default.
-        allow_missing_keys: do not raise if a key is missing.
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; images (C, *spatial).
+        spatial_dims, channels: number of spatial dimensions, and of channels (any if ``None``).
+        nonfinite: ``"error"`` for voxels that are NaN or infinite, or ``"zero"`` to replace them by 0 with a warning.
+            If all are, that is an error.
+        constant: ``"warn"`` or ``"error"`` for images without contrast.
+        assume_orientation: axes, such as ``"RAS"``, for NIfTI files without an orientation; an error by default.
 
     Raises:
-        DataError: when applied, if an image has other dimensions or channels, one voxel only, complex or (see
-            ``nonfinite``) non-finite voxels, no contrast (see ``constant``), a singular affine or no orientation.
+        DataError: when applied, for other dimensions or channels, a single voxel, complex or non-finite voxels, no
+            contrast, a singular affine or no orientation.
         ValueError: if an option has no such choice.
 
     Example:
@@ -113,21 +110,19 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class CheckLabeld(MapTransform):
-    """Raise unless labels are class indices that match their image.
+    """Check labels: class indices on the grid of their image.
 
-    Empty labels are warned about.
+    Empty labels give a warning.
 
     Args:
-        keys: keys of the label maps (1, *spatial).
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; label maps (1, *spatial).
         image_key: key of the image (C, *spatial), checked before.
-        values: the values that a label may have; any whole numbers that are not negative if ``None``.
-        assume_orientation: axes, such as ``"RAS"``, of NIfTI files that do not give their orientation.
-        allow_missing_keys: do not raise if a key is missing.
+        values: the allowed values; any whole numbers that are not negative if ``None``.
+        assume_orientation: see :class:`CheckImaged`.
 
     Raises:
-        DataError: when applied, if a label has more than one channel, other values, a singular affine, no orientation
-            or another shape than its image, or, of volumes with metadata, if spacing, direction or origin put any voxel
-            more than half a voxel away.
+        DataError: when applied, for several channels, other values, a singular affine, no orientation or another shape
+            than the image's, or if, in volumes with metadata, any voxel is more than half a voxel away.
 
     Example:
         >>> case = {"image": torch.rand(1, 1, 2), "label": torch.tensor([[[0, 2]]])}
@@ -178,7 +173,7 @@ class CheckLabeld(MapTransform):
         return value in self.values if self.values is not None else value >= 0 and float(value).is_integer()
 
     def _explain(self, wrong: list[float], number: int) -> tuple[str, str]:
-        """Return the problem and the fix; ``number`` counts all distinct values."""
+        """Return problem and fix; ``number`` counts all distinct values."""
         allowed = "whole numbers" if self.values is None else ", ".join(map(str, self.values))
         problem = f"it has the values {', '.join(f'{value:g}' for value in wrong[:5])}"
         problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"
@@ -195,7 +190,7 @@ class CheckLabeld(MapTransform):
 def label_values(label: NdarrayOrTensor) -> list[float]:
     """Return the distinct values of a label map, ascending.
 
-    NaN is returned once for every voxel that has it.
+    NaN is returned once per voxel.
 
     Example:
         >>> label_values(torch.tensor([[2.0, 0.0, 2.0]]))

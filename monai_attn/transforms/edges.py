@@ -2,11 +2,10 @@
 """Edge maps of segmentation labels, the target of EG-CNN.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207: a Sobel filter makes the ground truth of the edges out of that of the segmentation.
+https://arxiv.org/abs/2002.04207: a Sobel filter turns the ground truth of the segmentation into that of the edges.
 
-There is no authors' code, and the paper names neither a threshold nor what becomes of several classes. Here a voxel of
-any magnitude is an edge, and the edges of all classes are united. A label of class indices is always split into masks
-first: as numbers, labels 1 and 3 would be twice as far apart as 1 and 2.
+There is no authors' code, and the paper gives neither a threshold nor a rule for several classes. Here any magnitude is
+an edge, and the edges of all classes, each filtered as a mask, are united.
 """
 
 from __future__ import annotations
@@ -29,15 +28,9 @@ EDGE_TOLERANCE = 1e-4
 
 
 def foreground_masks(label: torch.Tensor, num_classes: int, *, include_background: bool = False) -> torch.Tensor:
-    """Return one mask for each class of a label map.
+    """Return a bool mask for each class of labels.
 
-    Args:
-        label: class indices (B, 1, *spatial) of any type.
-        num_classes: number of classes, with the background.
-        include_background: whether class 0 gets a mask.
-
-    Returns:
-        the masks (B, num_classes - 1 or num_classes, *spatial), bool.
+    The label (B, 1, *spatial) gives masks (B, num_classes - 1, *spatial), or num_classes ones with the background.
 
     Example:
         >>> foreground_masks(torch.tensor([[[0, 2, 1]]]), 3).int()
@@ -54,17 +47,14 @@ def edge_targets(
     threshold: float = 0.0,
     soft: bool = False,
 ) -> torch.Tensor:
-    """Return the edges of masks of the foreground classes.
+    """Return edges of masks, float32 (B, 1 or C, *spatial).
 
     Args:
         masks: masks (B, C, *spatial), bool or numbers from 0 to 1, with 1 to 3 spatial axes.
         per_class: whether every mask has edges of its own; otherwise they are united.
-        threshold: magnitudes above it are edges. At 0 these are the two voxels on either side of a face; at 0.25 the
-            band is about 1.8 voxels wide.
-        soft: whether to return the magnitude (of the union the largest one) in place of 0 and 1.
-
-    Returns:
-        edges (B, 1 or C, *spatial), float32.
+        threshold: magnitudes above it are edges: at 0 the two voxels on either side of a face, at 0.25 a band about 1.8
+            voxels wide.
+        soft: whether to return the (largest) magnitude instead of 0 and 1.
 
     Example:
         >>> edge_targets(torch.tensor([[[False, False, False, True, True]]]))
@@ -77,17 +67,15 @@ def edge_targets(
 
 
 class SobelEdges(Transform):
-    """Compute the edge map of a label by a Sobel filter.
+    """Compute edge maps of labels with a Sobel filter.
 
-    :class:`monai_attn.losses.EGCNNLoss` makes the same map by itself, on the device. MONAI's ``SobelGradients`` casts
-    its result to the type of the label, so that it gives zeros for one of uint8; this transform gives float32.
+    :class:`monai_attn.losses.EGCNNLoss` computes the same map by itself. The result is float32; MONAI's
+    ``SobelGradients`` casts to the type of the label, which gives zeros for uint8.
 
     Args:
-        num_classes: number of classes, with the background, of a label of class indices (1, *spatial); ``None`` where
-            the label already consists of masks (C, *spatial), each of one foreground structure.
-        per_class: whether every foreground class has a channel of its own; otherwise their edges are united.
-        threshold: magnitudes above it are edges, see :func:`edge_targets`.
-        soft: whether to return the magnitude in place of 0 and 1.
+        num_classes: number of classes, with the background, of class indices (1, *spatial); ``None`` for foreground
+            masks (C, *spatial).
+        per_class, threshold, soft: see :func:`edge_targets`.
 
     Raises:
         ValueError: if ``num_classes`` is below 2.
@@ -116,10 +104,10 @@ class SobelEdges(Transform):
         self.soft = soft
 
     def __call__(self, label: NdarrayOrTensor) -> torch.Tensor:
-        """Return the edges of a label (1 or C, *spatial), float32.
+        """Return the edges of a label (1 or C, *spatial).
 
         Raises:
-            ValueError: if the label has several channels of class indices, or values that are none.
+            ValueError: if the label has several channels of class indices, or other values.
         """
         source = convert_to_tensor(label, track_meta=get_track_meta())
         masks = self._masks(convert_to_tensor(label, track_meta=False))
@@ -144,14 +132,7 @@ class SobelEdges(Transform):
 class SobelEdgesd(MapTransform):
     """Dictionary form of :class:`SobelEdges`.
 
-    Args:
-        keys: keys of the labels.
-        num_classes: see :class:`SobelEdges`.
-        per_class: see :class:`SobelEdges`.
-        threshold: see :class:`SobelEdges`.
-        soft: see :class:`SobelEdges`.
-        new_key_prefix: put in front of a key, it makes the key of the edges; by default they replace the label.
-        allow_missing_keys: do not raise if a key is missing.
+    ``new_key_prefix`` is a prefix for the keys of the edges; by default they replace the labels.
 
     Example:
         >>> data = {"label": torch.zeros(1, 8, 8)}

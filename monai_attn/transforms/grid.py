@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the shape and affine of an image."""
+"""Check the shape and affine of images."""
 
 from __future__ import annotations
 
@@ -35,16 +35,10 @@ def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
 
 
 def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: int | None) -> None:
-    """Raise unless an image has the expected dimensions and channels.
-
-    Args:
-        image: image (C, *spatial).
-        name: its name in the error.
-        spatial_dims: number of spatial dimensions.
-        channels: number of channels; any if ``None``.
+    """Raise unless an image (C, *spatial) has the expected shape.
 
     Raises:
-        DataError: with what was found and expected.
+        DataError: with the dimensions and channels found and expected.
     """
     found, dims = int(image.shape[0]), image.ndim - 1
     expected = f"expected {spatial_dims}D" + ("" if channels is None else f", {_count(channels, 'channel')}")
@@ -64,15 +58,10 @@ def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: 
 
 
 def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = None) -> NdarrayOrTensor:
-    """Raise unless the affine of a volume is valid.
+    """Raise unless a volume (C, *spatial) has a valid affine.
 
-    Args:
-        image: image (C, *spatial). Images without metadata, and those that are not volumes, are left alone.
-        name: its name in the error.
-        orientation: axes to assume where a NIfTI file gives none, such as ``"RAS"``.
-
-    Returns:
-        the image, with another affine if that had to be assumed.
+    Images without metadata and 2D images are returned as they are. ``orientation``, such as ``"RAS"``, is assumed where
+    a NIfTI file gives none; the image then gets a new affine.
 
     Raises:
         DataError: if the affine is singular, or the orientation unknown and none to be assumed.
@@ -94,11 +83,7 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
 def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, name: str) -> None:
     """Raise unless a label matches the grid of its image.
 
-    Args:
-        image: image (C, *spatial).
-        label: label map (1, *spatial). Only of volumes with metadata is more than the shape compared.
-        image_name: name of the image in the error.
-        name: name of the label.
+    Without metadata, and in 2D, only the shapes are compared.
 
     Raises:
         DataError: if the shapes differ, or any voxel is more than half a voxel away.
@@ -135,7 +120,7 @@ def _grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | No
 
 
 def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.ndarray) -> MetaTensor:
-    """Give an image an affine with the axes of ``orientation``."""
+    """Return an image whose affine has the axes of ``orientation``."""
     if orientation is None:
         raise DataError(
             name,

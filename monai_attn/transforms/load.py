@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load images, channel first."""
+"""Load images safely."""
 
 from __future__ import annotations
 
@@ -20,17 +20,13 @@ __all__ = ["ReloadImaged", "SafeChannelFirstd", "SafeLoadImaged"]
 
 
 class SafeLoadImaged(LoadImaged):
-    """MONAI's ``LoadImaged``, which examines every file before it loads it.
+    """Load images with metadata, float32, after checking their files.
 
-    MONAI's readers load damaged files and try one format after the other. Here the reader is
-    :class:`monai_attn.data.CheckingReader`, and what cannot be loaded is an error that names its file.
-
-    Args:
-        keys: keys of the files; a list of files is loaded as the channels of one image.
-        allow_missing_keys: do not raise if a key is missing.
+    The reader is :class:`monai_attn.data.CheckingReader`, because MONAI's readers load damaged files and try one format
+    after the other. A list of files is loaded as the channels of one image.
 
     Raises:
-        DataError: when applied, with the file, what was found, what was expected and what to do.
+        DataError: when applied, with the file, the problem and the fix.
 
     Example:
         ``SafeLoadImaged(["image", "label"])({"image": "a.nii", "label": "b.nii"})``
@@ -40,15 +36,7 @@ class SafeLoadImaged(LoadImaged):
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        """Load the files of a case.
-
-        Args:
-            data: dictionary with the paths; other entries are kept.
-            reader: reader to use in place of that for the format.
-
-        Returns:
-            a dictionary with images as MONAI loads them, float32 with metadata.
-        """
+        """Load the files of a case, by default with ``CheckingReader``."""
         missing = [key for key in self.keys if key not in data]
         if missing and not self.allow_missing_keys:
             known = next((str(ensure_tuple(data[key])[0]) for key in self.keys if key in data), str(dict(data)))
@@ -62,14 +50,9 @@ class SafeLoadImaged(LoadImaged):
 
 
 class SafeChannelFirstd(MapTransform):
-    """MONAI's ``EnsureChannelFirstd``, for images of any source.
+    """Move the channel axis to the front, if necessary.
 
-    Metadata give the channel axis of the file, also after it was moved to the front, so that MONAI's transform would
-    move it again; and it refuses images without metadata. Here both are left as they are.
-
-    Args:
-        keys: keys of the images.
-        allow_missing_keys: do not raise if a key is missing.
+    Unlike MONAI's ``EnsureChannelFirstd``, it accepts images that are channel first already or have no metadata.
 
     Example:
         >>> SafeChannelFirstd("image")({"image": torch.zeros(1, 8, 8)})["image"].shape
@@ -96,14 +79,9 @@ def _is_channel_first(image: Any) -> bool:
 
 
 class ReloadImaged(MapTransform):
-    """Replace transformed images by the content of their files.
+    """Reload images from their files, without any preprocessing.
 
-    A prediction that has been brought back to the grid of its file is to be compared with the label as it was drawn,
-    not with one that was resampled to the network's grid and back.
-
-    Args:
-        keys: keys of the images (C, *spatial), with metadata that name their files.
-        allow_missing_keys: do not raise if a key is missing.
+    An inverted prediction is then compared with the original label, not with one that was resampled twice.
 
     Example:
         ``Compose([Invertd("pred", preprocessing, orig_keys="image"), ReloadImaged("label")])``
@@ -114,7 +92,7 @@ class ReloadImaged(MapTransform):
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load the files again, to the devices of the images."""
+        """Reload the files to the devices of the images."""
         item = dict(data)
         for key in self.key_iterator(item):
             item[key] = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]).to(item[key].device)

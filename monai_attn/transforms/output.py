@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert the output of a network to files."""
+"""Convert predictions to label maps and save them."""
 
 from __future__ import annotations
 
@@ -37,17 +37,14 @@ PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
 
 
 class InvertArgmaxd(MapTransform):
-    """``Invertd`` and ``AsDiscreted(argmax=True)`` in one, class by class.
+    """Invert scores and take their argmax, class by class.
 
-    The scores of one class at a time are brought back to the grid of the image, and a running maximum decides, so that
-    memory holds the network's scores and a few images, not further copies of the scores. As with the two transforms,
-    the first of equal scores wins, and the label map is of type float32.
+    It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
 
     Args:
-        keys: keys of the scores (C, *spatial) of an arg max over C classes.
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; scores (C, *spatial) of C classes.
         transform: the preprocessing, to be inverted.
         orig_keys: the image that it was applied to, one for each key or for all.
-        allow_missing_keys: do not raise if a key is missing.
 
     Example:
         ``Compose([InvertArgmaxd("pred", preprocessing), AsLabelMapd("pred")])``
@@ -69,7 +66,7 @@ class InvertArgmaxd(MapTransform):
         ]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return label maps (1, *spatial) for scores (C, *spatial)."""
+        """Return label maps (1, *spatial), float32, for scores (C, *spatial)."""
         item = dict(data)
         for key, inverse in self.key_iterator(item, self.inverses):
             item[key] = self._label_map(item, key, inverse)
@@ -91,15 +88,11 @@ class InvertArgmaxd(MapTransform):
 
 
 class AsLabelMapd(MapTransform):
-    """Convert predictions to label maps that MONAI can write.
+    """Convert predictions to label maps that MONAI can save.
 
-    A prediction inherits the metadata of its image. If the image's file has channels, MONAI's writers believe the same
-    of the prediction and cut its affine down to two dimensions. So the metadata have to say that it has none.
-
-    Args:
-        keys: keys of the label maps (1, *spatial) or (*spatial).
-        dtype: type of the values; float32 for a map of probabilities.
-        allow_missing_keys: do not raise if a key is missing.
+    The metadata, inherited from the image, then say ``no_channel``. Otherwise MONAI's writers would cut the affine of
+    an image with channels down to two dimensions. Label maps are (1, *spatial) or (*spatial); for probabilities take
+    ``dtype=torch.float32``.
 
     Example:
         >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]
@@ -125,27 +118,23 @@ class AsLabelMapd(MapTransform):
 
 
 class SafeSaveImage(SaveImage):
-    """MONAI's ``SaveImage``, which writes atomically and verifies what it wrote.
+    """Save images atomically and verify what was written.
 
-    A file gets its name only when it has been read again and is what was meant, so there is never half a result. There
-    is one writer for each format, and its error is the user's error (``SaveImage`` tries another one, whatever the
-    first one left). A volume of a single slice stays a volume. The folders of the images below ``data_root_dir`` are
-    kept, so that images of one name in two folders give two results, and no result lies outside of ``output_dir``.
+    Unlike MONAI's ``SaveImage``, a file gets its name only once it has been read back, each format has one writer, and
+    a volume of a single slice stays a volume. Folders below ``data_root_dir`` are kept; no file is written outside of
+    ``output_dir``.
 
     Args:
-        output_dir: folder for the results.
-        output_postfix: what follows the name of the image.
+        output_dir, output_postfix, output_dtype: see ``SaveImage``.
         output_ext: ``.nii.gz``, ``.nii`` or ``.png``.
-        output_dtype: type of the values.
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255 (``.png`` only).
-        data_root_dir: folder that holds all images; without it, all results lie in ``output_dir`` itself.
-            :class:`monai_attn.run.FinishedCases` sets it.
-        provenance: returns for an image file what its result was made with, in at most 79 characters to be written into
-            the file, such as :class:`monai_attn.run.Provenance`.
+        data_root_dir: folder that holds all images, set by :class:`monai_attn.run.FinishedCases`.
+        provenance: returns for an image file at most 79 characters on the origin of its result, to be written into the
+            file, such as :class:`monai_attn.run.Provenance`.
 
     Raises:
         ValueError: if there is no writer for ``output_ext``.
-        DataError: when called, if a result cannot be written, or is not what was meant once it is read again.
+        DataError: when called, if a result cannot be written or is not read back the same.
 
     Example:
         ``SafeSaveImage("out", data_root_dir="scans")(label_map)``
@@ -214,18 +203,7 @@ class SafeSaveImage(SaveImage):
 
 
 class SafeSaveImaged(SaveImaged):
-    """Dictionary form of :class:`SafeSaveImage`.
-
-    Args:
-        keys: keys of the images to write.
-        output_dir: see :class:`SafeSaveImage`, as for the other arguments.
-        output_postfix: what follows the name of the image.
-        output_ext: ending of the files.
-        output_dtype: type of the values.
-        scale: 255 to write values from 0 to 1 as gray values from 0 to 255.
-        data_root_dir: folder that holds all images.
-        provenance: returns for an image file what its result was made with.
-        allow_missing_keys: do not raise if a key is missing.
+    """Dictionary form of :class:`SafeSaveImage`, with the same arguments.
 
     Example:
         ``SafeSaveImaged("pred", "out", data_root_dir="scans", output_ext=".png", scale=255)``
@@ -257,9 +235,7 @@ class SafeSaveImaged(SaveImaged):
 
 
 def provenance_of(path: str | Path) -> str:
-    """Return the line that :class:`SafeSaveImage` wrote into a file.
-
-    It is empty if there is none.
+    """Return the provenance saved in a file, if any.
 
     Example:
         ``provenance_of("out/case_1_seg.nii.gz")``
@@ -289,7 +265,7 @@ def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: 
 
 
 def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _affine: Any) -> bool:
-    """Write a picture (x, y); return whether it reads the same."""
+    """Write an image (x, y); return whether it reads alike."""
     info = PngInfo()
     info.add_text("Description", line)
     PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1)).save(path, pnginfo=info)

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert labels to regions, and back.
-
-Challenges of tumors score nested regions such as the whole tumor, while files hold one label for each voxel. MONAI's
-``ConvertToMultiChannelBasedOnBratsClasses`` knows one of these conventions; here the regions are an argument.
-"""
+"""Convert labels to overlapping regions, such as BraTS's, and back."""
 
 from __future__ import annotations
 
@@ -20,8 +16,7 @@ __all__ = ["BrainMaskd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels
 class LabelsToRegions(Transform):
     """Convert a label map to a binary channel per region.
 
-    Args:
-        regions: for each region the label values that belong to it.
+    ``regions`` are the label values of each; MONAI's ``ConvertToMultiChannelBasedOnBratsClasses`` has them fixed.
 
     Raises:
         ValueError: when called, if the label map has more than one channel.
@@ -50,11 +45,7 @@ class LabelsToRegions(Transform):
 class LabelsToRegionsd(MapTransform):
     """Dictionary form of :class:`LabelsToRegions`.
 
-    Args:
-        keys: keys of the label maps.
-        regions: for each region the label values that belong to it.
-        output_keys: where to put the regions, one for each key; by default in the label map's place.
-        allow_missing_keys: do not raise if a key is missing.
+    The regions are stored as ``output_keys``, one for each key, or else replace the label maps.
 
     Example:
         ``LabelsToRegionsd(["pred", "label"], [[1, 2], [2]], output_keys=["pred_regions", "label_regions"])``
@@ -84,10 +75,7 @@ class LabelsToRegionsd(MapTransform):
 class RegionsToLabels(Transform):
     """Convert binary channels of regions to a label map.
 
-    Each region is painted over those before it.
-
-    Args:
-        values: the label of each region, the outermost region first.
+    ``values`` are their labels, the outermost region first; later regions overwrite earlier ones.
 
     Raises:
         ValueError: when called, if the number of channels is not that of the values.
@@ -116,11 +104,6 @@ class RegionsToLabels(Transform):
 class RegionsToLabelsd(MapTransform):
     """Dictionary form of :class:`RegionsToLabels`.
 
-    Args:
-        keys: keys of the regions.
-        values: the label of each region, the outermost region first.
-        allow_missing_keys: do not raise if a key is missing.
-
     Example:
         ``RegionsToLabelsd("pred", [2, 1, 4])`` after a threshold.
     """
@@ -142,13 +125,8 @@ class RegionsToLabelsd(MapTransform):
 class BrainMaskd(MapTransform):
     """Add the brain mask of skull-stripped images.
 
-    It is where any channel differs from the outside, which has the value of the image's first voxel: 0 in images as
-    they are published, another one where somebody has normalized them.
-
-    Args:
-        keys: keys of the images.
-        mask_keys: keys of the masks, one for each image.
-        allow_missing_keys: do not raise if a key is missing.
+    It is where any channel differs from the image's first voxel: 0 in published images, other values in normalized
+    ones. There is one of the ``mask_keys`` for each image.
 
     Example:
         >>> image = torch.full((2, 3, 3), -2.5)

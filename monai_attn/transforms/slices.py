@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw 2D slices of volumes for training."""
+"""Crop 2D slices of volumes for training."""
 
 from __future__ import annotations
 
@@ -19,20 +19,15 @@ __all__ = ["RandSlicesd"]
 class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
     """Crop random slices of a volume, preferably with foreground.
 
-    Use it behind the cached, deterministic transforms: the volume is read once and its slices are views of it, which
-    keep the name of its file and no other metadata. As with MONAI's ``RandCropByPosNegLabeld``, ``num_samples`` slices
-    of a volume make ``num_samples`` items of the batch, and ``pos / (pos + neg)`` is the probability that a slice comes
-    from those with foreground.
+    Use it after the cached, deterministic transforms. Slices are views of the volume and only keep the name of its
+    file. As in MONAI's ``RandCropByPosNegLabeld``, a volume gives ``num_samples`` items of the batch.
 
     Args:
-        keys: keys of the volumes (C, *spatial), all of one spatial shape.
-        label_key: key of the label; its voxels above 0 are the foreground.
-        spatial_dim: the spatial axis to cut across; of a volume in RAS orientation 0 gives sagittal, 1 coronal and 2
-            axial slices.
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; volumes (C, *spatial) of one spatial shape.
+        label_key: key of the label; voxels above 0 are foreground.
+        spatial_dim: slicing axis; in RAS orientation 0 sagittal, 1 coronal, 2 axial.
         num_samples: number of slices for each volume.
-        pos: weight of slices with foreground.
-        neg: weight of slices without foreground. Where a volume has one kind only, all slices come from it.
-        allow_missing_keys: do not raise if a key is missing.
+        pos, neg: ``pos / (pos + neg)`` is the probability of a slice with foreground, if the volume has both kinds.
 
     Raises:
         ValueError: if ``num_samples`` is below 1, or ``pos`` and ``neg`` are no weights.

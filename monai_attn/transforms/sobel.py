@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sobel filter in 1D to 3D, fast enough to be part of a loss.
+"""Sobel filter for 1D to 3D, fast enough for losses.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207: it makes the ground truth of the edges, and eq. 7 applies it to the prediction too.
+https://arxiv.org/abs/2002.04207: it gives the ground truth of the edges, and eq. 7 applies it to the prediction too.
 
-There is no authors' code, and the paper tells neither the filter in 3D nor its border. Here it is the separable one,
-and the voxels at the border are repeated: zeros would draw an edge wherever a crop cuts through a structure.
+There is no authors' code, and the paper gives neither the filter in 3D nor its border. Here the filter is separable,
+and border voxels are repeated, because zeros would draw an edge wherever a crop cuts through a structure.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ _EPSILON = 1e-6  # magnitudes below it come out smaller still, and count as this
 
 
 def sobel_edges(x: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
-    r"""Magnitude of the Sobel gradient, :math:`\sqrt{\sum_a (D_a x)^2}`.
+    r"""Compute the magnitude of the Sobel gradient, :math:`\sqrt{\sum_a (D_a x)^2}`.
 
     :math:`D_a` is the difference [-1, 0, 1] / 2 along the axis :math:`a` and the smoothing [1, 2, 1] / 4 along the
     others. The gradient with respect to ``x`` is finite everywhere, and 0 where ``x`` is flat.
 
     Args:
-        x: images or masks (B, C, *spatial) with 1 to 3 spatial axes; bool masks are filtered in integers, types below
-            float32 in float32.
+        x: images or masks (B, C, *spatial) with 1 to 3 spatial axes, as is the result; bool masks are filtered in
+            integers, types below float32 in float32.
         normalize: whether a ramp that rises by 1 per voxel has magnitude 1. Otherwise the filter consists of integers,
             and the magnitude is 2 (1D), 8 (2D) or 32 (3D) times as large.
-
-    Returns:
-        the magnitude (B, C, *spatial).
 
     Raises:
         ValueError: if ``x`` has no or more than 3 spatial axes.
@@ -70,7 +67,7 @@ class _Gradients(torch.autograd.Function):
 
 
 class _Transposed(torch.autograd.Function):
-    """The transpose of :class:`_Gradients` as a matrix, which goes through the same filters the other way round."""
+    """The transpose of :class:`_Gradients` as a matrix."""
 
     @staticmethod
     def forward(ctx: Any, *maps: torch.Tensor) -> torch.Tensor:
@@ -87,11 +84,11 @@ class _Transposed(torch.autograd.Function):
 
 
 def _filter(x: torch.Tensor, axis: int, sign: int, transposed: bool = False) -> torch.Tensor:
-    """The filter [1, 2, 1] (``sign`` 1) or [-1, 0, 1] (``sign`` -1) along an axis; or the transpose of the latter.
+    """Filter with [1, 2, 1] or [-1, 0, 1].
 
-    In memory, neighbours along an axis are equally far apart everywhere. So maps are added as wholes, which is faster
-    than slice by slice. Then the ends, where that neighbour is another row's, are replaced: beyond them, the voxels are
-    repeated.
+    ``sign`` is 1 or -1, and ``transposed`` gives the transpose of the latter. In memory, neighbors along an axis are
+    equally far apart everywhere, so adding whole maps is faster than adding slices. Then the ends, where that neighbor
+    belongs to another row, are replaced: voxels are repeated beyond them.
     """
     if x.shape[axis] == 1:
         return x * (2 + 2 * sign)
@@ -109,7 +106,7 @@ def _filter(x: torch.Tensor, axis: int, sign: int, transposed: bool = False) -> 
 
 
 class _Magnitude(torch.autograd.Function):
-    """Root of the sum of squares of maps, divided by a number."""
+    """Root of the sum of squares, divided by a number."""
 
     @staticmethod
     def forward(ctx: Any, scale: int, *maps: torch.Tensor) -> torch.Tensor:

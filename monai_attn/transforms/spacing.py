@@ -13,12 +13,11 @@ __all__ = ["SafeSpacingd"]
 
 
 class SafeSpacingd(Spacingd):
-    """MONAI's ``Spacingd``, for dictionaries that hold more than images.
+    """Resample images of dictionaries that hold more than images.
 
-    From MONAI 1.6.0 on ``Spacingd`` updates every entry whose key begins with ``"<key>_"`` as if it were a dictionary
-    of metadata, and fails on the path that MONAI Label puts there. This class hides such entries while it works. All
-    arguments, and the inverse, are those of ``Spacingd``. With ``dtype=torch.float32`` the coordinates of the voxels,
-    which MONAI holds in double precision, take half the memory.
+    Since MONAI 1.6.0 ``Spacingd`` takes any entry whose key begins with ``"<key>_"`` for metadata, and fails on the
+    path that MONAI Label puts there; here such entries are hidden. Arguments and inverse are those of ``Spacingd``.
+    ``dtype=torch.float32`` halves the memory of the coordinates.
 
     Example:
         >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""See what a network attends to and what it segments."""
+"""Capture attention maps and draw segmentations."""
 
 from __future__ import annotations
 

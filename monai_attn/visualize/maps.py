@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention maps of a network: capture them, and bring spatial ones to the image's grid."""
+"""Capture attention maps, and resize spatial ones to the image."""
 
 from __future__ import annotations
 
@@ -24,15 +24,10 @@ __all__ = ["GateMaps", "capture_attention", "voxel_sizes"]
 
 @contextmanager
 def capture_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the map of every :class:`monai_attn.blocks.Gate` of a network while the block runs.
+    """Capture the attention maps of a network while it runs.
 
-    The maps are detached from the graph and stay on their device. A second forward pass replaces those of the first.
-
-    Args:
-        network: the network to watch.
-
-    Yields:
-        a dictionary from the gate's path in the network to its map (B, C, *spatial), in the order of computation.
+    Yields a dictionary from the path of every :class:`monai_attn.blocks.Gate` to its map (B, C, *spatial), detached, on
+    its device and in the order of computation. A second forward pass replaces the maps of the first.
 
     Raises:
         ValueError: if the network has no gate, or is a scripted one, whose gates cannot be seen.
@@ -69,24 +64,15 @@ _MODES = ("linear", "bilinear", "trilinear")
 
 
 class GateMaps:
-    """The spatial attention maps of a network, to be called by an inferer in place of the network.
+    """Compute spatial attention maps with an inferer.
 
-    A call gives all maps as channels of one tensor of the size of the window, so that sliding windows, batches of
-    slices and the like put maps together as they do logits; :meth:`split` takes the result apart. The maps are
+    Give it, in place of the network (not wrapped), to an inferer: a call returns all maps as channels of one tensor of
+    the size of the window, and :meth:`split` takes the inferer's result apart. The maps, ``names``, are
 
     - of a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN) the mean over its channels,
-    - of an autofocus layer the scale with the largest weight, in mm: how far its kernel reaches from its centre, which
-      is the dilation times the voxel size (the geometric mean, where voxels have unequal sides) of the layer's grid,
+    - of an autofocus layer (``layers``) the scale with the largest weight, in mm: how far its kernel reaches from its
+      center, which is the dilation times the voxel size (the geometric mean of the sides) of the layer's grid,
     - of a network with a method ``edges`` (:class:`monai_attn.nets.EGCNN`) also the probability of an edge.
-
-    Channel excitation has no place in the image, and no map here.
-
-    Args:
-        network: the network, not wrapped.
-
-    Attributes:
-        names: the maps: the paths of their gates without ``.gate``, and ``edges``.
-        layers: of those that are scales, the layer.
 
     Raises:
         ConfigError: if the network has no spatial gate, or is an exported one; when called, if a gate was not used.
@@ -114,7 +100,7 @@ class GateMaps:
         self.strides = dict.fromkeys(self.layers, 1.0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map an image or a window (B, C, *spatial) to its maps (B, maps, *spatial), of every scale the weight."""
+        """Map images (B, C, *spatial) to maps (B, maps, *spatial)."""
         with capture_attention(self.network) as found:
             edges = [self.network.edges(x)] if self.has_edges else []
             if not edges:
@@ -127,14 +113,10 @@ class GateMaps:
         return torch.cat([*(self._resized(name, used[name], x.shape[2:]) for name in self.gates), *edges], dim=1)
 
     def split(self, stitched: torch.Tensor, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Take apart what calls have given.
+        """Split a stack of maps by name.
 
-        Args:
-            stitched: the maps (B, maps, *spatial) of an image.
-            image: the image (B, C, *spatial), whose metadata tell the size of the voxels; 1 mm without.
-
-        Returns:
-            the maps (B, 1, *spatial) by their names, float32, and a scale for the weights of scales.
+        The maps (B, maps, *spatial) become (B, 1, *spatial), float32. The metadata of the image (B, C, *spatial) give
+        the size of the voxels, else it is 1 mm. The weights of scales become the scale with the largest one.
         """
         widths = [len(self.layers[name].dilations) if name in self.layers else 1 for name in self.names]
         parts = dict(zip(self.names, torch.as_tensor(stitched).split(widths, dim=1)))
@@ -153,7 +135,10 @@ class GateMaps:
 
 
 def voxel_sizes(image: torch.Tensor) -> list[float]:
-    """Return the geometric mean of the sides of a voxel of every image of a batch, in mm; 1 without metadata."""
+    """Return each image's voxel size in mm.
+
+    It is the geometric mean of the sides; 1 without metadata.
+    """
     if not isinstance(image, MetaTensor):
         return [1.0] * len(image)
     pixdims = image.pixdim if image.is_batch else [image.pixdim] * len(image)

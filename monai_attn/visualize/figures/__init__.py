@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of segmentations, attention maps and trainings.
+"""Draw segmentations, attention maps and training curves.
 
 Every function returns a matplotlib figure, drawn without a display and without global state; :func:`save` writes it.
-Class colors are those of Okabe and Ito, maps are drawn in viridis: both can be told apart by color-blind readers.
-Slices of volumes whose metadata tell their orientation are drawn in radiological convention, with letters at the
-borders: the patient's right, in sagittal slices the front, is on the left.
+Class colors are those of Okabe and Ito, maps are drawn in viridis: both suit color-blind readers. Slices of volumes
+with metadata are drawn in radiological convention: the patient's right, in sagittal slices the front, is on the left.
 """
 
 from __future__ import annotations

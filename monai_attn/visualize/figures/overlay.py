@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with segmentations and attention maps on it."""
+"""Draw images with segmentations and attention maps."""
 
 from __future__ import annotations
 
@@ -33,19 +33,17 @@ def overlay(
     title: str = "",
     class_names: Sequence[str] = (),
 ) -> Figure:
-    """Draw an image beside itself with each mask on it, in the slice with the most foreground.
+    """Draw an image beside overlays of masks and heat maps.
+
+    Of a volume it is the slice with the most foreground of the first mask that has any.
 
     Args:
-        image: image (C, *spatial), 2D or 3D; the first channel is drawn, or all three of an RGB image. Its metadata,
-            if it has any, tell the size of the voxels and the orientation of a volume.
-        masks: title to label map (1, *spatial) of class indices; the first one with foreground decides on the slice.
-        heatmaps: title to map (1, *spatial), such as an attention map, drawn in panels after those of the masks.
-        spatial_dim: of a volume, the spatial axis to cut across: 0 sagittal, 1 coronal, 2 axial.
-        title: title of the figure, such as the case's name.
+        image: image (C, *spatial), 2D or 3D, gray (the first channel) or RGB, with or without metadata.
+        masks: title to label map (1, *spatial) of class indices.
+        heatmaps: title to map (1, *spatial), such as an attention map.
+        spatial_dim: slicing axis for volumes: 0 sagittal, 1 coronal, 2 axial.
+        title: title of the figure.
         class_names: names of the classes 1, 2, …, for the legend.
-
-    Returns:
-        a figure with one panel for the image, one for each mask and one for each heat map.
 
     Raises:
         ValueError: if a mask or a heat map has another spatial shape than the image.
@@ -74,21 +72,17 @@ def overlay(
 def three_planes(
     image: torch.Tensor, masks: Mapping[str, torch.Tensor], *, title: str = "", class_names: Sequence[str] = ()
 ) -> Figure:
-    """Draw axial, coronal and sagittal slices of a volume, each alone, with each mask on it, and with what is wrong.
+    """Draw axial, coronal and sagittal slices with masks and errors.
 
-    The slices are those with the most foreground. They are drawn in radiological convention, with the letters of the
-    directions at the borders: the patient's right (R) is on the left, in sagittal slices the front (A) is. A volume
+    The slices with the most foreground are drawn in radiological convention, with letters at the borders. A volume
     without metadata is taken for one in RAS orientation of 1 mm, and has no letters.
 
     Args:
         image: volume (C, *spatial), of any orientation; the first channel is drawn.
-        masks: title to label map (1, *spatial) of class indices, on the volume's grid. If one is called ``truth``, a
-            last column shows where the last mask differs from it.
+        masks: title to label map (1, *spatial) of class indices. If one is called ``truth``, a last column shows where
+            the last mask differs from it.
         title: title of the figure.
         class_names: names of the classes 1, 2, …, for the legend.
-
-    Returns:
-        a figure with a row for each plane, and a column for the image, for each mask and for the difference.
 
     Raises:
         ValueError: if the image is no volume, or a mask has another spatial shape.
@@ -132,17 +126,14 @@ def attention_grid(
 ) -> Figure:
     """Draw the attention maps of one 2D image.
 
-    A spatial map is drawn over the image's extent as the mean over its channels, a channel map (its spatial size is
-    one) as a bar for each channel, the bars in rising order.
+    A spatial map is drawn as the mean over its channels, a channel map (of spatial size one) as a bar per channel,
+    sorted.
 
     Args:
         image: the network's input (C, H, W).
-        maps: path of the gate to its map (1, C, *size), as :func:`monai_attn.visualize.capture_attention` gives it.
+        maps: gate to map (1, C, *size), from :func:`monai_attn.visualize.capture_attention`.
         title: title of the figure.
-        view: which way up; by default as a picture. For a slice of a volume see :func:`slice_view`.
-
-    Returns:
-        a figure with a panel for the image and one for each map.
+        view: orientation; for a slice of a volume see :func:`slice_view`.
 
     Raises:
         ValueError: if a map is not that of a single 2D image.
@@ -177,6 +168,6 @@ def _colors(masks: Mapping[str, torch.Tensor], class_names: Sequence[str]) -> li
 
 
 def _difference(truth: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-    """1 where the prediction alone has a structure, 2 where the truth alone has, 3 where they have different ones."""
+    """Return 1 for false positives, 2 false negatives, 3 wrong classes."""
     wrong = truth != prediction
     return wrong * (1 + (prediction == 0).int() + 2 * ((prediction > 0) & (truth > 0)).int())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Panels of a figure: slices in the way a viewer shows them, with layers and titles."""
+"""Draw the panels of a figure, with layers and titles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OBLIQUE = 0.25  # cosine from which on a second axis of the world is named
 
 
 class View(NamedTuple):
-    """How an array (x, y) becomes a picture.
+    """How to draw an array (x, y).
 
     Attributes:
         aspect: height of a pixel by its width.
@@ -51,9 +51,7 @@ class View(NamedTuple):
 def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
     """Return the index of the slice with the most foreground.
 
-    Args:
-        label: label map (1, *spatial).
-        spatial_dim: the spatial axis to cut across.
+    The label map is (1, *spatial).
 
     Example:
         >>> best_slice(torch.tensor([[[0, 0], [1, 2], [0, 1]]]), spatial_dim=0)
@@ -64,15 +62,11 @@ def best_slice(label: torch.Tensor, spatial_dim: int) -> int:
 
 
 def slice_view(image: torch.Tensor, spatial_dim: int = 2) -> View:
-    """Return how to show a 2D image (C, H, W), or a slice of a volume (C, *spatial).
+    """Return the view of a 2D image or volume slice.
 
-    Of volumes, the second axis left after cutting points up. Where metadata tell the orientation, slices are shown in
-    radiological convention: the first axis points to the side of the patient's left, or to the back.
-
-    Args:
-        image: the image; a volume's axes should be near those of RAS, in their order. Its metadata tell the size of a
-            voxel, else it is 1 mm.
-        spatial_dim: of a volume, the spatial axis to cut across.
+    A volume (C, *spatial) should be near RAS orientation; its second remaining axis points up. With metadata, the view
+    is in radiological convention: the first axis points to the patient's left, or to the back. Without, a voxel has 1
+    mm.
 
     Example:
         >>> slice_view(MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.eye(4)), spatial_dim=1).letters
@@ -92,7 +86,7 @@ def slice_view(image: torch.Tensor, spatial_dim: int = 2) -> View:
 
 
 def to_ras(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Turn a volume (C, *spatial), and layers on its grid, to RAS orientation, if the volume has metadata.
+    """Reorient a volume (C, *spatial) and its layers to RAS.
 
     Raises:
         ValueError: if a layer has another spatial shape than the image.
@@ -113,7 +107,7 @@ def to_ras(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> tuple[tor
 def cut(
     image: torch.Tensor, layers: Mapping[str, torch.Tensor], spatial_dim: int, by: Iterable[str]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], View]:
-    """Cut a slice from a volume and its layers, and return it with its view; a 2D image stays whole.
+    """Cut a slice and its layers from a volume.
 
     It is the slice with the most foreground of the first of the layers ``by`` that has any, else the middle one.
     """
@@ -127,7 +121,7 @@ def cut(
 
 
 def _ends(image: MetaTensor, axis: int) -> tuple[str, str]:
-    """The directions in the patient that an axis comes from and goes to; two letters each where it is oblique."""
+    """Return an axis's directions, with two letters if oblique."""
     direction = torch.as_tensor(image.affine)[:3, axis].double()
     direction = direction / direction.norm()
     along = [i for i in direction.abs().argsort(descending=True).tolist() if abs(direction[i]) >= _OBLIQUE]
@@ -161,7 +155,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def grid(count: int, height_by_width: float, title: str, columns: int = 5) -> tuple[Figure, list[Axes]]:
-    """Return a figure with equal panels in rows of at most ``columns``, and the panels."""
+    """Return a figure and its panels, ``columns`` in a row."""
     columns = min(count, columns)
     rows = -(-count // columns)
     height = _PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.45
@@ -173,7 +167,7 @@ def grid(count: int, height_by_width: float, title: str, columns: int = 5) -> tu
 
 
 def class_colors(count: int) -> list[Any]:
-    """Return Okabe and Ito's colors, or as many as there are classes, neighbors in number far apart in color."""
+    """Return Okabe and Ito's colors, or more where needed."""
     if count <= len(CLASS_COLORS):
         return list(CLASS_COLORS)
     order = [index for start in range(3) for index in range(start, count, 3)]
@@ -190,7 +184,7 @@ def legend(figure: Figure, entries: Mapping[str, Any]) -> None:
 
 
 def show_image(axis: Axes, image: torch.Tensor, view: View) -> None:
-    """Show an image (C, x, y), in colors if it has three channels, else its first one in grey."""
+    """Show an image (C, x, y) in RGB or gray."""
     values = torch.as_tensor(image).float().cpu().numpy()
     if values.shape[0] == 3:
         shown: dict[str, Any] = {"X": _turned(np.moveaxis(values / max(values.max(), 1e-6), 0, -1))}
@@ -201,7 +195,7 @@ def show_image(axis: Axes, image: torch.Tensor, view: View) -> None:
 
 
 def show_mask(axis: Axes, mask: torch.Tensor, colors: Sequence[Any], view: View, alpha: float = 0.55) -> None:
-    """Show the classes of a label map (1, x, y) from 1 on, over what is in the panel."""
+    """Overlay the foreground classes of labels (1, x, y)."""
     classes = _turned(torch.as_tensor(mask)[0].cpu().numpy().astype(int))
     shown = np.ma.masked_where(classes == 0, classes - 1)
     limits = {"vmin": -0.5, "vmax": len(colors) - 0.5}
@@ -209,7 +203,7 @@ def show_mask(axis: Axes, mask: torch.Tensor, colors: Sequence[Any], view: View,
 
 
 def show_map(axis: Axes, attention: torch.Tensor, view: View, **options: Any) -> Any:
-    """Show a map (1, x, y) in viridis, or as options of ``imshow`` say, and return what was drawn."""
+    """Show a map (1, x, y) with options of ``imshow``."""
     values = _turned(torch.as_tensor(attention)[0].cpu().numpy())
     return _show(axis, view, **{"X": values, "cmap": "viridis", **options})
 
@@ -222,7 +216,7 @@ def color_bar(axis: Axes, shown: Any) -> Any:
 
 
 def show_letters(axis: Axes, view: View) -> None:
-    """Write the directions in the patient at the borders of a panel."""
+    """Write the patient's directions at the borders of a panel."""
     outline = [patheffects.withStroke(linewidth=2, foreground="black")]
     for text, (x, y, horizontal, vertical) in zip(view.letters or (), _BORDERS):
         place: dict[str, Any] = {"ha": horizontal, "va": vertical, "transform": axis.transAxes}
@@ -230,9 +224,9 @@ def show_letters(axis: Axes, view: View) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG below 300 kB, with the same bytes each time, and return its path.
+    """Save a figure as PNG below 300 kB, reproducibly.
 
-    Pictures of noise would be larger; their colors are rounded until they are not.
+    The colors of larger pictures are rounded.
 
     Example:
         ``save(overlay(image, {"prediction": prediction}), "case_001.png")``

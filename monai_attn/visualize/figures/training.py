@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course of a training: its curves, and its attention maps."""
+"""Draw training curves, and attention maps by epoch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,10 @@ _TERM_COLORS = tuple(color for color in CLASS_COLORS if color != CLASS_COLORS[4]
 
 
 def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Draw the training loss and the validation metrics over the iterations.
+    """Draw training loss and validation metrics by iteration.
 
-    Args:
-        loss: pairs of iteration and loss.
-        metrics: name of the metric to pairs of iteration and value. Names that begin with ``loss_`` are terms of the
-            training loss, as of :class:`monai_attn.handlers.LossTerms`.
-
-    Returns:
-        a figure with a panel for the loss and its terms and, if there are metrics, one for them.
+    Curves are pairs of iteration and value. Metrics that begin with ``loss_`` are terms of the training loss, as of
+    :class:`monai_attn.handlers.LossTerms`.
 
     Example:
         >>> len(training_curves([(1, 0.9), (2, 0.7)], {"dice": [(2, 0.6)]}).axes)
@@ -59,7 +54,7 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
 
 
 def epoch_files(folder: str | Path) -> dict[int, Path]:
-    """Return the files of :class:`monai_attn.handlers.AttentionMapHandler` by epoch, in order."""
+    """Return the files of ``AttentionMapHandler`` by epoch, in order."""
     paths = Path(folder).glob("epoch_*.npz")
     found = {int(number): path for path in paths if (number := path.stem.removeprefix("epoch_")).isdecimal()}
     return dict(sorted(found.items()))
@@ -68,16 +63,13 @@ def epoch_files(folder: str | Path) -> dict[int, Path]:
 def excitation_by_epoch(
     folder: str | Path, *, gates: Sequence[str] = (), case: str | None = None, title: str = ""
 ) -> Figure:
-    """Draw how attention changes in a training, over its slice (Fig. 7 of the scSE paper).
+    """Draw attention maps by epoch (scSE paper, Fig. 7).
 
     Args:
-        folder: where :class:`monai_attn.handlers.AttentionMapHandler` saved its files.
+        folder: folder of :class:`monai_attn.handlers.AttentionMapHandler`; at most 7 of its epochs are drawn.
         gates: the gates to draw, a row each; by default the first and the last.
         case: the case to draw; by default the first.
         title: title of the figure.
-
-    Returns:
-        a figure with the image and the maps of at most 7 epochs, from the first to the last.
 
     Raises:
         FileNotFoundError: if the folder has no such files.
