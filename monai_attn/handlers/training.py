@@ -150,8 +150,8 @@ class LossTerms:
 
     ``loss_<term>``, over all processes, is set from the last iteration of an epoch until the next epoch, for
     ``StatsHandler``, ``TensorBoardStatsHandler`` and :class:`CurveSaver` at any position. The loss must have a
-    dictionary ``terms`` of the scalar terms of its last call, such as :class:`monai_attn.losses.EGCNNLoss` and
-    :class:`monai_attn.losses.EdgeLoss`.
+    dictionary ``terms`` of the scalar terms of its last call, as :class:`monai_attn.losses.EGCNNLoss` and
+    :class:`monai_attn.losses.EdgeLoss` have.
 
     Raises:
         TypeError: if the loss has no such attribute.

@@ -168,6 +168,6 @@ def _colors(masks: Mapping[str, torch.Tensor], class_names: Sequence[str]) -> li
 
 
 def _difference(truth: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-    """Return 1 for false positives, 2 false negatives, 3 wrong classes."""
+    """Mark false positives (1), false negatives (2), other errors (3)."""
     wrong = truth != prediction
     return wrong * (1 + (prediction == 0).int() + 2 * ((prediction > 0) & (truth > 0)).int())
