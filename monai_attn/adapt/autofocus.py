@@ -7,13 +7,13 @@ replaces the last n dilated convolutions of its own network (AFN-n).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from monai_attn.adapt.features import dry_run
+from monai_attn.adapt.features import CONVOLUTIONS, dry_run
 from monai_attn.adapt.places import Places, places_of
 from monai_attn.blocks.autofocus import AutofocusConv
 from monai_attn.blocks.gate import Gate
@@ -62,15 +62,14 @@ class FocusedConv(nn.Module):
         torch.Size([1, 6, 9, 9])
     """
 
-    def __init__(self, conv: nn.Module, dilations: Sequence[int]) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, dilations: Sequence[int]) -> None:
         super().__init__()
-        plain: Any = conv
-        dims = plain.weight.ndim - 2
-        self.focus = AutofocusConv(dims, plain.in_channels, plain.out_channels, dilations=dilations, norm=None)
-        self.focus.gate = ZeroInitGate(list(dilations).index(plain.dilation[0]))
-        self.to(plain.weight.device, plain.weight.dtype).train(plain.training)
-        self.focus.conv.weight = plain.weight
-        self.bias = plain.bias
+        dims = conv.weight.ndim - 2
+        self.focus = AutofocusConv(dims, conv.in_channels, conv.out_channels, dilations=dilations, norm=None)
+        self.focus.gate = ZeroInitGate(list(dilations).index(conv.dilation[0]))
+        self.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+        self.focus.conv.weight = conv.weight
+        self.bias = conv.bias
         self.register_load_state_dict_pre_hook(_rename_kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +121,7 @@ def autofocus(
     """
     if (last is None) == (where is None):
         raise ValueError("autofocus needs either last=<number> or where=<function of path and module>, and not both.")
-    eligible = dict(_eligible(network))
+    eligible = _eligible(network)
     if where is not None:
         chosen = [path for path, conv in eligible.items() if where(path, conv)]
         if not chosen:
@@ -138,11 +137,10 @@ def autofocus(
     return network
 
 
-def _eligible(network: nn.Module) -> Iterator[tuple[str, Any]]:
+def _eligible(network: nn.Module) -> dict[str, Any]:
     inside = {id(part) for layer in network.modules() if isinstance(layer, AutofocusConv) for part in layer.modules()}
-    for path, module in network.named_modules():
-        if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and id(module) not in inside and _fits(module):
-            yield path, module
+    outside = {path: module for path, module in network.named_modules() if id(module) not in inside}
+    return {path: module for path, module in outside.items() if type(module) in CONVOLUTIONS and _fits(module)}
 
 
 def _fits(conv: Any) -> bool:

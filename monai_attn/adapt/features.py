@@ -19,7 +19,7 @@ from monai_attn.adapt.places import Places, places_of
 
 __all__ = ["FeatureExtractor", "dry_run", "features_of"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # encoder features, fine to coarse; decoder features, coarse to fine; logits
 Features = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
@@ -60,14 +60,11 @@ class FeatureExtractor(nn.Module):
         self.decoder = tuple(places.decoders)
         self.classifier = places.classifier or ""  # the path of the network itself
         seen = dry_run(net, places, [*self.encoder, *self.decoder, self.classifier])
-        for part, order, paths in (
-            ("encoder", "fine to coarse", self.encoder),
-            ("decoder", "coarse to fine", self.decoder),
-        ):
+        for part, paths in (("encoder", self.encoder), ("decoder", self.decoder)):
+            order = "fine to coarse" if part == "encoder" else "coarse to fine"
             sizes = [tuple(seen[path].shape[2:]) for path in paths]
             if sizes != sorted(sizes, key=math.prod, reverse=part == "encoder"):
-                features = f"the {part} features of {type(net).__name__}"
-                raise ValueError(f"{features} must go from {order}, got the sizes {sizes}; put them in that order.")
+                raise ValueError(f"{part} features of {type(net).__name__} must go from {order}, got sizes {sizes}.")
         self.encoder_channels = tuple(seen[path].shape[1] for path in self.encoder)
         self.decoder_channels = tuple(seen[path].shape[1] for path in self.decoder)
         self.out_channels = seen[self.classifier].shape[1]
@@ -147,13 +144,8 @@ class _SegResNet(FeatureExtractor):
         return encoder, decoder, self.net.conv_final(x) if self.net.use_conv_final else x
 
 
-_VIEWS: dict[type, type[FeatureExtractor]] = {
-    nets.BasicUNet: _UShaped,
-    nets.DynUNet: _UShaped,
-    nets.SegResNet: _SegResNet,
-    nets.UNet: _UNet,
-    nets.VNet: _UShaped,
-}
+_VIEWS: dict[type, type[FeatureExtractor]] = {nets.SegResNet: _SegResNet, nets.UNet: _UNet}
+_VIEWS |= dict.fromkeys((nets.BasicUNet, nets.DynUNet, nets.VNet), _UShaped)
 
 
 def features_of(network: nn.Module) -> FeatureExtractor:
@@ -203,7 +195,7 @@ def dry_run(network: nn.Module, places: Places, paths: Collection[str], *, must_
     missing = [path for path in paths if path.partition(":")[0] not in known]
     if missing:
         raise ValueError(f"{name} has no module {missing}; at its top it has {[*dict(network.named_children())]}.")
-    stem = next((module for module in network.modules() if isinstance(module, _CONVOLUTIONS)), None)
+    stem = next((module for module in network.modules() if isinstance(module, CONVOLUTIONS)), None)
     if stem is None:
         raise ValueError(f"{name} has no convolution to read the image's dimensions and channels from.")
     first, *others = ensure_tuple_rep(places.divisor, stem.weight.ndim - 2)

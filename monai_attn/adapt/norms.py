@@ -37,7 +37,7 @@ def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}.")
     for path, module in list(network.named_modules(remove_duplicate=False)):
         if isinstance(module, _BATCH_NORMS):
-            channels: int = module.num_features
+            channels = module.num_features
             group = nn.GroupNorm(math.gcd(num_groups, channels), channels, eps=module.eps, affine=module.affine)
             group.weight, group.bias = module.weight, module.bias
             network.set_submodule(path, group.train(module.training))

@@ -135,8 +135,7 @@ def _flexible_unet(net: nets.FlexibleUNet) -> Places:
         stacks = {stack - 1: list(encoder._blocks[stack - 1].named_children()) for stack in encoder.extract_stacks}
         shown = [f"_blocks.{stack}.{children[-1][0]}" for stack, children in stacks.items()]
     else:
-        known = (nets.EfficientNetEncoder, nets.ResNetEncoder)
-        raise _unknown(f"a FlexibleUNet with the encoder {type(encoder).__name__}", known)
+        raise _unknown(f"a FlexibleUNet with {type(encoder).__name__}", (nets.EfficientNetEncoder, nets.ResNetEncoder))
     *encoders, bottleneck = [f"encoder.{path}" for path in shown]
     decoders = _numbered("decoder.blocks.{}.convs", len(net.decoder.blocks))
     return Places(encoders, decoders, bottleneck, "segmentation_head", 32)

@@ -22,8 +22,6 @@ from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_l
 
 __all__ = ["ZeroInitResidual", "recalibrate"]
 
-_CHILD = "recalibration"
-
 
 class ZeroInitResidual(nn.Module):
     r"""Block that starts as the identity.
@@ -89,7 +87,7 @@ def recalibrate(
             "aggregation='concat' would double the channels that the next layer takes; use 'max', 'add', 'mul' or "
             "'mul_gate' here, or a network of monai_attn.nets, which is built for it."
         )
-    if any(path.split(".")[-1] == _CHILD for path, _ in network.named_modules()):
+    if any(path.split(".")[-1] == "recalibration" for path, _ in network.named_modules()):
         raise ValueError(
             f"{type(network).__name__} has been recalibrated already; name all positions in one call (P5 is P1 and P2, "
             "P6 all four), or start from a new network."
@@ -101,7 +99,7 @@ def recalibrate(
     for path, block in blocks.items():
         module = network.get_submodule(path)
         child = ZeroInitResidual(block) if zero_effect else block
-        module.add_module(_CHILD, child.to(like.device, like.dtype).train(module.training))
+        module.add_module("recalibration", child.to(like.device, like.dtype).train(module.training))
         if not isinstance(module, nn.Sequential):
             inputs = len(inspect.signature(module.forward).parameters)
             module.register_forward_hook(_after_two_inputs if inputs == 2 else _after_one_input)

@@ -161,17 +161,9 @@ def test_a_second_call_never_takes_the_inside_of_an_autofocus_layer():
         autofocus(network, where=everywhere)
 
 
-def test_where_sees_the_path_and_the_module_of_every_eligible_convolution():
-    seen: dict[str, nn.Module] = {}
-
-    def decoder(path: str, conv: nn.Module) -> bool:
-        seen[path] = conv
-        return path.startswith("up_layers")
-
-    net = autofocus(segresnet(), where=decoder)
+def test_where_chooses_by_the_path_and_the_module():
+    net = autofocus(segresnet(), where=lambda path, conv: path.startswith("up_layers") and conv.in_channels == 8)
     assert list(focused(net)) == ["up_layers.0.0.conv1.conv", "up_layers.0.0.conv2.conv"]
-    assert [type(conv) for conv in seen.values()] == [nn.Conv2d] * 6
-    assert "convInit.conv" not in seen  # one input channel
 
 
 def test_scales_are_multiples_of_each_convolutions_own_dilation_by_default():
@@ -206,14 +198,9 @@ def test_the_output_is_unchanged_to_rounding_and_changes_with_the_strength(dims)
     assert not any(module.training for module in net.modules())
     torch.testing.assert_close(net(x), expected, atol=1e-12, rtol=0)
     assert (strengthen(net)(x) - expected).abs().max() > 0.01
-
-
-def test_a_state_of_the_plain_network_loads_into_the_focused_one():
-    trained, net, x = unet().eval(), autofocus(unet(), last=3).eval(), torch.rand(1, 1, 16, 16)
-    result = net.load_state_dict(trained.state_dict(), strict=False)
+    result = net.load_state_dict(unet(dims).state_dict(), strict=False)  # of a plain network
     assert result.unexpected_keys == []
     assert all(".focus.attention." in key or ".focus.gate." in key for key in result.missing_keys)
-    torch.testing.assert_close(net(x), trained(x), atol=1e-5, rtol=0)
 
 
 def test_capture_shows_the_weights_in_use():

@@ -171,7 +171,7 @@ def test_an_extractor_is_returned_as_it_is_and_an_unknown_class_raises_and_says_
         (
             OWN._replace(encoders=["down"], bottleneck="norm"),
             ValueError,
-            r"encoder features of Own must go from fine to coarse, got the sizes \[\(2, 2\), \(4, 4\)\]",
+            r"encoder features of Own must go from fine to coarse, got sizes \[\(2, 2\), \(4, 4\)\]",
         ),
         (OWN._replace(decoders=["up", "down"]), ValueError, "decoder features of Own must go from coarse to fine"),
     ],
