@@ -13,26 +13,29 @@ front of the attention; so do the defaults here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.func import functional_call
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
 from monai_attn.blocks.gate import Gate
-from monai_attn.blocks.recompute import can_recompute, fast_layout, recomputed_sum
 
 __all__ = ["AutofocusConv", "crop_border"]
 
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def crop_border(x: torch.Tensor, margin: int) -> torch.Tensor:
     """Take ``margin`` voxels off every side of (B, C, *spatial); the result is a view."""
-    for dim in range(2, x.dim()):
+    for dim in range(2, x.dim() if margin > 0 else 2):
         x = x.narrow(dim, margin, x.shape[dim] - 2 * margin)
     return x
 
@@ -112,14 +115,9 @@ class AutofocusConv(nn.Module):
         features = x.detach() if self.detach_attention else x
         return self.attention(crop_border(features, max(self.crop - 1, 0)))
 
-    def kernel(self, k: int) -> torch.Tensor:
-        """The kernel of scale ``k``, (out_channels, in_channels, 3, ...)."""
-        return self.conv.weight.chunk(self.num_kernels)[k % self.num_kernels]
-
     def branch(self, x: torch.Tensor, k: int) -> torch.Tensor:
         """Features of scale ``k`` before normalisation, (B, out_channels, *cropped)."""
-        dilation = self.dilations[k]
-        return self.convolve(x, self.kernel(k), None, 1, dilation - self.crop, dilation)
+        return self._convolve(x, self._kernel(k), None, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, out_channels, *(spatial - 2 crop))."""
@@ -129,7 +127,7 @@ class AutofocusConv(nn.Module):
             compiling = torch.jit.is_tracing() or torch.compiler.is_compiling()
             if not compiling and self._can_fold():
                 return self._folded(x)
-            if not compiling and self._can_recompute():
+            if not compiling and self.memory_efficient and torch.is_grad_enabled():
                 return self._recomputed(x)
         scales = self.attend(x)
         output = torch.zeros([], dtype=x.dtype, device=x.device)
@@ -137,43 +135,79 @@ class AutofocusConv(nn.Module):
             output = output + scales[:, k : k + 1] * norm(self.branch(x, k))
         return output
 
+    def _kernel(self, k: int) -> torch.Tensor:
+        return self.conv.weight.chunk(self.num_kernels)[k % self.num_kernels]
+
+    def _convolve(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, k: int) -> torch.Tensor:
+        dilation = self.dilations[k]
+        return self.convolve(x, kernel, bias, 1, dilation - self.crop, dilation)
+
     def _can_fold(self) -> bool:
         """Whether every normalisation is a fixed scale and shift, and no gradient is wanted."""
         if self.training or torch.is_grad_enabled():
             return False
         return all(
             isinstance(norm, nn.Identity)
-            or (isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None)
+            or (isinstance(norm, _BATCH_NORMS) and not norm.training and norm.running_mean is not None)
             for norm in self.norms
         )
-
-    def _can_recompute(self) -> bool:
-        return self.memory_efficient and torch.is_grad_enabled() and all(can_recompute(norm) for norm in self.norms)
 
     @torch.jit.unused
     def _folded(self, x: torch.Tensor) -> torch.Tensor:
         """``forward`` with the normalisation inside the kernels, at the memory of one branch and the sum."""
-
-        def branch(k: int) -> torch.Tensor:
-            kernel, shift = _fold(self.kernel(k), self.norms[k])
-            dilation = self.dilations[k]
-            return self.convolve(x, kernel, shift, 1, dilation - self.crop, dilation)
-
-        x = fast_layout(x)
+        x = _fast_layout(x)
         scales = self.attend(x)
-        output = branch(0)
+        output = self._folded_branch(x, 0)
         scales = scales.to(output.dtype)
         output.mul_(scales[:, :1])
         for k in range(1, len(self.norms)):
-            output.addcmul_(branch(k), scales[:, k : k + 1])
+            output.addcmul_(self._folded_branch(x, k), scales[:, k : k + 1])
         return output
 
     @torch.jit.unused
+    def _folded_branch(self, x: torch.Tensor, k: int) -> torch.Tensor:
+        norm, kernel, shift = self.norms[k], self._kernel(k), None
+        if isinstance(norm, _BATCH_NORMS) and norm.running_mean is not None and norm.running_var is not None:
+            statistics = norm.running_mean, norm.running_var, norm.eps
+            kernel, shift = fuse_conv_bn_weights(kernel, None, *statistics, norm.weight, norm.bias)
+        return self._convolve(x, kernel, shift, k)
+
+    @torch.jit.unused
     def _recomputed(self, x: torch.Tensor) -> torch.Tensor:
-        """``forward`` that keeps only ``x`` and the attention for the backward pass."""
-        scales = self.gate(checkpoint(self.logits, x, use_reentrant=False, preserve_rng_state=False))
-        kernels = [self.kernel(k) for k in range(len(self.norms))]
-        return recomputed_sum(x, scales, kernels, self.norms, self.dilations, self.crop, self.convolve)
+        """``forward`` that keeps only ``x`` and the attention, and computes the branches again in the backward pass."""
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        x = x.as_subclass(torch.Tensor)  # a MetaTensor makes views, which nothing may change in place
+        scales = self.gate(recompute(self.logits, x))
+        output = x.new_zeros([])
+        for k, (norm, scale) in enumerate(zip(self.norms, scales.split(1, dim=1))):
+            # copies, as the statistics must not be updated the second time
+            statistics = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+            branch = recompute(self._weighted_branch, x, scale, k, statistics)
+            output = branch if k == 0 else output.add_(branch)
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(statistics[name])
+        return output
+
+    @torch.jit.unused
+    def _weighted_branch(
+        self, x: torch.Tensor, scale: torch.Tensor, k: int, statistics: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        return _Weigh.apply(functional_call(self.norms[k], statistics, self.branch(_fast_layout(x), k)), scale)
+
+
+class _Weigh(torch.autograd.Function):
+    """``features * scale``, whose gradient of ``scale`` is summed over the channels of a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(features, scale)
+        return features * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, scale = ctx.saved_tensors
+        rows = [(part * other).sum(1, keepdim=True) for part, other in zip(grad.split(8, 2), features.split(8, 2))]
+        return grad * scale, torch.cat(rows, dim=2)
 
 
 def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: int) -> None:
@@ -187,16 +221,8 @@ def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: 
         raise ValueError(f"crop must be from 0 to the smallest dilation, {dilations[0]}, got {crop}.")
 
 
-def _fold(kernel: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The kernel and the bias that do what ``norm`` in evaluation does after the kernel."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        return kernel, None
-    dtype = torch.promote_types(kernel.dtype, torch.float32)
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.to(dtype)
-    folded = kernel.to(dtype) * scale.reshape([-1] + [1] * (kernel.ndim - 1))
-    return folded.to(kernel.dtype), shift.to(kernel.dtype)
+def _fast_layout(x: torch.Tensor) -> torch.Tensor:
+    """Put the channels last on a CPU, where oneDNN then neither copies tensors nor falls back to slower kernels."""
+    if x.device.type != "cpu" or x.dtype == torch.float64 or x.ndim < 4:
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
