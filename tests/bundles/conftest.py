@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-NAMES = sorted(path.parent.parent.name for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json"))
+from ..conftest import BUNDLES
+
+NAMES = [root.name for root in BUNDLES]
 # volumes by slices, pictures, volumes of one and of two outputs by windows
 EACH_KIND = {
     "hippocampus_mri_scse_segmentation",
@@ -25,5 +24,20 @@ mostly_slow = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session", params=NAMES)
 def trained(request: pytest.FixtureRequest, train_bundle: Callable[[str], Any]) -> Any:
-    """Every bundle of the project, trained."""
     return train_bundle(request.param)
+
+
+def parts(config: Any) -> Iterator[Any]:
+    """All values of a configuration, at any depth."""
+    yield config
+    if isinstance(config, (dict, list)):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from parts(part)
+
+
+def strings(config: Any) -> list[str]:
+    return [part for part in parts(config) if isinstance(part, str)]
+
+
+def components(config: Any) -> list[dict[str, Any]]:
+    return [part for part in parts(config) if isinstance(part, dict) and "_target_" in part]

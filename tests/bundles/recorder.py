@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A handler that tells what a process of a distributed training has seen, and what it ends with."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the bundles of Autofocus do beyond what every bundle does."""
-
-from __future__ import annotations
-
 import csv
 import json
 
@@ -12,7 +8,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceLoss
-from monai.transforms import LoadImage, Orientation, SaveImage
 
 from monai_attn.data import case_name, cases
 
@@ -28,11 +23,10 @@ def bundle(request, train_bundle):
     ("overrides", "name"),
     [
         ({"n_autofocus": 0}, "AFNet"),
-        ({"network_def": "@aspp"}, "ASPPNet"),
         ({"network_def": "@aspp", "aspp_fusion": "sum"}, "ASPPNet"),
         ({"network_def": "@deepmedic"}, "DeepMedic"),
     ],
-    ids=["Basic", "ASPP-c", "ASPP-s", "DeepMedic"],
+    ids=["Basic", "ASPP-s", "DeepMedic"],
 )
 def test_the_baselines_are_one_override_each(bundle, overrides, name):
     small = {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "dilations": [1, 3]}
@@ -124,36 +118,12 @@ def test_two_modalities_are_one_override(train_bundle, tmp_path):
     listing = json.loads((bundle.data / "dataset.json").read_text())
     for section in ("training", "validation"):
         for case in listing[section]:
-            case["image"] = [case["image"][1], case["image"][3]]
-            for key in ("label", "mask"):
-                case[key] = str(bundle.data / case[key])
-            case["image"] = [str(bundle.data / path) for path in case["image"]]
+            case["image"] = [str(bundle.data / case["image"][channel]) for channel in (1, 3)]
+            case |= {key: str(bundle.data / case[key]) for key in ("label", "mask")}
     (tmp_path / "dataset.json").write_text(json.dumps(listing))
-    bundle.run(
-        "train", dataset_dir=str(tmp_path), in_channels=2, output_dir=str(tmp_path), ckpt_dir=str(tmp_path / "models")
-    )
-    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    bundle.run("train", in_channels=2, **dict.fromkeys(("dataset_dir", "output_dir", "ckpt_dir"), str(tmp_path)))
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert next(value for name, value in state.items() if name.endswith("conv.weight")).shape[1] == 2
-
-
-def scale_files(folder, name):
-    """The scale maps of a case, by the layers that they are of."""
-    start = f"{name}_attention_"
-    return {path.name.removeprefix(start)[:-7]: nibabel.load(path) for path in folder.glob(f"{start}*.nii.gz")}
-
-
-def test_the_scale_map_of_a_turned_image_of_all_channels_lies_on_its_grid(train_bundle, tmp_path):
-    bundle = train_bundle(BRATS)
-    image = LoadImage(image_only=True, ensure_channel_first=True)(cases(bundle.data, "validation")[0]["image"])
-    turned = Orientation(axcodes="PIR", labels=None)(image)
-    save = SaveImage(writer="NibabelWriter", output_dtype=np.float32, resample=False, print_log=False)
-    save(turned, filename=tmp_path / "turned")
-    source = str(tmp_path / "turned.nii.gz")
-    options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
-    bundle.run("inference", input=source, **options)
-    (scales,) = scale_files(tmp_path, "turned").values()
-    assert scales.shape == tuple(turned.shape[1:])
-    assert np.allclose(scales.affine, turned.affine)
 
 
 def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
@@ -163,11 +133,10 @@ def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
     for case in cases(bundle.data, "validation"):
         first = case["image"] if isinstance(case["image"], str) else case["image"][0]
         image = nibabel.load(first)
-        maps = scale_files(tmp_path, case_name(first))
-        assert list(maps) == ["trunk.blocks.2.second"]
-        scales = maps["trunk.blocks.2.second"]
+        (path,) = tmp_path.glob(f"{case_name(first)}_attention_*.nii.gz")
+        assert path.name.endswith("_trunk.blocks.2.second.nii.gz")
+        scales = nibabel.load(path)
         assert scales.shape == image.shape
         assert np.allclose(scales.affine, image.affine)
         millimetres = np.unique(scales.dataobj)
         assert np.isclose(millimetres[:, None], [1 * voxel, 3 * voxel]).any(axis=1).all()
-        assert (tmp_path / f"{case_name(first)}_seg.nii.gz").is_file()

@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the bundles of EG-CNN do beyond what every bundle does."""
-
-from __future__ import annotations
-
 import csv
-import logging
 
-import ignite.distributed as idist
 import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import run
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 
@@ -29,24 +23,13 @@ def bundle(request, train_bundle):
     return train_bundle(request.param)
 
 
-def parsed(bundle, config, **overrides):
-    parser = ConfigParser()
-    parser.read_config(bundle.config(*ensure_tuple(config), "baselines"))
-    small = bundle.small(ensure_tuple(config)[0])
-    fixed = {"dataset_dir": str(bundle.data), "output_dir": str(bundle.output / "parsed"), "device": "cpu"}
-    parser.update({**fixed, **small, **overrides})
-    return parser
-
-
 @pytest.mark.parametrize("stream", ["segresnet", "unet", "vnet"])
 def test_the_papers_main_streams_are_one_override_each_and_have_no_batch_norm(bundle, stream):
     for name in ("train", "inference"):
         narrow = {"unet#features": [8, 8, 8, 8, 8, 8], "init_filters": 8}
-        config = parsed(bundle, name, main_stream=f"@{stream}", **{"network_def#main_stream": "@main_stream"}, **narrow)
+        config = bundle.parsed(name, main_stream=f"@{stream}", **{"network_def#main_stream": "@main_stream"}, **narrow)
         network = config.get_parsed_content("network_def").eval()
-        assert type(network.main_stream.net).__name__ == {"segresnet": "SegResNet", "unet": "BasicUNet"}.get(
-            stream, "VNet"
-        )
+        assert stream in type(network.main_stream.net).__name__.lower()
         norms = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
         assert norms == {"GroupNorm"}
         with torch.no_grad():
@@ -58,16 +41,9 @@ def test_the_papers_main_streams_are_one_override_each_and_have_no_batch_norm(bu
 def test_the_main_stream_alone_is_one_override(train_bundle, tmp_path):
     bundle = train_bundle(HIPPOCAMPUS)
     small = {key: value for key, value in bundle.small("train").items() if not key.startswith("network_def")}
-    run(
-        config_file=bundle.config("train", "baselines"),
-        bundle_root=str(bundle.root),
-        dataset_dir=str(bundle.data),
-        output_dir=str(tmp_path),
-        ckpt_dir=str(tmp_path),
-        device="cpu",
-        network_def="@main_stream",
-        **small,
-    )
+    places = {"bundle_root": bundle.root, "dataset_dir": bundle.data, "output_dir": tmp_path, "ckpt_dir": tmp_path}
+    small |= {key: str(path) for key, path in places.items()}
+    run(config_file=bundle.config("train", "baselines"), device="cpu", network_def="@main_stream", **small)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not [key for key in state if "main_stream" in key or "fusion" in key]
     with open(tmp_path / "curves.csv") as file:
@@ -81,19 +57,15 @@ def test_the_terms_of_the_loss_are_in_the_curves_and_add_up(bundle):
     assert {row["name"] for row in rows} == {"loss", *TERMS, "val_mean_dice"}
     values = {name: [float(row["value"]) for row in rows if row["name"] == name] for name in ["loss", *TERMS]}
     assert all(len(values[name]) == 1 for name in TERMS)
+    log = (bundle.output / "train.log").read_text()
+    assert [name for name in TERMS if f"{name}: " not in log] == []
     weights = bundle.entries("train")["loss"]
     total = sum(weights[name.replace("loss", "lambda")] * values[name][0] for name in TERMS)
     assert total == pytest.approx(np.mean(values["loss"]), rel=1e-4)
 
 
-def test_every_term_of_the_loss_is_in_the_log(train_bundle, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):  # as configs/logging.conf has it
-        train_bundle(HIPPOCAMPUS).run("train", output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
-    assert all(f"{name}: " in caplog.text for name in TERMS)
-
-
 def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
-    config = parsed(bundle, "train", epochs=10)
+    config = bundle.parsed("train", epochs=10)
     optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
     assert type(optimizer) is torch.optim.Adam
     rates = []
@@ -108,7 +80,7 @@ def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
 
 
 def test_the_trainer_sees_the_edges_and_the_evaluator_the_plain_network(bundle):
-    config = parsed(bundle, "train")
+    config = bundle.parsed("train")
     network, wrapper = config.get_parsed_content("network"), config.get_parsed_content("train_network")
     assert type(network) is EGCNN
     assert wrapper.net is network
@@ -119,35 +91,18 @@ def test_the_trainer_sees_the_edges_and_the_evaluator_the_plain_network(bundle):
     assert {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]} == own
 
 
-def test_the_overlay_for_several_processes_wraps_what_the_trainer_calls_only(bundle, tmp_path):
-    idist.initialize("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        config = parsed(bundle, ["train", "multi_gpu_train"], output_dir=str(tmp_path), ckpt_dir=str(tmp_path))
-        network, wrapper = config.get_parsed_content("network"), config.get_parsed_content("train_network")
-        assert type(network) is EGCNN
-        assert wrapper.net is network  # a single process needs no wrapping
-        trainer = config.get_parsed_content("train#trainer")
-        trainer.run()
-        assert trainer.state.iteration == trainer.state.epoch_length
-        config = parsed(bundle, ["train", "evaluate", "multi_gpu_evaluate"])
-        assert config.get_parsed_content("validate#evaluator").network is config.get_parsed_content("network")
-    finally:
-        idist.finalize()
-
-
 def test_the_label_of_a_crop_is_what_the_loss_expects(bundle):
-    crop = parsed(bundle, "train").get_parsed_content("train#dataset")[0][0]
+    crop = bundle.parsed("train").get_parsed_content("train#dataset")[0][0]
     assert set(crop) == {"image", "label"}
     channels = 3 if bundle.root.name == BRATS else 1
     assert crop["label"].shape == (channels, 24, 24, 24)
     if channels == 3:
         assert set(crop["label"].unique().tolist()) <= {0, 1}
-        assert (crop["label"][0] >= crop["label"][1]).all()
-        assert (crop["label"][1] >= crop["label"][2]).all()
+        assert (crop["label"].diff(dim=0) <= 0).all()
 
 
 def test_half_of_the_crops_are_around_a_labelled_voxel_and_none_outside_the_body(bundle):
-    config = parsed(bundle, "train", crop_size=[1, 1, 1], **{"train#dataset#cache_rate": 1.0})
+    config = bundle.parsed("train", crop_size=[1, 1, 1], **{"train#dataset#cache_rate": 1.0})
     dataset = config.get_parsed_content("train#dataset")
     crops = [dataset[index % len(dataset)][0] for index in range(200)]
     if bundle.root.name != HIPPOCAMPUS:  # there an affine map moves the voxel
@@ -185,7 +140,7 @@ def test_the_written_label_maps_give_the_scores_of_the_evaluation(bundle, tmp_pa
 
 def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):
     bundle = train_bundle(BRATS)
-    post = parsed(bundle, "inference").get_parsed_content("postprocessing#transforms")
+    post = bundle.parsed("inference").get_parsed_content("postprocessing#transforms")
     steps = [step for step in post if type(step).__name__ not in ("Invertd", "AsLabelMapd", "SafeSaveImaged")]
     logits = torch.tensor([[1, -1.0, 1, 1, 1, -1], [1, -1, -1, 1, 1, -1], [1, -1, -1, -1, 1, 1]])
     data = {"pred": logits.reshape(3, 6, 1, 1), "image": torch.tensor([0.0, 1, 1, 1, 1, 1]).reshape(1, 6, 1, 1)}
@@ -196,24 +151,10 @@ def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):
 
 def test_intensities_of_ct_are_thousands_of_hounsfield_units(train_bundle):
     bundle = train_bundle(KITS)
-    steps = parsed(bundle, "inference").get_parsed_content("preprocessing#transforms")
+    steps = bundle.parsed("inference").get_parsed_content("preprocessing#transforms")
     scale = next(step for step in steps if type(step).__name__ == "ScaleIntensityRanged")
     image = scale({"image": torch.tensor([-3000.0, -500, 0, 40, 2000])})["image"]
     assert image.tolist() == pytest.approx([-1, -0.5, 0, 0.04, 1])
-
-
-def test_edge_maps_are_written_on_the_images_grid(bundle, tmp_path):
-    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path), save_attention=True)
-    for case in cases(bundle.data, "validation"):
-        first = ensure_tuple(case["image"])[0]
-        image = nibabel.load(first)
-        edges = nibabel.load(tmp_path / f"{case_name(first)}_attention_edges.nii.gz")
-        assert edges.shape == image.shape
-        assert np.allclose(edges.affine, image.affine)
-        assert edges.get_data_dtype() == np.float32
-        values = np.asarray(edges.dataobj)
-        assert 0 <= values.min() < values.max() <= 1
-        assert (tmp_path / f"{case_name(first)}_seg.nii.gz").is_file()
 
 
 def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
@@ -222,14 +163,12 @@ def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
     window = {"crop_size": [64, 64, 64]}
     options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
     bundle.run("inference", input=path, **options, **window)
-    config = parsed(bundle, "inference", input=path, **window)
+    config = bundle.parsed("inference", input=path, **window)
     network = config.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle.weights, weights_only=True))
     image = config.get_parsed_content("dataset")[0]["image"]
-    inferer = config.get_parsed_content("inferer")
     with torch.no_grad():
-        expected = inferer(image[None], network.edges)[0]
-    written = LoadImage(image_only=True, ensure_channel_first=True)(
-        tmp_path / f"{case_name(path)}_attention_edges.nii.gz"
-    )
+        expected = config.get_parsed_content("inferer")(image[None], network.edges)[0]
+    written = LoadImage(ensure_channel_first=True)(tmp_path / f"{case_name(path)}_attention_edges.nii.gz")
+    assert 0 <= written.min() < written.max() <= 1
     torch.testing.assert_close(written.as_tensor(), expected.as_tensor(), atol=1e-4, rtol=0)

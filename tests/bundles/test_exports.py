@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every bundle's network in the three formats that run without this package, against the network itself."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -24,7 +20,6 @@ from .conftest import mostly_slow
 
 
 def command(bundle: TrainedBundle) -> dict:
-    """What both commands of MONAI take."""
     return {
         "net_id": "network_def",
         "ckpt_file": str(bundle.weights),
@@ -94,21 +89,14 @@ def test_the_exported_network_segments_as_the_network_does(trained, torchscript,
     assert set(manifest["needs"]) == {str(torchscript)}
 
 
-def test_an_exported_network_has_no_attention_to_save(train_bundle, tmp_path):
+def test_an_exported_network_must_be_there_and_has_no_attention_to_save(train_bundle, tmp_path):
     bundle = train_bundle("hippocampus_mri_scse_segmentation")
     ckpt_export(filepath=str(tmp_path / "model.ts"), **command(bundle))
-    options = {"checkpoint": str(tmp_path / "model.ts"), "output_dir": str(tmp_path), "save_attention": True}
-    with pytest.raises(RuntimeError) as caught:
-        bundle.run("inference", "inference_exported", **options)
-    error = root_cause(caught.value)
-    assert isinstance(error, ConfigError)
-    assert error.problem == "an exported network does not show its gates"
-
-
-def test_an_exported_network_that_is_not_there_is_reported_before_any_work(train_bundle, tmp_path):
-    bundle = train_bundle("hippocampus_mri_scse_segmentation")  # the overlay is the same in all
-    with pytest.raises(RuntimeError) as caught:
-        bundle.run("inference", "inference_exported", checkpoint=str(tmp_path / "none.ts"), output_dir=str(tmp_path))
-    error = root_cause(caught.value)
-    assert isinstance(error, DataError)
-    assert "none.ts" in error.what
+    cases_of_error = [("none.ts", False, DataError, "none.ts"), ("model.ts", True, ConfigError, "show its gates")]
+    for name, attention, kind, words in cases_of_error:
+        options = {"checkpoint": str(tmp_path / name), "output_dir": str(tmp_path), "save_attention": attention}
+        with pytest.raises(RuntimeError) as caught:
+            bundle.run("inference", "inference_exported", **options)
+        error = root_cause(caught.value)
+        assert isinstance(error, kind)
+        assert words in str(error)

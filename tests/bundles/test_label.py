@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every bundle in MONAI Label's own app and server, on this machine: inference, training, and what viewers ask for.
-
-The configurations are those of the bundles but for the numbers that make networks and crops small. `make test-label`
-runs these tests in an environment of their own.
-"""
+"""Every bundle, made small, in MONAI Label's own app and server; `make test-label` runs these tests."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from email.message import Message
 from email.parser import BytesParser
 from functools import cache
 from importlib.util import find_spec
@@ -54,7 +49,6 @@ class Server(NamedTuple):
     bundles: dict[str, Any]
 
     def ask(self, method: str, path: str, expected: int = 200, **request: Any) -> requests.Response:
-        """Send a request."""
         answer = requests.request(method, self.url + path, timeout=ANSWER, **request)
         assert answer.status_code == expected, f"{path}: {answer.status_code} {answer.text}\n{self.log_end}"
         return answer
@@ -64,7 +58,6 @@ class Server(NamedTuple):
         return "\n".join(self.log.read_text().splitlines()[-40:])
 
     def segment(self, name: str, image: Path, folder: Path) -> Path:
-        """The mask of an image file that is sent along."""
         with image.open("rb") as file:
             answer = self.ask("POST", f"/infer/{name}", params={"output": "image"}, files={"file": (image.name, file)})
         return save(answer, folder / f"{case_name(image)}_mask")
@@ -81,13 +74,11 @@ class Server(NamedTuple):
         return name
 
     def train(self, name: str, **options: Any) -> dict[str, Any]:
-        """Train to the end; returns the status."""
         self.ask("POST", f"/train/{name}", json={"device": "cpu", **options})
         return wait(lambda: self.ask("GET", "/train/").json(), lambda s: s["status"] not in ("SUBMITTED", "RUNNING"))
 
 
 def wait(look: Callable[[], Any], is_there: Callable[[Any], bool], seconds: float = TRAINING) -> Any:
-    """Look again and again until something is there."""
     end = time.monotonic() + seconds
     while not is_there(found := look()):
         assert time.monotonic() < end, f"it took more than {seconds} s; the last that was seen: {found}"
@@ -97,15 +88,14 @@ def wait(look: Callable[[], Any], is_there: Callable[[Any], bool], seconds: floa
 
 def save(answer: requests.Response, path: Path) -> Path:
     """Write an image that the server sent, with the ending that it gave it."""
-    name = re.search(r'filename="[^."]*(\.[^"]+)"', answer.headers["content-disposition"])
-    assert name is not None
-    file = path.with_name(path.name + name[1])
+    (ending,) = re.findall(r'filename="[^."]*(\.[^"]+)"', answer.headers["content-disposition"])
+    file = path.with_name(path.name + ending)
     file.write_bytes(answer.content)
     return file
 
 
 def one_file(image: str | list[str], folder: Path) -> Path:
-    """An image as a single file, which is all that a server knows, also where channels have their own."""
+    """Return an image as a single file, which is all that a server knows."""
     if isinstance(image, str):
         return Path(image)
     path = folder / f"{case_name(image[0])}.nii.gz"
@@ -117,15 +107,18 @@ def write(image: torch.Tensor, path: Path) -> None:
     SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=str(path)[:-7])
 
 
+def held_out(bundle: Any) -> Any:
+    return cases(bundle.data, "validation")[0]["image"]
+
+
 def give_weights(bundle: Any) -> None:
     """Random weights whose predictions differ from voxel to voxel, so that a wrong orientation is seen."""
-    image = cases(bundle.data, "validation")[0]["image"]
+    image = held_out(bundle)
     for seed in range(20):
         parser = ConfigParser()
         parser.read_config(bundle.config("inference"))
         torch.manual_seed(seed)
-        network = parser.get_parsed_content("network_def")
-        inferer = parser.get_parsed_content("inferer")
+        network, inferer = parser.get_parsed_content("network_def"), parser.get_parsed_content("inferer")
         batch = parser.get_parsed_content("preprocessing")({"image": image})["image"][None]
         for layer in network.modules():
             if isinstance(layer, _BatchNorm):
@@ -193,12 +186,7 @@ def server(bundle_on_phantom, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def image_of(server, tmp_path_factory) -> Callable[[str], Path]:
-    """A case of a bundle's phantom, in one file."""
-    return cache(lambda name: one_file(first(server.bundles[name]), tmp_path_factory.mktemp("image")))
-
-
-def first(bundle: Any) -> Any:
-    return cases(bundle.data, "validation")[0]["image"]
+    return cache(lambda name: one_file(held_out(server.bundles[name]), tmp_path_factory.mktemp("image")))
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +278,8 @@ def test_a_viewer_gets_nrrd_and_the_names_of_labels(server, image_of, result_of,
         request = {"data": {"params": str(options).replace("'", '"').replace("False", "false")}}
         answer = server.ask("POST", f"/infer/{name}", files={"file": (image_of(name).name, file)}, **request)
     head = f"Content-Type: {answer.headers['content-type']}\n\n".encode()
-    parts = {part_name(part): part for part in BytesParser().parsebytes(head + answer.content).get_payload()}
+    answers = BytesParser().parsebytes(head + answer.content).get_payload()
+    parts = {part.get_param("name", header="content-disposition"): part for part in answers}
     assert parts["params"].get_content_type() == "application/json"
     assert all(f'"{label}": {value}' in str(parts["params"].get_payload()) for label, value in model["labels"].items())
     (tmp_path / "mask.nrrd").write_bytes(parts["image"].get_payload(decode=True))
@@ -298,10 +287,6 @@ def test_a_viewer_gets_nrrd_and_the_names_of_labels(server, image_of, result_of,
     mask, meta = reader.get_data(reader.read(str(tmp_path / "mask.nrrd")))
     assert np.array_equal(mask, read(result_of(name)))
     assert np.allclose(meta["affine"], nibabel.load(image_of(name)).affine, atol=1e-4)
-
-
-def part_name(part: Message) -> Any:
-    return part.get_param("name", header="content-disposition")
 
 
 @every_bundle

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools that take a bundle apart: they load, infer and save by themselves, as MONAI Deploy does."""
-
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -15,7 +11,6 @@ from monai_attn.data import case_name, cases
 
 
 def without(transforms: Compose, name: str) -> Compose:
-    """Return the transforms but for those of a kind, which MONAI Deploy finds by a part of their names."""
     return Compose([step for step in transforms.transforms if name not in type(step).__name__])
 
 
@@ -33,9 +28,8 @@ def test_a_program_that_loads_and_saves_by_itself_gets_the_same_mask(bundle_on_p
     file = cases(bundle.data, "validation")[0]["image"]
     parser = bundle.parsed("inference", output_dir=str(tmp_path), provenance=None)
     before, inferer, after = map(parser.get_parsed_content, ("preprocessing", "inferer", "postprocessing"))
-    levels = torch.linspace(
-        -1, 1, bundle.entries("metadata")["network_data_format"]["outputs"]["pred"]["num_channels"] + 1
-    )[1:]
+    classes = bundle.entries("metadata")["network_data_format"]["outputs"]["pred"]["num_channels"]
+    levels = torch.linspace(-1, 1, classes + 1)[1:]
 
     def network(x: torch.Tensor) -> torch.Tensor:
         """Return the higher scores, the nearer the intensity comes to the level of a class."""

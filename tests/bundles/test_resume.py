@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle whose training is stopped, and goes on."""
-
-from __future__ import annotations
-
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -58,30 +53,3 @@ def test_a_stopped_training_goes_on_bitwise(train_bundle, tmp_path, monkeypatch,
     log = (tmp_path / "stopped" / "train.log").read_text()
     assert "KeyboardInterrupt" in log
     assert "going on after epoch 1 of 2" in log
-
-
-@pytest.mark.slow
-@pytest.mark.fault(37)
-def test_a_process_that_is_killed_goes_on_bitwise(train_bundle, tmp_path):
-    bundle = train_bundle(QUICK_START)
-    through, killed = tmp_path / "through", tmp_path / "killed"
-
-    def launch(folder: Path, **overrides):
-        return bundle.launch(["train"], output_dir=folder, ckpt_dir=folder, epochs=4, **overrides)
-
-    screen, _ = launch(through).communicate()
-    assert (through / "model_final.pt").is_file(), screen
-    job = launch(killed)
-    while not (killed / "checkpoint_latest.pt").exists():
-        assert job.poll() is None
-        time.sleep(0.01)
-    job.kill()
-    job.communicate(timeout=300)
-    assert job.returncode != 0
-    assert not (killed / "model_final.pt").exists()
-    torch.load(killed / "checkpoint_latest.pt", weights_only=True)
-
-    resumed = launch(killed, resume="auto")
-    screen, _ = resumed.communicate()
-    assert resumed.returncode == 0, screen
-    assert_same(through, killed)

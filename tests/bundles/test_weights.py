@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that come with bundles."""
-
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -44,13 +40,9 @@ def test_a_card_without_weights_tells_how_to_get_them(name):
 def test_the_weights_reach_the_dice_of_the_metadata(name, real_data, tmp_path):
     root = BUNDLES / name
     promised = json.loads((root / "configs" / "metadata.json").read_text())["eval_metrics"]
-    run(
-        config_file=[str(root / "configs" / f"{config}.json") for config in ("train", "evaluate")],
-        bundle_root=str(root),
-        dataset_dir=str(real_data("hippocampus")),
-        output_dir=str(tmp_path),
-        device="cpu",
-    )
+    places = {"bundle_root": root, "dataset_dir": real_data("hippocampus"), "output_dir": tmp_path}
+    files = [str(root / "configs" / f"{config}.json") for config in ("train", "evaluate")]
+    run(config_file=files, device="cpu", **{key: str(path) for key, path in places.items()})
     with open(tmp_path / "val_mean_dice_summary.csv", encoding="utf-8") as file:
         found = {row["class"]: float(row["mean"]) for row in csv.DictReader(file)}
     assert found["mean"] == pytest.approx(promised["mean_dice"], abs=1e-3)

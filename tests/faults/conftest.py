@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick-start bundle, and the ways in which its runs end."""
-
 from __future__ import annotations
 
 import itertools
@@ -37,12 +35,10 @@ class Attempt(NamedTuple):
         assert not list(self.output.rglob("*_seg*"))
 
     def finished(self) -> Attempt:
-        """Assert that all went well."""
         assert self.code == 0, self.screen
         return self
 
     def mask(self, image: str | Path) -> nibabel.Nifti1Image:
-        """The result for an image."""
         return nibabel.load(next(self.output.rglob(f"{case_name(image)}_seg.nii.gz")))
 
     def warned(self, *words: str | Path) -> None:
@@ -53,13 +49,7 @@ class Attempt(NamedTuple):
 
 
 class Lab:
-    """A trained quick-start bundle, its data set, and one of its scans to spoil.
-
-    Attributes:
-        folder: an empty folder.
-        scan: voxels of a scan; ``affine`` is where they lie.
-        mask: what the bundle makes of it.
-    """
+    """A trained quick-start bundle, its data set, and one of its scans to spoil."""
 
     network: dict[str, Any] = {"network_def#features": 8}  # enough for masks with all structures  # noqa: RUF012
 
@@ -74,7 +64,6 @@ class Lab:
         self._number = itertools.count()
 
     def attempt(self, *configs: str, **overrides: Any) -> Attempt:
-        """Run the bundle, and end as its process would."""
         output = Path(overrides.pop("output_dir", self.folder / f"out_{next(self._number)}"))
         if self.capsys is not None:
             self.capsys.readouterr()
@@ -91,50 +80,39 @@ class Lab:
         return Attempt(code, self.capsys.readouterr().err if self.capsys is not None else "", output)
 
     def segment(self, source: str | Path, **overrides: Any) -> Attempt:
-        """Segment an image or a folder."""
         return self.attempt("inference", **{"input": str(source), "checkpoint": str(self.bundle.weights), **overrides})
 
     def train(self, dataset_dir: Path | None = None, **overrides: Any) -> Attempt:
-        """Train for an epoch, in a folder of its own."""
         folder = self.folder / f"models_{next(self._number)}"
         options = {"dataset_dir": str(dataset_dir or self.bundle.data), "ckpt_dir": str(folder), "output_dir": folder}
         return self.attempt("train", **{**options, **overrides})
 
     def evaluate(self, dataset_dir: Path, **overrides: Any) -> Attempt:
-        """Evaluate on the validation cases of a data set."""
         options = {"dataset_dir": str(dataset_dir), "checkpoint": str(self.bundle.weights)}
         return self.attempt("train", "evaluate", **{**options, **overrides})
 
-    def write(self, voxels: np.ndarray, name: str = "scan.nii.gz", *, affine: Any = None, **fields: Any) -> Path:
-        """Write voxels as a NIfTI file; ``fields`` are set in its header."""
+    def write(self, voxels: np.ndarray, name: str = "scan.nii.gz", *, affine: Any = None) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = nibabel.Nifti1Image(voxels, self.affine if affine is None else affine)
-        for field, value in fields.items():
-            image.header[field] = value
-        nibabel.save(image, path)
+        nibabel.save(nibabel.Nifti1Image(voxels, self.affine if affine is None else affine), path)
         return path
 
     def copy(self, name: str = "scan.nii.gz") -> Path:
-        """A copy of the scan's file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.original, path)
         return path
 
     def dataset(self) -> Path:
-        """A copy of the data set, to spoil."""
         return Path(shutil.copytree(self.bundle.data, self.folder / f"data_{next(self._number)}"))
 
     @staticmethod
     def respell(path: str | Path, change: Change = np.asarray, affine: Change = np.asarray) -> Path:
-        """Change the voxels and the affine of a file."""
         image = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(change(np.asarray(image.dataobj)), affine(image.affine)), path)
         return Path(path)
 
     def reproduces(self, attempt: Attempt, image: Path) -> None:
-        """Assert that the result for an image is that for the scan."""
         attempt.finished()
         assert np.array_equal(np.asarray(attempt.mask(image).dataobj), self.mask)
 
@@ -154,7 +132,6 @@ def learnt(train_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture
 def lab(learnt: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lab:
-    """A laboratory of one's own, around the trained bundle."""
     own = Lab(learnt.bundle, tmp_path, capsys)
     own.mask = learnt.mask
     return own
@@ -162,7 +139,7 @@ def lab(learnt: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lab:
 
 @pytest.fixture
 def spoil_label(lab: Lab) -> Callable[..., tuple[Path, Path, Path]]:
-    """Changes the voxels or the affine of a training label; returns its data set, its image and the label."""
+    """Changes a training label; returns its data set, its image and the label."""
 
     def spoil(change: Change = np.asarray, affine: Change = np.asarray) -> tuple[Path, Path, Path]:
         data = lab.dataset()

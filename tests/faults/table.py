@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the tests of all faults, and write into docs/reliability.md which rows pass.
-
-Run it as a script: ``python tests/faults/table.py``. A row passes if all tests that are marked with it do.
-"""
-
-from __future__ import annotations
+"""Run the tests of all faults, and write into docs/reliability.md which rows pass: those of which all tests do."""
 
 import re
 import sys

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights that are missing, damaged, of another network, or evil, and those that a training leaves."""
-
-from __future__ import annotations
-
 import os
 import pickle
 import re
@@ -22,7 +18,6 @@ fault = pytest.mark.fault
 
 
 def refused(lab, checkpoint: Path, *words: str) -> None:
-    """Assert that the weights are refused, and that nobody is advised to read them without protection."""
     attempt = lab.segment(lab.copy(), checkpoint=str(checkpoint))
     attempt.refused(checkpoint, *words)
     assert not re.search(r"weights_only\s*=\s*False", attempt.screen)
@@ -47,7 +42,7 @@ def test_no_room_for_a_checkpoint(lab, name):
 
 @pytest.mark.slow
 @fault(36)
-@pytest.mark.parametrize("name", ["checkpoint_latest.pt", "model.pt"])
+@pytest.mark.parametrize("name", ["model.pt"])
 def test_a_process_that_is_killed_while_it_writes_a_checkpoint(lab, name):
     folder = lab.folder / "models"
     lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
@@ -78,26 +73,16 @@ def test_weights_that_are_not_there(lab):
 
 
 @fault(39)
-def test_weights_that_are_cut_off_or_empty(lab):
-    content = lab.bundle.weights.read_bytes()
+@fault(40)
+def test_weights_that_are_cut_off_empty_changed_or_a_pointer(lab):
+    content = bytearray(lab.bundle.weights.read_bytes())
     path = lab.folder / "model.pt"
     path.write_bytes(content[: len(content) // 2])
     refused(lab, path, "damaged or cut off", "copy or download it again")
     path.write_bytes(b"")
     refused(lab, path, "empty")
-
-
-@fault(39)
-def test_a_pointer_in_the_place_of_weights(lab):
-    path = lab.folder / "model.pt"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     refused(lab, path, "a pointer of Git LFS", "git lfs pull")
-
-
-@fault(40)
-def test_a_flipped_byte_in_weights(lab):
-    path = lab.folder / "model.pt"
-    content = bytearray(lab.bundle.weights.read_bytes())
     with zipfile.ZipFile(lab.bundle.weights) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     content[largest.header_offset + largest.file_size // 2 + 64] ^= 0x40
@@ -106,23 +91,18 @@ def test_a_flipped_byte_in_weights(lab):
 
 
 @fault(41)
-@pytest.mark.parametrize("form", ["module.", "state_dict", "model", "network."])
+@pytest.mark.parametrize("form", ["module.", "state_dict", "network."])
 def test_weights_in_other_forms(lab, form):
     weights = torch.load(lab.bundle.weights, weights_only=True)
     other = {f"{form}{name}": value for name, value in weights.items()} if form[-1] == "." else {form: weights}
     torch.save(other, lab.folder / "other.pt")
     path = lab.copy()
     attempt = lab.segment(path, checkpoint=str(lab.folder / "other.pt"))
-    if form == "network.":  # a name that nobody gives
+    if form == "network.":  # a prefix that nobody writes
         attempt.refused(lab.folder / "other.pt")
     else:
         lab.reproduces(attempt, path)
-
-
-@fault(41)
-def test_weights_for_other_classes(lab):
-    attempt = lab.segment(lab.copy(), out_channels=5)
-    attempt.refused(lab.bundle.weights, "3", "5")
+        lab.segment(path, out_channels=5).refused(lab.bundle.weights, "3", "5")
 
 
 class Evil:
@@ -131,20 +111,14 @@ class Evil:
 
 
 @fault(42)
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_weights_that_run_code(lab, protocol):
+def test_weights_that_run_code_or_hold_a_whole_network(lab):
     Evil.target = lab.folder / "touched"
     path = lab.folder / "model.pt"
-    torch.save({"weight": Evil()}, path, pickle_protocol=protocol)
+    torch.save({"weight": Evil()}, path)
     refused(lab, path, "torch.load(weights_only=True)")
-    path.write_bytes(pickle.dumps(Evil(), protocol))
+    path.write_bytes(pickle.dumps(Evil()))
     refused(lab, path)
     assert not Evil.target.exists()
-
-
-@fault(42)
-def test_a_whole_network_in_the_place_of_weights(lab):
-    path = lab.folder / "model.pt"
     torch.save(torch.nn.Conv2d(1, 2, 3), path)
     refused(lab, path, "Conv2d", "state_dict")
 

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations that cannot work, or do not say what their author means."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -15,7 +11,6 @@ fault = pytest.mark.fault
     [
         ({"network_def#_target_": "monai_attn.nets.SCSEUnet"}, "monai_attn.nets.SCSEUnet"),
         ({"network_def#feature": 8}, "unexpected keyword argument 'feature'"),
-        ({"network_def#positions": "P9"}, "P9"),
         ({"loss": "@lss"}, "did you mean 'loss'?"),
         ({"run_id": "trian"}, "trian"),
         ({"batch_size": "sixteen"}, "sixteen"),

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are damaged, or are not what their names say, or lie where nobody expects them."""
-
-from __future__ import annotations
-
 import gzip
 import resource
 
@@ -13,41 +9,21 @@ import pytest
 fault = pytest.mark.fault
 
 
-@fault(1)
-def test_a_file_that_is_cut_off(lab):
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda file: file[: len(file) // 2], ("damaged", "copy, download or export it"), marks=fault(1)),
+        pytest.param(lambda file: file[:2000] + bytes([file[2000] ^ 0xFF]) + file[2001:], ("damaged",), marks=fault(2)),
+        pytest.param(lambda file: b"", ("empty",), marks=fault(3)),
+        pytest.param(lambda file: b"not an image at all", ("neither gzip nor NIfTI",), marks=fault(4)),
+        pytest.param(gzip.decompress, ("not compressed", "rename it to", "scan.nii"), marks=fault(5)),
+    ],
+    ids=["cut off", "a flipped byte", "empty", "a text", "not compressed"],
+)
+def test_a_file_that_is_damaged_or_not_what_its_name_says(lab, spoil, words):
     path = lab.copy()
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    lab.segment(path).refused(path, "damaged", "copy, download or export it again")
-
-
-@fault(2)
-def test_a_flipped_byte(lab):
-    path = lab.copy()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    lab.segment(path).refused(path, "damaged")
-
-
-@fault(3)
-def test_an_empty_file(lab):
-    path = lab.copy()
-    path.write_bytes(b"")
-    lab.segment(path).refused(path, "empty")
-
-
-@fault(4)
-def test_a_text_with_the_name_of_an_image(lab):
-    path = lab.folder / "scan.nii.gz"
-    path.write_text("not an image at all")
-    lab.segment(path).refused(path, "neither gzip nor NIfTI")
-
-
-@fault(5)
-def test_an_image_that_is_not_compressed_as_its_name_says(lab):
-    path = lab.copy()
-    path.write_bytes(gzip.decompress(path.read_bytes()))
-    lab.segment(path).refused(path, "not compressed", f"rename it to {str(path)[:-3]}")
+    path.write_bytes(spoil(path.read_bytes()))
+    lab.segment(path).refused(path, *words)
 
 
 @fault(6)
@@ -66,23 +42,17 @@ def test_a_bad_file_among_good_ones(lab):
 
 
 @fault(7)
-def test_a_header_that_promises_more_than_there_is_memory_for(lab):
-    path = lab.copy()
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    content[42:48] = np.array([30000] * 3, (content[40:42] == b"\x03\x00" and "<i2") or ">i2").tobytes()
-    path.write_bytes(gzip.compress(content))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lab.segment(path).refused(path, "30000 x 30000 x 30000", "GB of memory")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
-
-
-@fault(7)
-def test_a_header_that_promises_more_than_the_file_holds(lab):
+def test_a_header_that_promises_more_than_the_memory_or_the_file_has(lab):
     path = lab.copy()
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[42:44] = np.array([400], "<i2").tobytes()
     path.write_bytes(gzip.compress(content))
     lab.segment(path).refused(path, "cut off", "its header promises")
+    content[42:48] = np.array([30000] * 3, "<i2").tobytes()
+    path.write_bytes(gzip.compress(content))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lab.segment(path).refused(path, "30000 x 30000 x 30000", "GB of memory")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
 
 
 @fault(30)
@@ -96,13 +66,9 @@ def test_a_path_with_spaces_and_signs(lab):
 
 
 @fault(31)
-def test_a_folder_that_is_not_there(lab):
+def test_a_folder_that_is_not_there_or_has_no_images(lab):
     lab.segment(lab.folder / "nowhere").refused(lab.folder / "nowhere", "no such file or folder")
     lab.train(lab.folder / "nowhere").refused(lab.folder / "nowhere")
-
-
-@fault(31)
-def test_a_folder_without_images(lab):
     (lab.folder / "in").mkdir()
     (lab.folder / "in" / "notes.txt").write_text("nothing here")
     lab.segment(lab.folder / "in").refused(lab.folder / "in", ".nii.gz", "notes.txt")

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files that somebody chose with care."""
-
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 
 import monai.bundle
@@ -29,38 +27,28 @@ def refused(*arguments, **settings) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("epoch", "--epochs"), ("output_dri", "--output_dir")])
-def test_unknown_overrides_are_refused_with_the_nearest_name(config, name, nearest):
-    with pytest.raises(ConfigError) as caught:
-        check_overrides([config], {name: 1})
-    assert caught.value.what == f"--{name}"
-    assert nearest in caught.value.fix
-
-
-def test_nested_overrides_and_keys_of_an_overlay_are_accepted(config):
+def test_unknown_overrides_and_a_number_sign_in_a_path_are_refused(config):
     check_overrides([config], {"network_def#features": 4, "network_def::new": 1, "+train": [], "epochs": "$1 + 2"})
-
-
-def test_a_number_sign_in_a_path_is_refused(config):
+    with pytest.raises(ConfigError) as caught:
+        check_overrides([config], {"output_dri": 1})
+    assert caught.value.what == "--output_dri"
+    assert "--output_dir" in caught.value.fix
     with pytest.raises(ConfigError, match="MONAI would read it as '::'"):
         check_overrides([config], {"output_dir": "a#b"})
 
 
-@pytest.mark.parametrize("words", [["--epoch", "7"], ["--epoch=7"], ["--epochs", "7", "--epoch"]])
+@pytest.mark.parametrize("words", [["--epoch=7"], ["--epochs", "7", "--epoch"]])
 def test_the_command_line_is_checked(config, words):
     check_command([*COMMAND, "--config_file", config, "--epochs", "7", "--bundle_root=."][:-1])
     with pytest.raises(ConfigError, match="did you mean --epochs"):
         check_command([*COMMAND, "--config_file", f"['{config}']", *words])
 
 
-def test_overrides_of_an_arguments_file_are_checked_too(config, tmp_path):
+def test_an_arguments_file_is_checked_too_but_no_other_program(config, tmp_path):
     arguments = tmp_path / "args.json"
     arguments.write_text(json.dumps({"config_file": config, "epoch": 7}))
     with pytest.raises(ConfigError, match="did you mean --epochs"):
         check_command([*COMMAND, "--args_file", str(arguments)])
-
-
-def test_other_programs_have_their_own_options(config):
     check_command(["pytest", "run", "--config_file", config, "--epoch", "7"])
     check_command([COMMAND[0], "ckpt_export", "--config_file", config, "--key_in_ckpt", "model"])
 
@@ -77,13 +65,12 @@ def test_a_size_that_the_network_cannot_take_is_refused_with_one_that_it_can():
     check_settings("cpu", segresnet(), 1, 2, crop_size=[32, 48, 32])
 
 
-@pytest.mark.parametrize(
-    ("network", "size"),
-    [(AFNet(3, 1, 2, channels=[2] * 8), [30, 31, 33]), (FocusNet(2, 1, 1, channels=[8, 16, 16]), [30, 33])],
-    ids=["AFNet", "FocusNet"],
-)
-def test_networks_that_take_any_size_get_it(network, size):
-    check_settings("cpu", network, 1, 2, image_size=size)
+def test_networks_that_take_any_size_get_it_and_other_failures_are_left_to_the_run():
+    check_settings("cpu", AFNet(3, 1, 2, channels=[2] * 8), 1, 2, image_size=[30, 31, 33])
+    check_settings("cpu", FocusNet(2, 1, 1, channels=[8, 16, 16]), 1, 2, image_size=[30, 33])
+    unet = UNet(2, 1, 1, (4, 8, 8), (2, 2))
+    check_settings("cpu", unet, 3, 2, image_size=[30, 30])
+    check_settings("cpu", unet, 1, 2, image_size=[-1, 30])
 
 
 def test_the_check_leaves_the_network_and_the_random_numbers_as_they_are():
@@ -93,12 +80,6 @@ def test_the_check_leaves_the_network_and_the_random_numbers_as_they_are():
     assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(0))
     assert {value.device.type for value in network.state_dict().values()} == {"cpu"}
     assert network.training
-
-
-def test_a_size_that_fails_for_another_reason_is_left_to_the_run():
-    unet = UNet(2, 1, 1, (4, 8, 8), (2, 2))
-    check_settings("cpu", unet, 3, 2, image_size=[30, 30])
-    check_settings("cpu", unet, 1, 2, image_size=[-1, 30])
 
 
 def test_one_channel_is_refused_where_a_softmax_or_argmax_is():
@@ -123,6 +104,5 @@ def test_a_region_is_written_as_one_of_its_own_labels(values):
     check_settings("cpu", nn.Identity(), 1, 3, regions=regions, region_values=[2, 1, 2])
 
 
-@pytest.mark.parametrize("value", ["false", 1, None])
-def test_a_switch_is_a_truth_value(value):
-    assert refused("cpu", nn.Identity(), 1, 2, save_attention=value).fix == "give True or False"
+def test_a_switch_is_a_truth_value():
+    assert refused("cpu", nn.Identity(), 1, 2, save_attention="false").fix == "give True or False"

@@ -1,8 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs of a small configuration: how they end, what they leave, and what they give back."""
-
-from __future__ import annotations
-
 import json
 import logging
 import sys
@@ -50,13 +46,6 @@ def config(tmp_path):
     return str(path)
 
 
-def fails(error: BaseException):
-    def step(engine, batch):
-        raise error
-
-    return step
-
-
 def ended(capsys, kind, call):
     """Make a call that fails, and end as its process would; returns exit code and screen."""
     with pytest.raises(kind) as caught:
@@ -78,25 +67,14 @@ def test_a_run_leaves_a_manifest_and_a_log_and_gives_the_process_back(config, tm
     assert (tmp_path / "out" / "train.log").is_file()
 
 
-def test_a_run_is_seeded(config):
-    run(config_file=config)
-    drawn = torch.rand(1)
-    run(config_file=config)
-    assert torch.equal(drawn, torch.rand(1))
-
-
-def test_our_workflow_refuses_misspelt_overrides_before_anything_is_read(config, tmp_path, capsys):
+def test_our_workflow_knows_its_kind_and_refuses_misspelt_overrides(config, tmp_path, capsys):
+    other = tmp_path / "configs" / "inference.json"
+    other.write_text("{}")
+    assert [Workflow(file).workflow_type for file in (config, str(other))] == ["train", "infer"]
     code, screen = ended(capsys, ConfigError, lambda: run_workflow(Workflow, config_file=config, output_dri="x"))
     assert code == 2
     assert "did you mean --output_dir?" in screen
     assert not (tmp_path / "out").exists()
-
-
-def test_our_workflow_knows_what_kind_it_is(config, tmp_path):
-    assert Workflow(config).workflow_type == "train"
-    other = tmp_path / "configs" / "inference.json"
-    other.write_text("{}")
-    assert Workflow(str(other)).workflow_type == "infer"
 
 
 @pytest.mark.parametrize(
@@ -110,10 +88,10 @@ def test_our_workflow_knows_what_kind_it_is(config, tmp_path):
 def test_an_error_is_short_on_the_screen_whole_in_the_log_and_chooses_the_exit_code(
     config, tmp_path, capsys, error, code, shown
 ):
-    def call():
-        run(config_file=config, step=fails(error))
+    def step(engine, batch):
+        raise error
 
-    left, screen = ended(capsys, BaseException, call)
+    left, screen = ended(capsys, BaseException, lambda: run(config_file=config, step=step))
     assert left == code
     assert screen.startswith(f"monai_attn: {shown}")
     assert len(screen.splitlines()) <= 4
@@ -123,29 +101,9 @@ def test_an_error_is_short_on_the_screen_whole_in_the_log_and_chooses_the_exit_c
     assert json.loads((tmp_path / "out" / "train_run.json").read_text())["state"] in ("failed", "interrupted")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "shown"),
-    [
-        ({"engine#_target_": "ignite.engine.Enginee"}, "ignite.engine.Enginee"),
-        ({"engine#step": 1}, "unexpected keyword argument 'step'"),
-        ({"engine#process_function": "@egnine"}, "did you mean 'engine'?"),
-        ({"engine#process_function": "$1 / 0"}, "division by zero"),
-        ({"run_id": "rnu"}, "run ID 'rnu' doesn't exist"),
-    ],
-)
-def test_a_wrong_entry_of_the_configuration_takes_four_lines_at_most(config, capsys, overrides, shown):
-    code, screen = ended(capsys, Exception, lambda: run(config_file=config, **overrides))
-    assert code == 1
-    assert shown in screen
-    assert len(screen.splitlines()) <= 4
-
-
 @pytest.mark.fault(96)
 def test_an_error_of_the_program_that_goes_on_after_a_run_keeps_its_trace(config, capsys):
-    with pytest.raises(RuntimeError):
-        run(config_file=config, **{"engine#step": 1})
     seen = []
-    finish()
     sys.excepthook, hook = lambda *error: seen.append(error), sys.excepthook
     try:
         with pytest.raises(RuntimeError):
@@ -166,20 +124,6 @@ def test_a_program_that_looks_at_a_bundle_keeps_its_folders_clean(config, tmp_pa
     assert not (tmp_path / "out").exists()
     workflow.run()
     assert "said before the run" in (tmp_path / "out" / "train.log").read_text()
-
-
-def test_an_output_folder_that_cannot_be_made_is_reported(config, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    code, screen = ended(capsys, RuntimeError, lambda: run(config_file=config, output_dir=str(tmp_path / "file" / "a")))
-    assert code == 2
-    assert "cannot be written" in screen
-
-
-def test_a_missing_file_of_weights_is_reported_before_any_work(config, tmp_path, capsys):
-    overrides = {"handler#weights": str(tmp_path / "model.pt")}
-    code, screen = ended(capsys, RuntimeError, lambda: run(config_file=config, **overrides))
-    assert code == 2
-    assert "model.pt" in screen
 
 
 def test_the_log_of_a_training_that_goes_on_is_kept(config, tmp_path):
@@ -213,7 +157,7 @@ FAILURES = [Failure("b.nii", "it is empty", "copy it again"), Failure("c.nii", "
 
 @pytest.mark.parametrize(
     ("failures", "finished", "code"),
-    [(FAILURES[:1], 2, 3), (FAILURES, 1, 3), (FAILURES[:1], 0, 2), (FAILURES[:1] * 3, 0, 2), (FAILURES, 0, 1)],
+    [(FAILURES, 1, 3), (FAILURES[:1], 0, 2), (FAILURES[:1] * 3, 0, 2), (FAILURES, 0, 1)],
 )
 def test_cases_without_a_result_are_listed_at_the_end_and_choose_the_exit_code(
     config, tmp_path, capsys, failures, finished, code

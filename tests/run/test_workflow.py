@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -53,7 +51,6 @@ def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_tha
     [
         ("a=1", ("a", 1)),
         ("a#b=[1, 'x']", ("a#b", [1, "x"])),
-        ("a=None", ("a", None)),
         ("a=@b", ("a", "@b")),
         ("a=x=y", ("a", "x=y")),
         ("a=", ("a", "")),
