@@ -159,7 +159,7 @@ class _Run:
         except OSError as error:
             problem = f"it cannot be written: {error.strerror}"
             raise DataError(str(self.log.parent), problem, "give another output_dir") from error
-        file.setLevel(logging.WARNING if rank else logging.NOTSET)
+        file.addFilter(lambda record: rank == 0 or record.levelno >= logging.WARNING)
         file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         self.buffer.setTarget(file)
         self.buffer.flush()

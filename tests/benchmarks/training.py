@@ -85,7 +85,7 @@ USUAL_CROPS = {
             {"_target_": "SqueezeDimd", "keys": ["image", "label"], "dim": 1},
         ],
     },
-    "train#epoch#datasets": "$[@train#dataset]",
+    "train#sampler#num_samples": "$len(@train#dataset)",
     "train#dataloader#batch_size": "$@batch_size // @slices_per_volume",
 }
 

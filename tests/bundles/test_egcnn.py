@@ -74,7 +74,7 @@ def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1e-4 * (1 - epoch / 10) ** 0.9 for epoch in range(10)])
-    handler = bundle.entries("train")["train"]["handlers"][0]
+    handler = bundle.entries("train")["train"]["handlers"][1]
     assert handler["_target_"] == "LrScheduleHandler"
     assert "epoch_level" not in handler  # by default it is
 

@@ -85,8 +85,8 @@ def test_the_exported_network_segments_as_the_network_does(trained, torchscript,
     name = f"{case_name(ensure_tuple(image)[0])}_seg{trained.suffix}"
     own, found = (np.asarray(LoadImage(image_only=True)(tmp_path / folder / name)) for folder in ("own", "exported"))
     assert np.array_equal(own, found)
-    manifest = json.loads((tmp_path / "exported" / "inference_exported_run.json").read_text())
-    assert set(manifest["needs"]) == {str(torchscript)}
+    manifest = json.loads((tmp_path / "exported" / "inference_run.json").read_text())
+    assert set(manifest["weights"]) == {str(torchscript)}
 
 
 def test_an_exported_network_must_be_there_and_has_no_attention_to_save(train_bundle, tmp_path):
