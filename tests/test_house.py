@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 6000, 10_500, 16_000
+CODE_LINES, LINES, TEST_LINES = 6000, 10_500, 17_500
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",
