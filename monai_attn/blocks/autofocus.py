@@ -144,9 +144,7 @@ class AutofocusConv(nn.Module):
 
     def _can_fold(self) -> bool:
         """Whether every normalisation is a fixed scale and shift, and no gradient is wanted."""
-        if self.training or torch.is_grad_enabled():
-            return False
-        return all(
+        return not (self.training or torch.is_grad_enabled()) and all(
             isinstance(norm, nn.Identity)
             or (isinstance(norm, _BATCH_NORMS) and not norm.training and norm.running_mean is not None)
             for norm in self.norms

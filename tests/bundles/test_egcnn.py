@@ -98,7 +98,7 @@ def test_the_label_of_a_crop_is_what_the_loss_expects(bundle):
     assert crop["label"].shape == (channels, 24, 24, 24)
     if channels == 3:
         assert set(crop["label"].unique().tolist()) <= {0, 1}
-        assert (crop["label"].diff(dim=0) <= 0).all()
+        assert (crop["label"].float().diff(dim=0) <= 0).all()
 
 
 def test_half_of_the_crops_are_around_a_labelled_voxel_and_none_outside_the_body(bundle):
