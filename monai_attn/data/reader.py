@@ -27,6 +27,7 @@ _READERS: dict[tuple[str, ...], type[ImageReader]] = {
     (".npy", ".npz"): NumpyReader,
 }
 _FAILURE = "failure"
+_IDLE = {CommonKeys.IMAGE: ""}  # stands where no case is left
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -154,11 +155,14 @@ class CaseDataset(Dataset):
         on_error: str = "stop",
         unfinished: Callable[[Sequence], list] | None = None,
     ) -> None:
-        super().__init__(data if unfinished is None else unfinished(data), transform)
+        # MONAI's engines skip a run without items, and the other processes would wait for this one's handlers
+        super().__init__(data if unfinished is None else unfinished(data) or [_IDLE], transform)
         self.finished = getattr(unfinished, "finished", 0)
         self.on_error = look_up_option(on_error, ("stop", "skip"))
 
     def _transform(self, index: int) -> Any:
+        if self.data[index] == _IDLE:
+            return _IDLE
         try:
             return super()._transform(index)
         except Exception as error:  # whatever is wrong with the case

@@ -41,11 +41,14 @@ class SkipFailedCases:
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
         """Segment a batch of one case; return nothing on failure."""
         if engine.state.iteration == 1:
-            engine.state.failures = []
-        failure = failure_in(batch) or self._segment(engine, batch)
-        if failure is None:
+            engine.state.failures, engine.state.segmented = [], 0
+        idle = isinstance(batch.get(CommonKeys.IMAGE), list)  # no image, see CaseDataset
+        failure = None if idle else failure_in(batch) or self._segment(engine, batch)
+        if failure is None and not idle:
+            engine.state.segmented += 1
             return engine.state.output
-        engine.state.failures.append(failure)
+        if failure is not None:
+            engine.state.failures.append(failure)
         engine.state.batch, engine.state.output = [], []
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what was left where memory ran out

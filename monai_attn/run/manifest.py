@@ -115,7 +115,7 @@ class RunManifest:
         if before is None and not hasattr(state, "failures"):
             return None
         failures = gather(getattr(state, "failures", []))
-        segmented = sum(gather([state.iteration])) - len(failures)
+        segmented = sum(gather([getattr(state, "segmented", state.iteration - len(failures))]))
         self.content["cases"] = {
             "finished before": before,
             "segmented": segmented,
