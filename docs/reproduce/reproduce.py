@@ -28,6 +28,8 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from scipy.stats import wilcoxon
 
+from monai_attn.data.datalist import cases
+from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
 FOLDER = Path(__file__).resolve().parent
@@ -47,10 +49,11 @@ class Cell:
         self.folder, self.bundle, self.seed = folder, bundle, seed
         # MONAI drops an override that is None
         self.settings = {key: "$None" if value is None else str(value) for key, value in overrides.items()}
-        self.section = {"val_section": section} if section else {}
-        path, settings = folder / "cell.json", {**self.settings, **self.section}
-        new = {"commit": "", "settings": settings, "done": [], "minutes": 0.0}
-        self.state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
+        path = folder / "cell.json"
+        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.section = section or done.get("settings", {}).get("val_section", "")
+        settings = {**self.settings, "val_section": self.section}
+        self.state = done or {"commit": "", "settings": settings, "done": [], "minutes": 0.0}
         if self.state["settings"] != settings:
             sys.exit(f"{folder} was made with other settings, {self.state['settings']}; give another --output_dir")
 
@@ -58,7 +61,7 @@ class Cell:
         """Return the command of a run, ``train`` or ``evaluate``."""
         places = {"bundle_root": self.bundle, "output_dir": self.folder, "ckpt_dir": self.folder}
         given = {"config_file": config_files(self.bundle, run), "dataset_dir": dataset_dir, **self.settings, **places}
-        given |= {"seed": self.seed, **({"resume": "auto"} if run == "train" else self.section)}
+        given |= {"seed": self.seed, **({"resume": "auto"} if run == "train" else {"val_section": self.section})}
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         return [sys.executable, "-m", "monai.bundle", "run", *words]
 
@@ -104,12 +107,15 @@ class Grid:
         self.cells: dict[str, list[Cell]] = {}
         bundle = ROOT / "bundles" / self.table["bundle"]
         given = {key: DefaultParseValue(value) for key, _, value in (text.partition("=") for text in options.set)}
+        section = options.section or (scored_section(options.dataset_dir) if options.dataset_dir else "")
         for row in self.table["rows"]:
+            if "overrides" not in row:  # a method of which only the paper's values are listed
+                continue
             small = {**self.table.get("small", {}), **row.get("small", {})} if options.small else {}
             overrides = {**row["overrides"], **small, **given}
             self.parameters[row["name"]] = count_parameters(bundle, overrides)
             folder = self.output / re.sub(r"[^a-z0-9]+", "_", row["name"].lower()).strip("_")
-            cells = [Cell(folder / f"seed_{s}", bundle, s, overrides, options.section) for s in options.seeds]
+            cells = [Cell(folder / f"seed_{s}", bundle, s, overrides, section) for s in options.seeds]
             self.cells[row["name"]] = cells
 
     def commit(self, *this: str) -> str:
@@ -141,7 +147,9 @@ class Grid:
         options, about = self.options, self.table
         facts = [f"Table {options.table} of {self.paper['reference']}: {about['title']}. Its data: {about['data']}."]
         if commit := self.commit():
-            given = [Path(options.dataset_dir or "").name, options.section, about["bundle"], *options.set]
+            section = next(cell.section for cells in self.cells.values() for cell in cells if cell.state["commit"])
+            chosen = " (on which the weights were chosen)" if section == "validation" else ""
+            given = [Path(options.dataset_dir or "").name, f"section {section}{chosen}", about["bundle"], *options.set]
             small = "; narrow networks, short trainings" if options.small else ""
             facts += [f"Ours: {', '.join(filter(None, given))}{small}; commit {commit}.", COLUMNS]
         facts += [source["note"] for source in (about, self.paper) if "note" in source]
@@ -157,6 +165,9 @@ class Grid:
         """Return the lines of the table, by column."""
         for row in self.table["rows"]:
             name, base, paper = row["name"], row.get("baseline", ""), row.get("paper", {})
+            if name not in self.cells:
+                yield from ({"method": name, "measure": key, "paper": paper[key]} for key in paper)
+                continue
             own, other = self.parameters[name], self.parameters.get(base, 0)
             added = f" (+{own - other:,}, {100 * (own / other - 1):.2f} %)" if 0 < other < own else ""
             done, against = ([c for c in self.cells.get(key, ()) if c.state["done"] == RUNS] for key in (name, base))
@@ -196,6 +207,14 @@ def statistics(ours: Mapping[int, Mapping[str, float]], base: Mapping[int, Mappi
     return found
 
 
+def scored_section(dataset_dir: str) -> str:
+    """Return ``test`` if the data set has labeled cases there, else ``validation``."""
+    try:
+        return "test" if all("label" in case for case in cases(dataset_dir, "test")) else "validation"
+    except DataError:
+        return "validation"
+
+
 def config_files(bundle: Path, run: str = "train") -> list[str]:
     """Return the configurations of a run of a bundle, its baselines among them."""
     files = [bundle / "configs" / f"{name}.json" for name in dict.fromkeys(["train", "baselines", run])]
@@ -229,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", help="folder of the cells (default: docs/reproduce/results/<paper>_<table>)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the trainings (default: 0)")
     parser.add_argument("--small", action="store_true", help="narrow networks and short trainings, for a CPU")
-    parser.add_argument("--section", default="", help="section of the data set to score (default: the bundle's)")
+    parser.add_argument("--section", default="", help="section to score (default: test, else validation)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, for all cells")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="run only these rows (default: all)")
     options = parser.parse_args(argv)
@@ -237,8 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (table := tables.get(f"{options.paper} {options.table}")) is None:
         print(*(f"{name}: {table['title']} ({table['data']})" for name, table in tables.items()), sep="\n")
         return 2 if options.table else 0
-    if unknown := set(options.rows or ()) - {row["name"] for row in table["rows"]}:
-        parser.error(f"the table has no rows {unknown}; give some of {[row['name'] for row in table['rows']]}")
+    names = [row["name"] for row in table["rows"] if "overrides" in row]
+    if unknown := set(options.rows or ()) - set(names):
+        parser.error(f"the table has no rows {unknown} to run; give some of {names}")
     grid = Grid(papers[options.paper], options)
     went_well = grid.run()
     print(grid.write())

@@ -2,7 +2,7 @@
 """Group norm for networks with built-in batch norm.
 
 Wu, He: "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494. EG-CNN (https://arxiv.org/abs/2002.04207,
-Sec. 3) trains its U-Net and V-Net with it.
+Sec. 4) trains its U-Net and V-Net with it.
 """
 
 from __future__ import annotations

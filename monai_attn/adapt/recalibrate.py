@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Squeeze & excitation (scSE) for existing networks.
 
-Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV.
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. II-D and Table IV.
 
 Each block becomes a child ``recalibration`` of the module that it recalibrates: an ``nn.Sequential`` runs its new last
 child, other modules call it by a forward hook. The network can be copied, pickled, scripted and exported as before.

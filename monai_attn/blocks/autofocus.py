@@ -2,7 +2,7 @@
 """The autofocus layer: one kernel at several dilations, and attention that chooses among them at every voxel.
 
 Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for Semantic Segmentation", MICCAI 2018,
-https://arxiv.org/abs/1805.08403, Fig. 2 and eqs. 1 to 3.
+https://arxiv.org/abs/1805.08403, Fig. 1, Sec. 2.2, eqs. 2 and 3.
 
 Differs from the authors' code (yaq007/Autofocus-Layer) in: the output keeps the size of the input (``crop=2`` gives
 theirs, with equal values); 1D and 2D besides 3D; any normalisation; and no bias on the branches, where the following
@@ -41,7 +41,7 @@ def crop_border(x: torch.Tensor, margin: int) -> torch.Tensor:
 
 
 class AutofocusConv(nn.Module):
-    r"""Autofocus convolution: :math:`\sum_k \Lambda_k \cdot n_k(W \star_{r_k} x)` (Fig. 2, eqs. 1 to 3).
+    r"""Autofocus convolution: :math:`\sum_k \Lambda_k \cdot n_k(W \star_{r_k} x)` (Fig. 1, eqs. 2, 3).
 
     The branches convolve ``x`` with one kernel :math:`W` at the dilations :math:`r_k`; each has its normalisation
     :math:`n_k`. The attention :math:`\Lambda` = softmax(conv1(relu(conv3(x)))) holds one weight per scale and voxel.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edge-gated layer of EG-CNN.
 
-Hatamizadeh et al. (EG-CNN), MIDL 2020, https://arxiv.org/abs/2002.04207, Sec. 2.1, eqs. 1 and 2.
+Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, Sec. 2.2, eqs. 1 and 2.
 
 The authors have not released code. Where the paper is silent, we chose: one attention map, and a 1x1 kernel for the
 "residual layer", which eq. 2 does not show; it starts as the identity, so that eq. 2 holds exactly at the start.

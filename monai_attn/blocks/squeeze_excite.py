@@ -2,7 +2,7 @@
 """Concurrent spatial and channel squeeze & excitation (scSE).
 
 Roy, Navab, Wachinger: "Recalibrating Fully Convolutional Networks with Spatial and Channel 'Squeeze & Excitation'
-Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 1 and eqs. 2 to 7.
+Blocks", IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 1 and eqs. 1 to 7.
 
 Differs from the authors' code (ai-med/squeeze_and_excitation) in: 1D, 2D and 3D in one class; all five aggregations;
 any memory layout; TorchScript; and a reduction that leaves no hidden channel is an error.
@@ -112,7 +112,7 @@ class SpatialGate(nn.Module):
 
 
 class ChannelSE(ChannelGate):
-    """Channel squeeze & excitation block, cSE (eqs. 2 and 3).
+    """Channel squeeze & excitation block, cSE (Fig. 1a, eqs. 1 and 2).
 
     Multiplies the input by the map of :class:`ChannelGate`, whose arguments it takes.
 
@@ -132,7 +132,7 @@ class ChannelSE(ChannelGate):
 
 
 class SpatialSE(SpatialGate):
-    """Spatial squeeze & excitation block, sSE (Fig. 1c).
+    """Spatial squeeze & excitation block, sSE (Fig. 1b, eq. 3).
 
     Multiplies the input by the map of :class:`SpatialGate`, whose arguments it takes.
 
@@ -176,7 +176,7 @@ _AGGREGATIONS = {"max": larger_product, "add": _add, "mul": _mul, "mul_gate": _m
 
 
 class ChannelSpatialSE(nn.Module):
-    r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1d).
+    r"""Concurrent spatial and channel squeeze & excitation, scSE (Fig. 1c, eqs. 4 to 7).
 
     With :math:`g_c` the channel map and :math:`g_s` the spatial map of the input :math:`U`:
 

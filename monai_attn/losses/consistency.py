@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consistency loss between segmentation and true edges (EG-CNN).
 
-Hatamizadeh et al. (EG-CNN), MIDL 2020, https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
+Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
 
 The authors have not released code, and the code of the ancestor GSCNN does not compute a gradient. Departure from the
 paper's text: eq. 7 is a mean over the edge voxels of every foreground class, as a sum would drown the Dice term.

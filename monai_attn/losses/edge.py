@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edge losses of EG-CNN, and its total loss.
 
-Hatamizadeh et al. (EG-CNN), MIDL 2020, https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in
+Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in
 :mod:`monai_attn.losses.consistency`.
 
 The authors have not released code. Departures from the paper's text: eq. 6 is a mean over the voxels in place of a sum

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AFNet: the autofocus networks AFN-1 to AFN-6, and Basic.
 
-Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 3, Fig. 3
+Qin et al.: "Autofocus Layer for Semantic Segmentation", MICCAI 2018, https://arxiv.org/abs/1805.08403, Sec. 2.3, Fig. 2
 and Tables 2 and 3; channels and residual connections are those of the main path of DeepMedic. Two plain layers, then
 residual blocks of two layers of dilation 2, the last of which are autofocus layers::
 

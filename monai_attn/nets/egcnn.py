@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """EG-CNN: an edge stream beside any encoder-decoder.
 
-Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", MIDL
-2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1::
+Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images",
+arXiv 2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1::
 
     image ─► encoder ─► bottleneck ─► decoder ──────────────► main logits ────────┐
                 │ m at each              │ first feature e                        ▼

@@ -2,7 +2,7 @@
 """FocusNet: attention-based encoder-decoder.
 
 Kaul, Manandhar, Pears: "FocusNet: An Attention-Based Fully Convolutional Network for Medical Image Segmentation", ISBI
-2019, https://arxiv.org/abs/1902.03091, Fig. 1, eqs. 2 and 3. An attention branch, an encoder-decoder, gates the encoder
+2019, https://arxiv.org/abs/1902.03091, Fig. 1, eqs. 1 to 3. An attention branch, an encoder-decoder, gates the encoder
 of the segmentation branch, which is built of residual and squeeze & excitation blocks::
 
     image -+- attention branch -- G1 (H) --- G2 (H/2) -- G3 (H/4)
@@ -114,7 +114,7 @@ class _NoAttention(nn.Module):
 
 
 class _Level(nn.Module):
-    """Level of the segmentation encoder: residual, SE, gate, SE, strided residual (eqs. 2 and 3)."""
+    """Level of the segmentation encoder: residual, SE, gate, SE, strided residual (eq. 3)."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: _Layers, *, gated: bool) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 """Edge maps of segmentation labels, the target of EG-CNN.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207: a Sobel filter turns the ground truth of the segmentation into that of the edges.
+https://arxiv.org/abs/2002.04207, Sec. 2.1: a Sobel filter turns the masks of the ground truth into edges.
 
 There is no authors' code, and the paper gives neither a threshold nor a rule for several classes. Here any magnitude is
 an edge, and the edges of all classes, each filtered as a mask, are united.

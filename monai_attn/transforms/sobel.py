@@ -2,7 +2,7 @@
 """Sobel filter for 1D to 3D, fast enough for losses.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images", 2020,
-https://arxiv.org/abs/2002.04207: it gives the ground truth of the edges, and eq. 7 applies it to the prediction too.
+https://arxiv.org/abs/2002.04207, Sec. 2.1: the filter of the true edges, in eq. 7 of the predicted ones too.
 
 There is no authors' code, and the paper gives neither the filter in 3D nor its border. Here the filter is separable,
 and border voxels are repeated, because zeros would draw an edge wherever a crop cuts through a structure.

@@ -32,7 +32,7 @@ def definition(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) ->
 
 
 class Definition(nn.Module):
-    """The block by eqs. 2 to 4, with the same gates."""
+    """The block by eqs. 1 to 4, with the same gates."""
 
     def __init__(self, block: ChannelSpatialSE) -> None:
         super().__init__()

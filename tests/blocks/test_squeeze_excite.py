@@ -23,7 +23,7 @@ BLOCKS = {
         for name in AGGREGATIONS
     },
 }
-# eqs. 2 to 7 as printed, and the sentence below eq. 6 (mul_gate)
+# eqs. 1 to 7 as printed, and the sentence below eq. 6 (mul_gate)
 EQUATIONS = {
     "cse": lambda u, gc, gs: u * gc,
     "sse": lambda u, gc, gs: u * gs,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder-decoder with squeeze & excitation (scSE) at P1 to P6.
 
-Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. III-B and Table IV::
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec. II-D and III-B, Table IV::
 
     x ─► encoder ─► SE ─┬────────────────── skip ──────────────────┬─► decoder ─► SE ─► classifier ─► SE ─► logits
               P1        └─► pool ─► … ─► bottleneck ─► SE ─► … ─► up    P2                      P4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of the scSE paper: U-Net, SD-Net, FC-DenseNet, and ReLayNet.
 
-Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I and VII.
+Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I, VI, VII.
 
 ================= ============ ======== ============== =================== ============================
 network           enc, dec     kernel   norm           down, up            parameters (1 → 28)
