@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documentation shows must run as it is shown."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import json
