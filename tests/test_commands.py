@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands in README, documentation and model cards: their files and options exist, and the cheap ones run."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import itertools

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results that no change may change unless that is its purpose; ``tests/frozen/freeze.py`` says what they are."""
 
-from __future__ import annotations
-
 import base64
 import zlib
 

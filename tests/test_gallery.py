@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures that docs/gallery.py draws itself."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sizes of the house and who may import whom: a promise to everybody who has to carry a line of it."""
 
-from __future__ import annotations
-
 import ast
 import io
 import tokenize

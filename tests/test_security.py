@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What SECURITY.md promises of the package, and what it relies on in MONAI."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation as a whole: nothing is missing, no link is broken, and it can be built."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import json

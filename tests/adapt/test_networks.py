@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every network of MONAI × every way to put attention into it: what docs/adapt.md says works, and what is refused."""
 
-from __future__ import annotations
-
 import copy
 import io
 from collections.abc import Callable

@@ -6,8 +6,6 @@ and takes no memory beside its output, so that the memory is that of everything 
 another orientation, ``resampled`` one that is also brought to another voxel size, with nearly as many voxels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections.abc import Iterator

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The autofocus layer against the authors' form."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import measure

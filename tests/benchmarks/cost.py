@@ -4,8 +4,6 @@
 It writes cost.csv, and the figure cost.png of docs/performance.md, into ``--out``.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edge targets and consistency loss against MONAI's Sobel filter and a dense convolution."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import measure

@@ -12,8 +12,6 @@ other work on the machine does not move; several by the wall clock, and CUDA by 
 Peak memory: one way per process, after a warm-up on a small input. It counts from what is resident before the call.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import os

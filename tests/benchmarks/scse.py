@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """scSE with the larger of both products against the plain definition by autograd, and both in a training step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A 2D network over a volume: our batches of whole slices against MONAI's ``SliceInferer`` with batches of 4."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import measure

@@ -6,8 +6,6 @@
 set given by its path, and no module of ours.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

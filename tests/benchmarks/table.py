@@ -4,8 +4,6 @@
 Those of the goals are rows of docs/performance.md. Every script beside this one runs alone, too, with options.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

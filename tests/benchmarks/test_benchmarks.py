@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every benchmark runs at a tiny size, and asserts that what it compares is equal; no time is asserted."""
 
-from __future__ import annotations
-
 import logging
 
 import argmax

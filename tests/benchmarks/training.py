@@ -6,8 +6,6 @@ the curves) is left out of both. With our sampling of slices the usual configura
 which is asserted; it is timed with its own sampling.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import tempfile

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every bundle, made small, in MONAI Label's own app and server; `make test-label` runs these tests."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

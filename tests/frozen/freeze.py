@@ -5,8 +5,6 @@ The keys of the JSON files say what is computed: a call that builds a network, o
 that is not meant to change a result leaves all values as they are; if it renames an argument, rename it in the keys.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

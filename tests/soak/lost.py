@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a run is damaged or gone, as compared with the same run that nothing disturbed."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -14,8 +14,6 @@ Run it as a script; it ends with exit code 1 if anything was lost::
     OMP_NUM_THREADS=1 python tests/soak/soak.py --kills 50 --seed 0
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

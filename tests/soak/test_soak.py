@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak must see what is lost: here something is."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
