@@ -23,7 +23,7 @@ help:
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
-	@echo "make bench       the table of docs/performance.md and its figure (a quarter of an hour)"
+	@echo "make bench       the table of docs/performance.md (some ten minutes)"
 	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle
@@ -50,7 +50,7 @@ soak: $(VENV)/installed-bundle
 
 # measures in fresh processes, each with its own settings of the heap
 bench: $(VENV)/installed-dev
-	$(BIN)/python tests/benchmarks/table.py --out benchmarks
+	$(BIN)/python tests/benchmarks/table.py
 
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest -m monailabel tests/bundles/test_label.py
@@ -63,7 +63,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy --num-workers $(JOBS)
 
 clean:
-	rm -rf $(VENV) $(LABEL) benchmarks demo build dist docs/_build *.egg-info
+	rm -rf $(VENV) $(LABEL) demo build dist docs/_build *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python

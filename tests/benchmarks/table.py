@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All benchmarks in one table, and the figure of the cost against the size; `make bench` runs it.
+"""All benchmarks in one table, at the sizes that take some ten minutes on two cores; `make bench` runs it.
 
-Those of the goals are rows of docs/performance.md. Every script beside this one runs alone, too, with options.
+Every script beside this one runs alone, too, with options.
 """
 
-import argparse
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from itertools import chain
 
 import argmax
 import autofocus
-import cost
 import edges
 import measure
 import scse
@@ -18,26 +15,6 @@ import slices
 import startup
 import training
 
-# the sizes that take a quarter of an hour in all on two cores
-BENCHMARKS: list[Callable[[], Iterable[measure.Row]]] = [
-    scse.rows,
-    autofocus.rows,
-    slices.rows,
-    training.rows,
-    lambda: edges.rows(sides=(64,)),
-    lambda: argmax.rows(side=96),
-    startup.rows,
-]
-
-
-def rows() -> Iterator[measure.Row]:
-    for benchmark in BENCHMARKS:
-        yield from benchmark()
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder for the figure and its numbers")
-    out = parser.parse_args().out
-    measure.print_table(rows())
-    cost.measure_all(out)
+    benchmarks = scse, autofocus, slices, training, edges, argmax, startup
+    measure.print_table(chain.from_iterable(benchmark.rows() for benchmark in benchmarks))
