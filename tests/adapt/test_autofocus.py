@@ -42,9 +42,6 @@ def strengthen(network: nn.Module, strength: float = 1.0) -> nn.Module:
     return network
 
 
-# --- the layer -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("dims", "dilation", "bias"), [(1, 2, True), (2, 1, False), (2, 2, True), (3, 1, True)])
 def test_a_focused_convolution_is_at_first_the_plain_one_and_then_the_attentive_sum_of_the_scales(dims, dilation, bias):
     kind, convolve = ((nn.Conv1d, F.conv1d), (nn.Conv2d, F.conv2d), (nn.Conv3d, F.conv3d))[dims - 1]
@@ -99,9 +96,6 @@ def test_a_network_made_without_memory_gets_it_all_from_a_state():
         network = autofocus(unet(), last=2).eval()
     network.to_empty(device="cpu").load_state_dict(trained.state_dict())
     assert torch.equal(network(x), trained(x))
-
-
-# --- which convolutions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,9 +178,6 @@ def test_a_shared_convolution_is_replaced_at_all_its_places():
     assert isinstance(network[0], FocusedConv)
 
 
-# --- the network ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_output_is_unchanged_to_rounding_and_changes_with_the_strength(dims):
     net, x = unet(dims).double().eval(), torch.rand(1, 1, *[16] * dims).double()
@@ -210,9 +201,6 @@ def test_capture_shows_the_weights_in_use():
         assert path == "model.2.1.conv.unit0.conv.focus.gate"
         assert weights[0].shape == (4, 16, 16)
         assert (weights[:, 0].min() == 1) == (strength == 0)
-
-
-# --- bad arguments -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

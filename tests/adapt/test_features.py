@@ -28,9 +28,6 @@ class Own(nn.Module):
 OWN = Places(["norm"], ["up"], bottleneck="down", classifier="head", divisor=(2, 4))
 
 
-# --- the dry run ---------------------------------------------------------------------------------------------------
-
-
 def test_channels_come_from_one_run_in_evaluation_on_the_smallest_image_of_the_networks_type():
     net = Own().double()
     extractor = FeatureExtractor(net, OWN)
@@ -53,9 +50,6 @@ def test_the_dry_run_leaves_modes_statistics_random_numbers_and_no_hooks_even_if
     assert torch.equal(net.norm.running_mean, running)
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module._forward_hooks for module in net.modules())
-
-
-# --- what a run gives ----------------------------------------------------------------------------------------------
 
 
 def test_a_network_of_ones_own_shows_its_features_and_the_classifiers_logits():
@@ -148,9 +142,6 @@ def test_blocks_and_norms_that_were_put_in_before_or_after_are_seen():
     assert torch.equal(extractor(x)[0][0], net.get_submodule("model.0").recalibration(first))
     with_group_norm(net)
     assert torch.equal(extractor(x)[2], net(x))
-
-
-# --- bad arguments -------------------------------------------------------------------------------------------------
 
 
 def test_an_extractor_is_returned_as_it_is_and_an_unknown_class_raises_and_says_what_to_give():

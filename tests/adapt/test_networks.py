@@ -133,9 +133,6 @@ def with_all(name: str, dims: int = 2, edges: bool = True) -> nn.Module:
     return network.eval()
 
 
-# --- features ------------------------------------------------------------------------------------------------------
-
-
 @every_network
 def test_features_are_the_outputs_of_the_named_modules_and_have_the_channels_and_sizes_of_the_table(name):
     case, net, x = NETS[name], TINY[name](2).eval(), image(name)
@@ -170,9 +167,6 @@ def test_scriptable_and_listening_extractors_show_the_same(name):
 
 def test_every_class_of_the_table_is_tested_here():
     assert {type(build(2)) for build in TINY.values()} == set(_PLACES)
-
-
-# --- every method --------------------------------------------------------------------------------------------------
 
 
 def excitation(channels: int) -> int:
@@ -245,9 +239,6 @@ def test_all_methods_together_show_their_gates_load_their_state_and_copy(name):
         assert not torch.equal(twin(x), expected)
 
 
-# --- compilers -----------------------------------------------------------------------------------------------------
-
-
 def same(compiled: Callable, network: nn.Module, x: torch.Tensor, atol: float = 1e-5) -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x), atol=atol, rtol=0)
@@ -302,9 +293,6 @@ def test_onnx_equals_eager(name, dims, tmp_path):
     same(lambda x: torch.from_numpy(output), network, x, atol=1e-3)
 
 
-# --- the table of the page -----------------------------------------------------------------------------------------
-
-
 def row(name: str) -> str:
     """A row of docs/adapt.md, for volumes of one channel and two classes."""
     with torch.device("cpu" if name == "SwinUNETR" else "meta"):  # its constructor reads a tensor's values
@@ -322,9 +310,6 @@ def row(name: str) -> str:
 @networks(*SCRIPTED)
 def test_the_page_has_the_table_of_what_works_for_which_network(name):
     assert row(name) in PAGE.read_text()
-
-
-# --- what the page says of MONAI's Quicknat -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("se_block", ["SSE", "CSSE"])

@@ -34,9 +34,6 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in network.named_modules() if path.endswith(".recalibration")}
 
 
-# --- which blocks where --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("positions", "paths", "channels"),
     [
@@ -88,9 +85,6 @@ def test_the_stacks_of_an_efficientnet_hold_its_own_blocks_only():
     assert net(image()).shape == (1, 3, 32, 32)
 
 
-# --- state and copies ----------------------------------------------------------------------------------------------
-
-
 def test_the_same_network_comes_back_with_its_old_parameters_takes_a_plain_state_and_can_be_saved_whole():
     net, x = dynunet().eval(), image()
     before, parameters = copy.deepcopy(net.state_dict()), dict(net.named_parameters())
@@ -113,9 +107,6 @@ def test_new_blocks_have_the_networks_device_type_and_mode():
     assert [block.training for block in blocks(net).values()] == [False, True, True]
     with torch.device("meta"):
         assert recalibrate(unet()).get_submodule("model.0").recalibration.channel.fc1.weight.is_meta
-
-
-# --- no effect at first --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,9 +151,6 @@ def test_a_residual_goes_from_the_identity_to_its_block_and_learns_its_strength_
         torch.testing.assert_close(residual(x), (1 - strength) * x + strength * residual.block(x))
     residual(x).square().sum().backward()
     assert all(parameter.grad.any() for parameter in residual.parameters())
-
-
-# --- networks of one's own -----------------------------------------------------------------------------------------
 
 
 class Up(nn.Module):
@@ -220,9 +208,6 @@ def test_a_sequential_with_a_forward_of_its_own_raises_and_its_last_module_works
         recalibrate(net, places=OWN)
     assert blocks(net) == {}
     assert "fine.0.recalibration" in blocks(recalibrate(net, places=OWN._replace(encoders=["fine.0"])))
-
-
-# --- bad arguments -------------------------------------------------------------------------------------------------
 
 
 class OwnUNet(nets.UNet):

@@ -32,9 +32,3 @@ def test_a_gate_has_no_parameters_and_no_buffers():
 def test_an_unknown_activation_raises(activation):
     with pytest.raises(ValueError, match="sigmoid"):
         Gate(activation)
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_a_scripted_gate_equals_the_eager_one(activation):
-    gate, logits = Gate(activation), torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(torch.jit.script(gate)(logits), gate(logits), atol=0, rtol=0)

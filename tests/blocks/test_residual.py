@@ -88,13 +88,6 @@ def test_the_dtype_is_kept_and_dropout_acts_in_training_only(dtype):
     assert torch.equal(block.eval()(x), block(x))
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "tf"])
-def test_a_scripted_and_an_exported_block_equal_the_eager_one(padding):
-    block, x = PreActResidual(2, 3, 5, stride=2, padding=padding).eval(), torch.randn(1, 3, 8, 7)
-    assert torch.equal(torch.jit.script(block)(x), block(x))
-    assert torch.equal(torch.export.export(block, (x,)).module()(x), block(x))
-
-
 def test_an_unknown_padding_raises():
     with pytest.raises(ValueError, match="symmetric"):
         PreActResidual(2, 3, 3, padding="same")

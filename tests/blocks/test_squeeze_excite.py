@@ -2,8 +2,6 @@
 import pytest
 import torch
 from einops import einsum, rearrange, reduce
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from monai.networks.blocks import ChannelSELayer
 from torch import nn
 
@@ -30,15 +28,6 @@ EQUATIONS = {
     "mul": lambda u, gc, gs: u**2 * gc * gs,
     "mul_gate": lambda u, gc, gs: u * gc * gs,
     "concat": lambda u, gc, gs: torch.cat([u * gc, u * gs], dim=1),
-}
-HALF = {
-    "cse": lambda u: 0.5 * u,
-    "sse": lambda u: 0.5 * u,
-    "max": lambda u: 0.5 * u,
-    "add": lambda u: u,
-    "mul": lambda u: 0.25 * u**2,
-    "mul_gate": lambda u: 0.25 * u,
-    "concat": lambda u: torch.cat([0.5 * u, 0.5 * u], dim=1),
 }
 
 
@@ -72,14 +61,6 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-# --- definition --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_equals_its_equation(name, dtype, tolerance):
@@ -104,7 +85,8 @@ def test_maps_of_one_half_from_zero_parameters(name):
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
     u = torch.randn(2, 4, 7, 6)
-    torch.testing.assert_close(block(u), HALF[name](u), atol=0, rtol=0)
+    half = torch.tensor(0.5)
+    torch.testing.assert_close(block(u), EQUATIONS[name](u, half, half), atol=0, rtol=0)
 
 
 def test_saturated_gates_pass_or_stop_the_features():
@@ -118,28 +100,6 @@ def test_saturated_gates_pass_or_stop_the_features():
     assert (block.spatial(signed) < 1e-6).all()
     torch.testing.assert_close(block(signed.abs()), signed.abs(), atol=0, rtol=0)
     torch.testing.assert_close(block(signed), signed.relu(), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_gradients_agree_with_finite_differences(name):
-    block = BLOCKS[name](2, 4).double()
-    assert torch.autograd.gradcheck(block, torch.randn(1, 4, 3, 2, dtype=torch.float64, requires_grad=True))
-
-
-# --- what a gate depends on --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_shuffling_the_positions_shuffles_the_output(name):
-    for dims, size in SIZES.items():
-        block = BLOCKS[name](dims, 6).double()
-        u = torch.randn(2, 6, *size, dtype=torch.float64)
-        order = torch.randperm(u[0, 0].numel())
-        shuffled = u.flatten(2)[:, :, order].reshape(u.shape)
-        expected = block(u).flatten(2)[:, :, order].reshape_as(block(u))
-        torch.testing.assert_close(block(shuffled), expected, atol=1e-12, rtol=0)
-        if name == "cse":
-            torch.testing.assert_close(block.attend(shuffled), block.attend(u), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -175,17 +135,6 @@ def test_hooks_on_the_gates_of_scse_see_both_maps():
     }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_items_of_a_batch_do_not_influence_each_other(name):
-    block = BLOCKS[name](2, 4).double()
-    u = torch.randn(3, 4, 5, 6, dtype=torch.float64)
-    alone = torch.cat([block(item) for item in u.split(1)])
-    torch.testing.assert_close(block(u), alone, atol=1e-12, rtol=0)
-
-
-# --- equal to what others have -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("dims", "reduction"), [(1, 1), (2, 2), (3, 4)])
 def test_channel_se_equals_channel_se_layer_of_monai_with_its_weights(dims, reduction):
     theirs = ChannelSELayer(dims, 8, r=reduction)
@@ -215,8 +164,6 @@ def test_add_equals_the_scse_module_of_segmentation_models_with_its_weights():
     torch.testing.assert_close(ours(u), u * cse(u) + u * sse(u), atol=1e-6, rtol=0)
 
 
-# --- parameters --------------------------------------------------------------------------------------------------
-
 COUNTS = [
     (64, 2, 4192, 4096, 65, 64, 4257, 4160),
     (28, 2, 826, 784, 29, 28, 855, 812),
@@ -239,22 +186,12 @@ def test_a_block_has_the_number_of_parameters_of_the_paper(channels, r, cse, cse
             assert tuple(map(count, blocks)) == expected
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_every_parameter_gets_a_gradient(name):
-    block = BLOCKS[name](2, 8)
-    block(torch.rand(2, 8, 5, 5)).square().sum().backward()
-    assert [key for key, value in block.named_parameters() if value.grad is None or not value.grad.any()] == []
-
-
 @pytest.mark.parametrize(("name", "factor"), [(name, 2 if name == "concat" else 1) for name in BLOCKS])
 def test_out_channels_tells_the_channels_of_the_output_and_is_read_only(name, factor):
     block = BLOCKS[name](2, 6)
     assert block.out_channels == 6 * factor == block(torch.rand(1, 6, 4, 4)).shape[1]
     with pytest.raises(AttributeError):
         block.out_channels = 3
-
-
-# --- bad arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("channels", "reduction"), [(1, 2), (8, 16), (8, 0), (8, -2)])
@@ -264,109 +201,10 @@ def test_a_reduction_that_leaves_no_hidden_channel_raises_and_names_the_numbers(
         cls(2, channels, reduction=reduction)
 
 
-@pytest.mark.parametrize("cls", [ChannelSE, SpatialSE, ChannelSpatialSE])
-@pytest.mark.parametrize("dims", [0, 4])
-def test_spatial_dims_out_of_range_raise(cls, dims):
-    with pytest.raises(ValueError, match=f"got {dims}"):
-        cls(dims, 4)
-
-
 @pytest.mark.parametrize("aggregation", ["sum", "MAX", None])
 def test_an_unknown_aggregation_raises(aggregation):
     with pytest.raises(ValueError, match="concat"):
         ChannelSpatialSE(2, 4, aggregation=aggregation)
-
-
-@pytest.mark.parametrize("cls", [ChannelSE, SpatialSE, ChannelSpatialSE])
-def test_arguments_after_the_second_are_keyword_only(cls):
-    with pytest.raises(TypeError):
-        cls(2, 4, 2)
-
-
-# --- memory layout, precision, compilers -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_any_memory_layout_gives_the_output_of_contiguous_input(name):
-    block = BLOCKS[name](3, 4).double()
-    u = torch.randn(2, 4, 5, 3, 4, dtype=torch.float64)
-    channels_last = u.contiguous(memory_format=torch.channels_last_3d)
-    transposed = u.movedim(-1, 0).contiguous().movedim(0, -1)
-    strided = torch.stack([u, -u], dim=-1)[..., 0]
-    expanded = u[:1].expand(2, *u.shape[1:])
-    for layout in (channels_last, transposed, strided):
-        assert not layout.is_contiguous()
-        torch.testing.assert_close(block(layout), block(u), atol=1e-12, rtol=0)
-    torch.testing.assert_close(block(expanded), block(u[:1]).expand(2, *[-1] * (u.ndim - 1)), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_autocast_to_bfloat16_runs_forward_and_backward_near_float32(name):
-    block = BLOCKS[name](2, 4)
-    u = torch.randn(2, 4, 6, 5, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = block(u)
-        output.float().sum().backward()
-    torch.testing.assert_close(output.float(), block(u), atol=0.03, rtol=0.03)
-    assert u.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", BLOCKS)
-def test_script_trace_and_export_equal_eager(name, dims):
-    block = BLOCKS[name](dims, 4).eval()
-    u = torch.randn(1, 4, *SIZES[dims])
-    expected = block(u)
-    for compiled in (torch.jit.script(block), torch.jit.trace(block, u), torch.export.export(block, (u,)).module()):
-        torch.testing.assert_close(compiled(u), expected, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_a_scripted_block_survives_save_and_load_and_takes_other_sizes(name, tmp_path):
-    block = BLOCKS[name](2, 4).eval()
-    torch.jit.script(block).save(tmp_path / "block.ts")
-    loaded = torch.jit.load(tmp_path / "block.ts")
-    for size in ((3, 5), (1, 1), (8, 2)):
-        u = torch.randn(2, 4, *size)
-        torch.testing.assert_close(loaded(u), block(u), atol=1e-6, rtol=0)
-
-
-# --- any shape ---------------------------------------------------------------------------------------------------
-
-
-@given(
-    name=st.sampled_from(list(BLOCKS)),
-    batch=st.integers(1, 3),
-    channels=st.integers(2, 9),
-    size=st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)
-@settings(max_examples=20, deadline=None)
-def test_shape_and_dtype_are_those_of_the_input_for_any_input(name, batch, channels, size, dtype):
-    block = BLOCKS[name](len(size), channels).to(dtype)
-    u = torch.randn(batch, channels, *size).to(dtype)
-    output = block(u)
-    assert output.shape == (batch, block.out_channels, *size)
-    assert output.dtype == dtype
-    assert output.isfinite().all()
-
-
-@given(
-    name=st.sampled_from(["cse", "sse", "max", "mul_gate"]),
-    channels=st.integers(2, 9),
-    size=st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    scale=st.floats(0.01, 100),
-)
-@settings(max_examples=20, deadline=None)
-def test_recalibration_never_enlarges_nor_flips_a_feature(name, channels, size, scale):
-    block = BLOCKS[name](len(size), channels).double()
-    u = scale * torch.randn(2, channels, *size, dtype=torch.float64)
-    output = block(u)
-    assert (output.abs() <= u.abs()).all()
-    assert (output * u >= 0).all()
-
-
-# --- by name -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

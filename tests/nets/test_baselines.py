@@ -2,8 +2,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from monai_attn.nets import ASPP, AFNet, ASPPNet, DeepMedic
@@ -34,37 +32,6 @@ def deepmedic(dims: int = 2, **options) -> DeepMedic:
     return DeepMedic(dims, 2, 3, **{"channels": (3, 3, 4, 4, 4, 4, 5, 5), "fc_channels": (6, 6), **options}).eval()
 
 
-NETWORKS = {
-    "cat": lambda dims: aspp("cat", dims),
-    "sum": lambda dims: aspp("sum", dims),
-    "deepmedic": deepmedic,
-    "prelu": lambda dims: deepmedic(dims, act="prelu", scale=2),
-}
-
-
-@pytest.mark.parametrize(("name", "dims"), [("cat", 3), ("sum", 2), ("prelu", 3)])
-def test_script_trace_and_export_equal_eager(name, dims):
-    network = NETWORKS[name](dims)
-    x = torch.rand(1, 2, *SIZES[dims])
-    expected = network(x)
-    for other in (torch.jit.script(network), torch.jit.trace(network, x), torch.export.export(network, (x,)).module()):
-        torch.testing.assert_close(other(x), expected, atol=1e-6, rtol=0)
-
-
-@given(size=st.lists(st.integers(1, 10), min_size=1, max_size=3), name=st.sampled_from(list(NETWORKS)))
-@settings(max_examples=12, deadline=None)
-def test_the_output_has_the_size_of_any_input(size, name):
-    assert NETWORKS[name](len(size))(torch.rand(2, 2, *size)).shape == (2, 3, *size)
-
-
-@pytest.mark.parametrize("name", ["cat", "sum", "deepmedic"])
-def test_every_parameter_gets_a_gradient(name):
-    wide = {"channels": (6, 6, 8, 8)}
-    network = deepmedic(dropout=0.1, **wide) if name == "deepmedic" else aspp(name, **wide)
-    network.train()(torch.randn(2, 2, 15, 16)).pow(3).mean().backward()
-    assert [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
-
-
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
@@ -82,9 +49,6 @@ def test_every_parameter_gets_a_gradient(name):
 def test_a_bad_option_raises(network, options, message):
     with pytest.raises(ValueError, match=message):
         network(2, 2, 3, **options)
-
-
-# --- ASPP --------------------------------------------------------------------------------------------------------
 
 
 @both
@@ -148,9 +112,6 @@ def test_paper_init_of_aspp_draws_small_weights():
     network = ASPPNet(2, 4, 5, init="paper")
     weights = torch.cat([m.weight.flatten() for m in network.modules() if isinstance(m, nn.Conv2d)])
     assert float(weights.detach().std()) == pytest.approx(0.01, rel=0.01)
-
-
-# --- DeepMedic ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", DIMS)

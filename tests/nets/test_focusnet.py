@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from monai_attn.nets import FocusNet
 from monai_attn.visualize import capture_attention
@@ -72,13 +70,6 @@ def test_intermediate_sizes_are_those_of_the_table():
         "thinning": (4, 64, 96),
     }
     assert {name: sizes[name] for name in expected} == expected
-
-
-@given(size=st.lists(st.integers(1, 20), min_size=1, max_size=3), variant=st.sampled_from(["isbi2019", "series"]))
-@settings(max_examples=8, deadline=None)
-def test_any_size_works_in_any_number_of_dimensions(size, variant):
-    network = FocusNet(len(size), 2, 3, variant=variant, channels=(8, 8, 8, 8), se_reduction=4).eval()
-    assert network(torch.rand(2, 2, *size)).shape == (2, 3, *size)
 
 
 def test_capture_sees_the_three_gates_and_all_excitations(network):
@@ -156,21 +147,6 @@ def test_excitation_without_weights_is_a_half_and_two_of_them_a_quarter(network)
             torch.nn.init.zeros_(parameter)
     assert torch.equal(level.se1(x), 0.5 * x)
     assert torch.equal(level.se2(level.se1(x)), 0.25 * x)
-
-
-@pytest.mark.parametrize(("variant", "padding", "gated"), [("isbi2019", "tf", True), ("series", "symmetric", False)])
-def test_script_trace_and_export_equal_eager(variant, padding, gated):
-    options = {"variant": variant, "padding": padding, "gated": gated}
-    network = FocusNet(2, 3, 1, channels=(8, 8, 16), se_reduction=4, **options).eval()
-    x = torch.rand(1, 3, 16, 24)
-    with torch.no_grad():
-        expected = network(x)
-        for other in (
-            torch.jit.script(network),
-            torch.jit.trace(network, x, check_trace=False),
-            torch.export.export(network, (x,)).module(),
-        ):
-            torch.testing.assert_close(other(x), expected, atol=1e-6, rtol=0)
 
 
 def test_training_drops_at_the_bottleneck_only_unless_everywhere_is_asked_for():

@@ -31,8 +31,6 @@ def count(name: str, **options) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-# --- exact numbers of parameters ---------------------------------------------------------------------------------
-
 BASE = {"unet": 2_154_972, "sdnet": 1_812_636, "fcdensenet": 3_200_674, "relaynet": 777_482}
 
 # parameters that squeeze & excitation adds at P1 … P6, with and without biases
@@ -114,8 +112,6 @@ def test_only_concat_changes_the_number_of_parameters_by_its_doubled_inputs(name
         assert count(name, se=se, positions="P6", aggregation="concat") == count(name, se=se, positions="P6")
 
 
-# --- modules: as many as there are calls -------------------------------------------------------------------------
-
 PLACES = {"P1": (1, 0), "P2": (1, 0), "P3": (0, 1), "P4": (0, 1), "P5": (2, 0), "P6": (2, 2)}  # per level, once
 
 
@@ -140,49 +136,6 @@ def test_every_se_module_is_called_once_and_no_two_places_share_one(name, se, po
     assert set(calls.values()) == {1}
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        *((name, {"positions": "P6", "aggregation": "add"}) for name in NETS),
-        ("sdnet", {"aggregation": "concat"}),
-        ("unet", {"aggregation": "concat", "skip": "raw"}),
-        ("relaynet", {"se": "cse", "positions": "P6"}),
-        ("sdnet", {"se": None}),
-        *(("fcdensenet", {"bottleneck": kind, "act": "prelu", "se": "sse"}) for kind in ("dense", "conv5x5_bn")),
-    ],
-)
-def test_every_parameter_gets_a_gradient(name, options):
-    # without "max", whose smaller map rightly gets none, and without dead units
-    network = small(name, **({"norm": "batch"} if name == "unet" else {}), **options).train()
-    for path, parameter in network.named_parameters():
-        if path.endswith("fc1.bias"):
-            nn.init.constant_(parameter, 3)
-    network(torch.randn(2, 1, 36, 45)).square().mean().backward()
-    assert [path for path, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
-
-
-# --- shapes ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@each_network
-def test_logits_have_the_size_of_an_input_of_odd_and_tiny_size(name, aggregation):
-    for skip in SKIPS:
-        options = {"features": 2, "aggregation": aggregation, "positions": "P5", "skip": skip}
-        for size in ((36, 45), (5, 7), (9, 10, 7)):
-            output = small(name, len(size), **options)(torch.randn(1, 1, *size))
-            assert output.shape == (1, 4, *size)
-            assert output.isfinite().all()
-
-
-@each_network
-def test_the_other_excitations_take_tiny_and_1d_sizes_as_well(name):
-    for se in ("cse", "sse", None):
-        for size in ((1, 1), (13,)):
-            network = small(name, len(size), features=2, se=se, positions="P6")
-            assert network(torch.randn(1, 1, *size)).shape == (1, 4, *size)
-
-
 @each_network
 def test_training_works_on_a_batch_of_odd_images_with_several_channels_and_dropout(name):
     network = NETS[name](2, 3, 5, features=4, dropout=0.5).train()
@@ -205,9 +158,6 @@ def test_logits_are_not_squashed_by_a_softmax():
     nn.init.constant_(network.classifier.bias, 7)
     nn.init.zeros_(network.classifier.weight)
     torch.testing.assert_close(network(torch.rand(1, 1, 8, 8)), torch.full((1, 4, 8, 8), 7.0))
-
-
-# --- wiring ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("skip", SKIPS)
@@ -258,9 +208,6 @@ def test_with_zeroed_excitations_adding_both_maps_gives_the_plain_network(name):
     torch.testing.assert_close(network(x), plain(x), atol=0, rtol=0)
 
 
-# --- equal to a plain restatement --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("aggregation", ["max", "concat"])
 def test_unet_equals_a_plain_restatement_of_figure_2(aggregation, skip):
@@ -278,36 +225,6 @@ def test_unet_equals_a_plain_restatement_of_figure_2(aggregation, skip):
     torch.testing.assert_close(network(image), network.classifier(d2), atol=1e-12, rtol=0)
 
 
-# --- compilers and precision -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "dims", "options"),
-    [
-        ("fcdensenet", 2, {"positions": "P6"}),
-        ("sdnet", 3, {"positions": "P6", "skip": "raw"}),
-        ("unet", 3, {"upsample": "linear", "se": "cse"}),
-        ("relaynet", 2, {"aggregation": "concat", "skip": "raw"}),
-        ("sdnet", 2, {"se": None}),
-    ],
-)
-def test_script_trace_and_export_equal_eager(name, dims, options):
-    network = small(name, dims, features=2, depth=1, **options)
-    x = torch.randn(1, 1, *(9, 11, 7)[:dims])
-    scripted = torch.jit.script(network)
-    for other in (scripted, torch.jit.trace(network, x), torch.export.export(network, (x,)).module()):
-        torch.testing.assert_close(other(x), network(x), atol=1e-6, rtol=0)
-    larger = torch.randn(2, 1, *(12, 5, 6)[:dims])
-    torch.testing.assert_close(scripted(larger), network(larger), atol=1e-6, rtol=0)
-
-
-@pytest.mark.slow  # the compiler takes seconds to start
-def test_compile_without_graph_break_equals_eager():
-    network, x = small("sdnet", features=2, depth=1), torch.randn(1, 1, 9, 11)
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), network(x), atol=1e-6, rtol=0)
-
-
 @pytest.mark.slow  # tests/bundles/test_exports.py has the default aggregation
 def test_onnx_export_gives_the_logits_of_eager(tmp_path):
     network, x = small("sdnet", depth=1, aggregation="concat"), torch.randn(1, 1, 12, 17)
@@ -315,32 +232,6 @@ def test_onnx_export_gives_the_logits_of_eager(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(output), network(x), atol=1e-5, rtol=1e-5)
-
-
-@each_network
-def test_autocast_to_bfloat16_runs_forward_and_backward(name):
-    network = small(name, depth=2).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = network(torch.randn(2, 1, 36, 45))
-        output.float().square().mean().backward()
-    assert output.isfinite().all()
-    assert all(value.grad.isfinite().all() for value in network.parameters())
-
-
-@each_network
-def test_batches_channels_last_and_non_contiguous_images_give_the_logits_of_each_image_alone(name):
-    network = small(name, positions="P6").double()
-    x = torch.randn(3, 1, 19, 14, dtype=torch.float64)
-    expected = torch.cat([network(item) for item in x.split(1)])
-    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
-    assert not transposed.is_contiguous()
-    torch.testing.assert_close(network(transposed), expected, atol=1e-12, rtol=0)
-    network.to(memory_format=torch.channels_last)
-    last = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(network(last), expected, atol=1e-12, rtol=0)
-
-
-# --- bad arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
