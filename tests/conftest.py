@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import locale
 import os
@@ -24,10 +26,10 @@ from filelock import FileLock
 from monai.bundle import ConfigParser, run, run_workflow
 
 from monai_attn.data.phantom import make_phantom
+from monai_attn.errors import DataError, InputError
 from monai_attn.run import Workflow
 
 BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[1] / "bundles").glob("*/configs/train.json"))
-
 
 SMALL = {
     "slices_per_volume": 2,
@@ -54,6 +56,29 @@ NARROW: dict[str, dict[str, Any]] = {
         }
     },
 }
+
+
+class Terminal(io.StringIO):
+    """Stands in for a terminal and keeps what is drawn on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def refused(
+    what: object, call: Callable[..., object], *arguments: object, kind: type[InputError] = DataError, **options: Any
+) -> InputError:
+    """The error of three lines by which a call refuses something."""
+    with pytest.raises(kind) as caught:
+        call(*arguments, **options)
+    assert caught.value.what == str(what)
+    assert len(str(caught.value).splitlines()) == 3
+    return caught.value
 
 
 class TrainedBundle(NamedTuple):

@@ -12,6 +12,8 @@ from monai_attn import cli
 from monai_attn.cli import main
 from monai_attn.data.phantom import make_phantom
 
+from .conftest import Terminal
+
 BUNDLE = "hippocampus_mri_scse_segmentation"
 
 
@@ -91,13 +93,6 @@ def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
     for example in examples:
         assert example.split()[0] in (command or ["check", "phantom"])
         assert cli._parser().parse_args(example.split()).command == example.split()[0]
-
-
-class Terminal(io.StringIO):
-    """Stands in for a terminal and keeps what is drawn on it."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("terminal", [True, False])

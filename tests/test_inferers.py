@@ -60,9 +60,6 @@ def test_gradients_flow_through_an_inferer(inferer):
     torch.testing.assert_close(volume.grad, 2 * volume.detach())
 
 
-# --- slices ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_output_equals_the_network_on_each_slice_alone(axis, batch_size):
@@ -115,9 +112,6 @@ def test_a_batch_size_below_one_raises(batch_size):
 def test_input_that_is_no_batch_of_volumes_raises_and_tells_its_shape():
     with pytest.raises(ValueError, match=r"\(B, C, H, W, D\).*\(1, 1, 4, 5\)"):
         SliceBatchInferer()(torch.rand(1, 1, 4, 5), nn.Identity())
-
-
-# --- tiles with a halo -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "padding"), [(0, "same"), (0, "official"), (2, "same"), (2, "official")])

@@ -10,7 +10,6 @@ from monai.utils import ensure_tuple
 
 from monai_attn.data import case_name, cases
 from monai_attn.data.phantom import PHANTOMS, make_phantom
-from monai_attn.errors import ConfigError, DataError
 
 BUNDLES = {path.parents[1].name for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/train.json")}
 HIPPOCAMPUS = "hippocampus_mri_scse_segmentation"
@@ -77,29 +76,3 @@ def test_modalities_are_files_of_their_own_and_a_mask_shows_the_body(phantom):
     image, mask = load(case["image"]), load(case["mask"])
     assert torch.equal(image.amin(dim=0) > 0, mask[0] > 0)
     assert not load(case["label"])[mask == 0].any()
-
-
-def test_an_existing_data_set_is_not_overwritten(tmp_path):
-    (tmp_path / "dataset.json").touch()
-    with pytest.raises(DataError, match="holds a data set already"):
-        make_phantom(HIPPOCAMPUS, tmp_path, cases=2)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"(?s)file/below.*cannot be written"):
-        make_phantom(HIPPOCAMPUS, tmp_path / "file" / "below", cases=2)
-
-
-@pytest.mark.parametrize(
-    ("bundle", "options", "message"),
-    [
-        ("hippocampus", {}, HIPPOCAMPUS),
-        (HIPPOCAMPUS, {"cases": 1}, "at least 2"),
-        (OCT, {"cases": 2}, "at least 3"),
-        (HIPPOCAMPUS, {"seed": -1}, "seed=-1"),
-    ],
-)
-def test_an_unknown_bundle_too_few_cases_or_a_negative_seed_are_refused(tmp_path, bundle, options, message):
-    with pytest.raises(ConfigError, match=message):
-        make_phantom(bundle, tmp_path, **options)

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import math
 
 import pytest
@@ -18,46 +17,43 @@ from monai_attn.handlers import (
 )
 from monai_attn.metrics import ISICSegmentationMetric
 
+from ..conftest import read_csv
+
+
+def tables(folder, paths, structures, values):
+    """The raw table of some cases, and the summary by its structures."""
+    engine = Engine(lambda engine, batch: None)
+    CaseMetricsSaver(str(folder), structures).attach(engine)
+    details = {"metrics": {"dice": 0.5}, "metric_details": {"dice": torch.tensor(values)}}
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: engine.state.__dict__.update(details))
+    engine.run([[{"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": path})} for path in paths]])
+    summary = {row["class"]: row for row in read_csv(folder / "dice_summary.csv")}
+    return read_csv(folder / "dice_raw.csv"), summary
+
 
 def test_the_tables_name_cases_and_structures(tmp_path):
-    def segment(engine, batch):
-        return None
-
-    engine = Engine(segment)
-    CaseMetricsSaver(str(tmp_path), ["left", "right"]).attach(engine)
-
-    def measure():
-        engine.state.metrics = {"dice": 0.5}
-        engine.state.metric_details = {"dice": torch.tensor([[0.2, 0.4], [0.6, float("nan")]])}
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, measure)
-    meta = [{"filename_or_obj": f"/secret/{name}.nii.gz"} for name in ("a", "b")]
-    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
-
-    with open(tmp_path / "dice_raw.csv") as file:
-        rows = list(csv.DictReader(file))
+    values = [[0.2, 0.4], [0.6, math.nan]]
+    rows, summary = tables(tmp_path, ["/secret/a.nii.gz", "/secret/b.nii.gz"], ["left", "right"], values)
     assert [row["filename"] for row in rows] == ["a", "b"]
-    assert [round(float(rows[0][name]), 6) for name in ("left", "right", "mean")] == [0.2, 0.4, 0.3]
-    assert rows[1]["right"] == "nan"
-    assert abs(float(rows[1]["mean"]) - 0.6) < 1e-6
-    with open(tmp_path / "dice_summary.csv") as file:
-        summary = {row["class"]: row for row in csv.DictReader(file)}
+    assert [float(rows[0][name]) for name in ("left", "right", "mean")] == pytest.approx([0.2, 0.4, 0.3])
+    assert (rows[1]["right"], float(rows[1]["mean"])) == ("nan", pytest.approx(0.6))
     assert set(summary) == {"left", "right", "mean"}
     assert [float(summary["right"][name]) for name in ("mean", "notnans", "nans")] == [pytest.approx(0.4), 1, 1]
     assert [float(summary["left"][name]) for name in ("mean", "notnans", "nans")] == [pytest.approx(0.4), 2, 0]
 
 
-def test_cases_of_one_name_in_two_folders_have_a_line_each(tmp_path):
-    engine = Engine(lambda engine, batch: None)
-    CaseMetricsSaver(str(tmp_path), ["left"]).attach(engine)
-    details = {"dice": torch.tensor([[0.2], [0.6]])}
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda: engine.state.__dict__.update(metrics={}, metric_details=details)
-    )
-    meta = [{"filename_or_obj": f"/data/{folder}/t1.nii.gz"} for folder in ("a", "b")]
-    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
-    with open(tmp_path / "dice_raw.csv") as file:
-        assert [row["filename"] for row in csv.DictReader(file)] == ["a_t1", "b_t1"]
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("/data/a/t1.nii.gz", "/data/b/t1.nii.gz"), ["a_t1", "b_t1"]),
+        (("/data/=HYPERLINK(evil).nii", '/data/a,"b".nii'), ["'=HYPERLINK(evil)", 'a,"b"']),  # never formulas
+    ],
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_every_case_has_a_line_of_its_own_name_and_no_number_at_all_is_nan(tmp_path, paths, names):
+    rows, summary = tables(tmp_path, paths, ["left"], [[math.nan], [math.nan]])
+    assert [(row["filename"], row["left"]) for row in rows] == [(name, "nan") for name in names]
+    assert [summary["left"]["mean"], float(summary["left"]["notnans"]), float(summary["left"]["nans"])] == ["nan", 0, 2]
 
 
 def mean_dice(truths):
@@ -75,38 +71,6 @@ def test_a_structure_that_no_case_has_gives_nan_and_never_zero():
     mean, details = mean_dice([empty, full])
     assert mean == 1
     assert details.isnan().flatten().tolist() == [True, False]
-
-
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_table_without_any_number_says_nan_and_does_not_warn(tmp_path):
-    engine = Engine(lambda engine, batch: None)
-    CaseMetricsSaver(str(tmp_path), ["left"]).attach(engine)
-    details = {"dice": torch.tensor([[float("nan")], [float("nan")]])}
-    engine.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda: engine.state.__dict__.update(metrics={}, metric_details=details)
-    )
-    meta = [{"filename_or_obj": f"/data/{name}.nii.gz"} for name in ("a", "b")]
-    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
-    with open(tmp_path / "dice_summary.csv") as file:
-        row = next(csv.DictReader(file))
-    assert (row["mean"], float(row["notnans"]), float(row["nans"])) == ("nan", 0, 2)
-
-
-def test_names_of_files_are_cells_and_never_formulas(tmp_path):
-    engine = Engine(lambda engine, batch: None)
-    CaseMetricsSaver(str(tmp_path), ["lesion"]).attach(engine)
-
-    def measure():
-        engine.state.metrics = {"dice": 0.5}
-        engine.state.metric_details = {"dice": torch.tensor([[0.25], [0.75]])}
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, measure)
-    meta = [{"filename_or_obj": f"/data/{name}.nii.gz"} for name in ("=HYPERLINK(evil)", 'a,"b"')]
-    engine.run([[{"image": MetaTensor(torch.zeros(1), meta=entry)} for entry in meta]])
-    with open(tmp_path / "dice_raw.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["filename"] for row in rows] == ["'=HYPERLINK(evil)", 'a,"b"']
-    assert [float(row["lesion"]) for row in rows] == [0.25, 0.75]
 
 
 def test_the_isic_handler_gives_five_numbers_and_those_of_each_image():

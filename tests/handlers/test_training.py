@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
+import io
 import random
 import sys
+from unittest.mock import Mock
 
 import ignite.distributed as idist
 import numpy as np
@@ -26,6 +27,9 @@ from monai_attn.handlers import (
     training_loss,
 )
 from monai_attn.losses import EGCNNLoss
+
+from ..conftest import Terminal, read_csv, refused
+from .conftest import make_trainer
 
 
 def draws(
@@ -72,34 +76,21 @@ def test_seeds_and_processes_draw_differently(monkeypatch):
     assert draws(epochs=1) != first
 
 
-def trainer(values: list[float], *, named: bool = True, lr: float = 0.1, **options) -> SupervisedTrainer:
+def trainer(values: list[float], lr: float = 0.1) -> SupervisedTrainer:
     """A trainer whose images hold one value each."""
-    images = [torch.full((1, 2, 2), value) for value in values]
-    if named:
-        images = [MetaTensor(x, meta={"filename_or_obj": f"/secret/case{i}.nii.gz"}) for i, x in enumerate(images)]
-    network = torch.nn.Conv2d(1, 1, 1)
-    return SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=2,
-        train_data_loader=DataLoader(
-            Dataset([{"image": image, "label": torch.zeros(1, 2, 2)} for image in images]), batch_size=2
-        ),
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=lr),
-        loss_function=torch.nn.MSELoss(),
-        train_handlers=[StopOnNonFinite()],
-        decollate=False,
-        **options,
-    )
+    images = [
+        MetaTensor(torch.full((1, 2, 2), value), meta={"filename_or_obj": f"/secret/case{i}.nii.gz"})
+        for i, value in enumerate(values)
+    ]
+    batches = DataLoader(Dataset([{"image": x, "label": torch.zeros(1, 2, 2)} for x in images]), batch_size=2)
+    handlers = [StopOnNonFinite()]
+    return make_trainer(torch.nn.Conv2d(1, 1, 1), batches, torch.nn.MSELoss(), handlers, max_epochs=2, lr=lr)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_the_first_loss_that_is_not_finite_stops_the_training_with_the_cases_and_keeps_the_weights(value):
     engine = trainer([1.0, 1.0, 1.0, value])
-    with pytest.raises(DataError) as caught:
-        engine.run()
-    assert caught.value.what == "the cases case2, case3"
-    assert "in iteration 2 (epoch 1)" in caught.value.problem
+    assert "in iteration 2 (epoch 1)" in refused("the cases case2, case3", engine.run).problem
     assert all(weight.isfinite().all() for weight in engine.network.parameters())
 
 
@@ -193,16 +184,7 @@ def train_with_terms(loss: TwoTerms, values: list[float], epochs: int = 1, handl
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(network.weight)
     batches = [{"image": torch.full((1, 1), value), "label": torch.zeros(1, 1)} for value in values]
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=epochs,
-        train_data_loader=batches,
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
-        loss_function=loss,
-        train_handlers=list(handlers),
-        decollate=False,
-    )
+    trainer = make_trainer(network, batches, loss, handlers, max_epochs=epochs, lr=0.0)
     trainer.run()
     return trainer
 
@@ -244,33 +226,17 @@ def test_a_validation_with_the_same_loss_between_two_iterations_changes_nothing(
 
 
 def test_monais_logs_and_the_curves_show_one_value_for_each_epoch(tmp_path, capsys):
-    loss, written = TwoTerms(), []
-
-    class Writer:
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-        def flush(self):
-            pass
-
-        def close(self):
-            pass
-
+    loss, writer = TwoTerms(), Mock()
     shown = (
         StatsHandler(name="terms", iteration_log=False, output_transform=training_loss),
-        TensorBoardStatsHandler(Writer(), iteration_log=False),
+        TensorBoardStatsHandler(writer, iteration_log=False),
         CurveSaver(str(tmp_path)),
     )
     train_with_terms(loss, [1.0, 2.0, 6.0], epochs=2, handlers=(*shown, LossTerms(loss)))
     assert capsys.readouterr().out.count("loss_one: 3.0000 loss_two: 6.0000") == 2
-    assert [(name, step) for name, _, step in written] == [
-        ("loss_one", 1),
-        ("loss_two", 1),
-        ("loss_one", 2),
-        ("loss_two", 2),
-    ]
-    with open(tmp_path / "curves.csv") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file) if row["name"] == "loss_one"]
+    written = [(call.args[0], call.args[2]) for call in writer.add_scalar.call_args_list]
+    assert written == [("loss_one", 1), ("loss_two", 1), ("loss_one", 2), ("loss_two", 2)]
+    rows = [tuple(row.values()) for row in read_csv(tmp_path / "curves.csv") if row["name"] == "loss_one"]
     assert rows == [("3", "loss_one", "3.0"), ("6", "loss_one", "3.0")]
 
 
@@ -304,16 +270,8 @@ def test_the_terms_of_egcnn_are_shown():
     network, loss = TwoOutputs(), EGCNNLoss()
     label = torch.zeros(2, 1, 8, 8)
     label[..., 3:6] = 1
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=1,
-        train_data_loader=[{"image": MetaTensor(torch.rand(2, 1, 8, 8)), "label": MetaTensor(label)}],
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        loss_function=loss,
-        train_handlers=[LossTerms(loss)],
-        decollate=False,
-    )
+    batch = {"image": MetaTensor(torch.rand(2, 1, 8, 8)), "label": MetaTensor(label)}
+    trainer = make_trainer(network, [batch], loss, [LossTerms(loss)])
     trainer.run()
     terms = {name.removeprefix("loss_"): value for name, value in trainer.state.metrics.items()}
     assert list(terms) == ["semantic", "consistency", "edge_dice", "edge_bce"]
@@ -322,43 +280,11 @@ def test_the_terms_of_egcnn_are_shown():
     )
 
 
-class Terminal:
-    """Stands in for a terminal and keeps what is drawn on it."""
-
-    def __init__(self, interactive: bool) -> None:
-        self.interactive, self.text = interactive, ""
-
-    def isatty(self) -> bool:
-        return self.interactive
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-def draw(monkeypatch, interactive: bool, **options) -> str:
-    terminal = Terminal(interactive)
+@pytest.mark.parametrize("terminal", [Terminal(), io.StringIO()])
+def test_the_bar_shows_epoch_and_loss_on_a_terminal_only(monkeypatch, terminal):
     monkeypatch.setattr(sys, "stderr", terminal)
     engine = Engine(lambda engine, batch: {"loss": torch.tensor(0.25)})
-    EpochProgressBar(**options).attach(engine)
+    EpochProgressBar().attach(engine)
     engine.run([1, 2, 3], max_epochs=2)
-    return terminal.text
-
-
-def test_the_bar_shows_epoch_and_loss_on_a_terminal(monkeypatch):
-    text = draw(monkeypatch, interactive=True)
-    assert "[2/2]" in text
-    assert "loss=0.25" in text
-
-
-def test_the_bar_is_silent_where_there_is_no_terminal(monkeypatch):
-    assert draw(monkeypatch, interactive=False) == ""
-
-
-def test_the_training_loss_is_a_number_without_a_graph():
-    loss = training_loss({"loss": torch.ones(1, requires_grad=True).sum()})
-    assert type(loss) is float
-    assert loss == 1.0
+    text = terminal.getvalue()
+    assert ("[2/2]" in text, "loss=0.25" in text, bool(text)) == (terminal.isatty(),) * 3

@@ -11,6 +11,8 @@ from monai_attn.errors import ConfigError
 from monai_attn.nets import EGCNN, AFNet, FocusNet
 from monai_attn.run.checks import check_command, check_overrides, check_settings
 
+from ..conftest import refused
+
 COMMAND = [monai.bundle.__file__.replace("__init__", "__main__"), "run"]
 
 
@@ -21,18 +23,9 @@ def config(tmp_path):
     return str(path)
 
 
-def refused(*arguments, **settings) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        check_settings(*arguments, **settings)
-    return caught.value
-
-
 def test_unknown_overrides_and_a_number_sign_in_a_path_are_refused(config):
     check_overrides([config], {"network_def#features": 4, "network_def::new": 1, "+train": [], "epochs": "$1 + 2"})
-    with pytest.raises(ConfigError) as caught:
-        check_overrides([config], {"output_dri": 1})
-    assert caught.value.what == "--output_dri"
-    assert "--output_dir" in caught.value.fix
+    assert "--output_dir" in refused("--output_dri", check_overrides, [config], {"output_dri": 1}, kind=ConfigError).fix
     with pytest.raises(ConfigError, match="MONAI would read it as '::'"):
         check_overrides([config], {"output_dir": "a#b"})
 
@@ -53,13 +46,16 @@ def test_an_arguments_file_is_checked_too_but_no_other_program(config, tmp_path)
     check_command([COMMAND[0], "ckpt_export", "--config_file", config, "--key_in_ckpt", "model"])
 
 
+def unfit(what, *arguments, **settings):
+    return refused(what, check_settings, *arguments, kind=ConfigError, **settings)
+
+
 def segresnet(in_channels: int = 1) -> nn.Module:
     return EGCNN(SegResNet(3, 8, in_channels, 2, blocks_down=(1, 1, 1, 1)))
 
 
 def test_a_size_that_the_network_cannot_take_is_refused_with_one_that_it_can():
-    error = refused("cpu", segresnet(), 1, 2, crop_size=[30, 48, 32])
-    assert error.what == "--crop_size [30, 48, 32]"
+    error = unfit("--crop_size [30, 48, 32]", "cpu", segresnet(), 1, 2, crop_size=[30, 48, 32])
     assert "needs multiples of 8" in error.problem
     assert error.fix == '--crop_size "[32, 48, 32]"'
     check_settings("cpu", segresnet(), 1, 2, crop_size=[32, 48, 32])
@@ -83,26 +79,24 @@ def test_the_check_leaves_the_network_and_the_random_numbers_as_they_are():
 
 
 def test_one_channel_is_refused_where_a_softmax_or_argmax_is():
-    error = refused("cpu", nn.Identity(), 1, 1)
-    assert error.what == "--out_channels 1"
-    assert "sigmoid" in error.fix
+    assert "sigmoid" in unfit("--out_channels 1", "cpu", nn.Identity(), 1, 1).fix
     check_settings("cpu", nn.Identity(), 1, 1, softmax=False)
 
 
 @pytest.mark.parametrize("device", ["cuda:93", "gpu"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
-    error = refused(device, nn.Identity(), 1, 2)
-    assert error.what == f"--device {device}"
-    assert error.fix.startswith("this machine has cpu")
+    assert unfit(f"--device {device}", device, nn.Identity(), 1, 2).fix.startswith("this machine has cpu")
 
 
 @pytest.mark.parametrize("values", [[2, 1, 4], [2, 1], [3, 1, 2]])
 def test_a_region_is_written_as_one_of_its_own_labels(values):
     regions = [[1, 2], [1], [2]]
-    error = refused("cpu", nn.Identity(), 1, 3, regions=regions, region_values=values)
+    error = unfit(f"--region_values {values}", "cpu", nn.Identity(), 1, 3, regions=regions, region_values=values)
     assert error.problem.endswith("the regions are [[1, 2], [1], [2]]")
     check_settings("cpu", nn.Identity(), 1, 3, regions=regions, region_values=[2, 1, 2])
 
 
 def test_a_switch_is_a_truth_value():
-    assert refused("cpu", nn.Identity(), 1, 2, save_attention="false").fix == "give True or False"
+    assert (
+        unfit("--save_attention false", "cpu", nn.Identity(), 1, 2, save_attention="false").fix == "give True or False"
+    )

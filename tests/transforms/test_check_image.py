@@ -4,8 +4,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_attn.errors import DataError
 from monai_attn.transforms import CheckImaged
+
+from ..conftest import refused
 
 
 def image(*shape: int, **meta: object) -> MetaTensor:
@@ -15,12 +16,6 @@ def image(*shape: int, **meta: object) -> MetaTensor:
 
 def check(given, spatial_dims=3, **options):
     return CheckImaged("image", spatial_dims, **options)({"image": given})["image"]
-
-
-def error(given, **options: object) -> DataError:
-    with pytest.raises(DataError) as caught:
-        check(given, **options)
-    return caught.value
 
 
 def test_a_good_image_passes_as_it_is_with_all_other_entries(caplog):
@@ -33,15 +28,14 @@ def test_a_good_image_passes_as_it_is_with_all_other_entries(caplog):
 
 @pytest.mark.parametrize("given", [np.zeros((1, 4, 5)), torch.zeros(1, 4, 5), MetaTensor(torch.zeros(1, 4, 5))])
 def test_an_image_without_a_file_is_called_the_image(given):
-    found = error(given)
-    assert (found.what, found.problem) == ("the image", "it is 2D, 1 channel (size 4 x 5), expected 3D")
+    assert refused("the image", check, given).problem == "it is 2D, 1 channel (size 4 x 5), expected 3D"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 def test_voxels_that_are_no_numbers_are_counted_and_refused_or_taken_as_0(bad, caplog):
     given = image(1, 4, 5, 6)
     given[0, 1, :2] = bad
-    assert error(given).problem == "12 of its 120 voxels are NaN or infinite"
+    assert refused("a.nii", check, given).problem == "12 of its 120 voxels are NaN or infinite"
     zeroed = check(given, nonfinite="zero")
     assert torch.equal(zeroed.as_tensor(), given.as_tensor().nan_to_num(0, 0, 0))
     assert zeroed.meta["filename_or_obj"] == "a.nii"
@@ -51,7 +45,8 @@ def test_voxels_that_are_no_numbers_are_counted_and_refused_or_taken_as_0(bad, c
 
 @pytest.mark.parametrize("nonfinite", ["error", "zero"])
 def test_an_image_of_nothing_but_nan_is_refused_in_any_case(nonfinite):
-    assert "120 of its 120" in error(image(1, 4, 5, 6) * torch.nan, nonfinite=nonfinite).problem
+    empty = image(1, 4, 5, 6) * torch.nan
+    assert "120 of its 120" in refused("a.nii", check, empty, nonfinite=nonfinite).problem
 
 
 def test_the_file_of_the_channel_is_named(caplog):
@@ -60,16 +55,16 @@ def test_the_file_of_the_channel_is_named(caplog):
     check(given)
     assert caplog.messages == ["flair.nii: it has no contrast: every voxel is 3"]
     given[1, 0] = torch.nan
-    assert error(given).what == "flair.nii"
+    refused("flair.nii", check, given)
     del given.meta["channel_files"]
-    assert error(given).what == "a.nii (channel 1)"
+    refused("a.nii (channel 1)", check, given)
 
 
 def test_an_image_without_contrast_is_told_or_refused(caplog):
     given = image(1, 4, 5, 6) * 0 + 7.5
     assert check(given) is given
     assert caplog.messages == ["a.nii: it has no contrast: every voxel is 7.5"]
-    assert error(given, constant="error").problem == "it has no contrast: every voxel is 7.5"
+    assert refused("a.nii", check, given, constant="error").problem == "it has no contrast: every voxel is 7.5"
 
 
 def test_one_flat_channel_of_a_picture_is_no_error_in_training(caplog):

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from monai_attn.errors import DataError
+from monai_attn.errors import InputError
 from monai_attn.transforms import CheckLabeld, label_values
+
+from ..conftest import refused
 
 
 def case(values: list[float], shape: tuple[int, ...] = (1, 4, 4), **meta: object) -> dict[str, torch.Tensor]:
@@ -18,12 +20,8 @@ def case(values: list[float], shape: tuple[int, ...] = (1, 4, 4), **meta: object
     return {"image": torch.rand(3, *shape[1:]), "label": label}
 
 
-def error(item: dict[str, torch.Tensor], **options: object) -> DataError:
-    with pytest.raises(DataError) as caught:
-        CheckLabeld("label", **options)(item)
-    assert caught.value.what == "seg.nii"
-    assert len(str(caught.value).splitlines()) == 3
-    return caught.value
+def error(item: dict[str, torch.Tensor], **options: object) -> InputError:
+    return refused("seg.nii", CheckLabeld("label", **options), item)
 
 
 @pytest.mark.parametrize("values", [[1], [0, 1, 2], [2.0]])

@@ -11,7 +11,7 @@ from monai_attn.nets import SCSEUNet
 from monai_attn.weights import load_exported, load_weights
 from monai_attn.weights.checkpoint import read_state_dict, read_tensors, unwrapped
 
-# --- files ------------------------------------------------------------------------------------------------------------
+from ..conftest import refused as refuse
 
 STATE = {"conv.weight": torch.arange(15.0).reshape(3, 5), "bn.running_mean": torch.rand(4)}
 
@@ -144,9 +144,6 @@ def test_an_exported_network_that_is_not_whole_is_refused(exported):
     refused(exported, "copy or download it again", read=load_exported)
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 def network(classes: int = 3, features: int = 4) -> SCSEUNet:
     return SCSEUNet(2, 1, classes, features=features, depth=1, norm="batch")
 
@@ -187,10 +184,8 @@ def test_another_number_of_classes_or_width_is_refused_with_the_key_and_both_num
     torch.save(network().state_dict(), tmp_path / "model.pt")
     target = network(**other)
     before = copy.deepcopy(target.state_dict())
-    with pytest.raises(DataError) as caught:
-        load_weights(target, tmp_path / "model.pt")
-    assert caught.value.what == str(tmp_path / "model.pt")
-    assert expected in caught.value.problem
+    path = tmp_path / "model.pt"
+    assert expected in refuse(path, load_weights, target, path).problem
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
@@ -198,9 +193,8 @@ def test_weights_of_a_training_that_diverged_are_refused():
     state = network().state_dict()
     for value in (float("nan"), float("inf")):
         state["classifier.bias"][1] = value
-        with pytest.raises(DataError, match=r"1 entries are NaN or infinite: classifier\.bias") as caught:
-            load_weights(network(), state, origin="checkpoint_latest.pt")
-        assert caught.value.what == "checkpoint_latest.pt"
+        error = refuse("checkpoint_latest.pt", load_weights, network(), state, origin="checkpoint_latest.pt")
+        assert "1 entries are NaN or infinite: classifier.bias" in error.problem
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {}, {"model": {"epoch": 3}}, {3: torch.zeros(1)}, [1]])

@@ -160,15 +160,13 @@ def test_a_mismatch_is_one_clear_error_and_changes_nothing(pair):
             load_keras_weights(ours, layers)
         assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
     other = FocusNet(2, 3, 1, channels=CHANNELS, variant="isbi2019" if ours.fusion else "series", padding="tf")
-    with pytest.raises(DataError, match="convolution layers") as caught:
+    with pytest.raises(DataError, match=r"(?s)convolution layers.*variant"):
         load_keras_weights(other, whole)
-    assert "variant" in caught.value.fix
 
 
 def test_a_network_that_pads_symmetrically_is_refused():
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match='padding="tf"'):
         load_keras_weights(FocusNet(2, 3, 1, channels=(8, 16, 16)), {})
-    assert 'padding="tf"' in caught.value.fix
 
 
 def test_a_file_that_is_not_of_keras_is_refused(tmp_path, monkeypatch):
@@ -177,9 +175,8 @@ def test_a_file_that_is_not_of_keras_is_refused(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["array"] = [1.0]
     for name in ("text.h5", "other.h5", "absent.h5"):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match=name):
             load_keras_weights(network, tmp_path / name)
-        assert name in caught.value.what
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ConfigError, match="pip install h5py"):
         load_keras_weights(network, tmp_path / "other.h5")
