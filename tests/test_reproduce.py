@@ -114,6 +114,12 @@ def test_of_one_seed_there_is_no_p_and_cases_without_the_structure_do_not_count(
     assert found == {"ours": "0.700", "seeds": "1", "n": "2", "difference": "+0.100 [+0.100, +0.100]"}
 
 
+def test_a_metric_without_scores_by_case_is_a_mean(script, tmp_path):
+    (tmp_path / "metrics.csv").write_text("val_loss,0.2\nval_mean_dice_all,0.5\n")
+    found = script.Cell(tmp_path, tmp_path, 0, {}, "test").scores("val_mean_dice_all")["mean"]
+    assert script.statistics({0: found}, {0: found}) == {"ours": "0.500", "seeds": "1"}
+
+
 def test_every_row_changes_entries_that_a_bundle_has_and_is_compared_with_a_row(script):
     assert [len(TABLES[paper]) for paper in ("autofocus", "egcnn", "focusnet", "scse")] == [4, 2, 2, 8]
     for table in [table for tables in TABLES.values() for table in tables.values()]:

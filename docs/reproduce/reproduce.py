@@ -90,7 +90,13 @@ class Cell:
             draft.write_text(json.dumps(self.state, indent=1), encoding="utf-8")
 
     def scores(self, metric: str) -> dict[str, dict[str, float]]:
-        """Read the scores of a metric: structure, or ``mean``, to case to score, NaN where a case has none of it."""
+        """Read the scores of a metric: structure, or ``mean``, to case to score, NaN where a case has none of it.
+
+        Of a metric without scores by case there is the mean, of a case without a name.
+        """
+        if not (self.folder / f"{metric}_raw.csv").is_file():
+            with (self.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+                return {"mean": {"": float(dict(csv.reader(file))[metric])}}
         with (self.folder / f"{metric}_raw.csv").open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         return {name: {row[0]: float(row[i]) for row in rows} for i, name in enumerate(header) if i > 0}
@@ -178,7 +184,7 @@ class Grid:
             for measure, metric in self.measures.items():
                 scores, bases = ({cell.seed: cell.scores(metric) for cell in cells} for cells in (done, against))
                 parts = [*next(iter(scores.values()), {key: 0 for key in paper if key != measure} | {"mean": 0})]
-                for part in parts if self.table.get("structures") else ["mean"]:
+                for part in parts if self.table.get("structures") == measure else ["mean"]:
                     title = measure if part == "mean" else part
                     ours, theirs = ({seed: found[part] for seed, found in of.items()} for of in (scores, bases))
                     yield {**common, "measure": title, "paper": paper.get(title, ""), **statistics(ours, theirs)}
@@ -192,6 +198,8 @@ def statistics(ours: Mapping[int, Mapping[str, float]], base: Mapping[int, Mappi
     spread = f" ± {np.std(means, ddof=1):.3f}" if len(means) > 1 else ""
     cases = sorted({case for scores in ours.values() for case, score in scores.items() if not np.isnan(score)})
     found = {"ours": f"{np.mean(means):.3f}{spread}", "seeds": str(len(means)), "n": str(len(cases))}
+    if cases == [""]:
+        return {name: found[name] for name in ("ours", "seeds")}
     seeds = [seed for seed in ours if seed in base]
     pairs = np.array([[ours[s].get(case, np.nan) - base[s].get(case, np.nan) for case in cases] for s in seeds])
     if not seeds or not (pairs := pairs[:, ~np.isnan(pairs).any(axis=0)]).size:
