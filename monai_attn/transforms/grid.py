@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the shape and affine of images."""
+"""Check the shape and affine of images, and resample them."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import math
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import nibabel
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
+from monai.transforms import Spacingd
 from monai.utils import ImageMetaKey, MetaKeys
 
 from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
 
-__all__ = ["CHANNEL_FILES", "check_affine", "check_pair", "check_shape", "files_of"]
+__all__ = ["CHANNEL_FILES", "SafeSpacingd", "check_affine", "check_pair", "check_shape", "files_of"]
 
 CHANNEL_FILES = "channel_files"
 """Metadata of an image that was loaded from a file for each channel: their paths."""
@@ -138,3 +140,23 @@ def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.n
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class SafeSpacingd(Spacingd):
+    """Resample images of dictionaries that hold more than images.
+
+    Since MONAI 1.6.0 ``Spacingd`` takes any entry whose key begins with ``"<key>_"`` for metadata, and fails on the
+    path that MONAI Label puts there; here such entries are hidden. Arguments and inverse are those of ``Spacingd``.
+    ``dtype=torch.float32`` halves the memory of the coordinates.
+
+    Example:
+        >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)
+        >>> spacing({"image": torch.ones(1, 4, 4, 4), "image_path": "a.nii"})["image_path"]
+        'a.nii'
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, torch.Tensor]:
+        """Resample images (C, *spatial), and keep all other entries."""
+        hidden = {name: value for name, value in data.items() if name not in self.keys and not isinstance(value, dict)}
+        visible = {name: value for name, value in data.items() if name not in hidden}
+        return {**super().__call__(visible, lazy=lazy), **hidden}
