@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, look_up_option
 
+from monai_attn.data.checking import label_values
 from monai_attn.errors import DataError
 from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of
 
@@ -33,11 +34,13 @@ class CheckImaged(MapTransform):
         nonfinite: ``"error"`` for voxels that are NaN or infinite, or ``"zero"`` to replace them by 0 with a warning.
             If all are, that is an error.
         constant: ``"warn"`` or ``"error"`` for images without contrast.
+        window: values that the bundle scales to 0 and 1. If the lower one is not negative, negative values are an
+            error: in Hounsfield units, the lungs would become 0.
         assume_orientation: axes, such as ``"RAS"``, for NIfTI files without an orientation; an error by default.
 
     Raises:
-        DataError: when applied, for other dimensions or channels, a single voxel, complex or non-finite voxels, no
-            contrast, a singular affine or no orientation.
+        DataError: when applied, for other dimensions or channels, a single voxel, complex or non-finite voxels, values
+            that the window does not fit, no contrast, a singular affine or no orientation.
         ValueError: if an option has no such choice.
 
     Example:
@@ -55,6 +58,7 @@ class CheckImaged(MapTransform):
         *,
         nonfinite: Literal["error", "zero"] = "error",
         constant: Literal["warn", "error"] = "warn",
+        window: Sequence[float] | None = None,
         assume_orientation: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -63,6 +67,7 @@ class CheckImaged(MapTransform):
         self.channels = channels
         self.nonfinite = look_up_option(nonfinite, ("error", "zero"))
         self.constant = look_up_option(constant, ("warn", "error"))
+        self.window = window
         self.assume_orientation = assume_orientation
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
@@ -82,6 +87,9 @@ class CheckImaged(MapTransform):
         ranges = torch.tensor([[float(bound) for bound in torch.aminmax(channel)] for channel in voxels])
         if not ranges.isfinite().all():  # the range shows every NaN and infinity, without a copy
             return convert_to_dst_type(self._set_to_zero(voxels, names), img)[0]
+        if self.window is not None and self.window[0] >= 0 > ranges.min():
+            problem = f"its values begin at {ranges.min():g} (Hounsfield units?), and the window at {self.window[0]:g}"
+            raise DataError(files[0], problem, "give --window [-1000,400]")
         flat = (ranges[:, 0] == ranges[:, 1]).nonzero().flatten().tolist()
         for channel in flat:
             problem = f"it has no contrast: every voxel is {ranges[channel, 0]:g}"
@@ -185,19 +193,3 @@ class CheckLabeld(MapTransform):
             return problem, "save the label as integers; if you resample it, by nearest neighbour"
         pair = f"{{{wrong[-1]:g}: {max(self.values) if self.values else 1}}}"
         return problem, f"map the values in the file, such as {pair}, by MONAI's MapLabelValue, or name all structures"
-
-
-def label_values(label: NdarrayOrTensor) -> list[float]:
-    """Return the distinct values of a label map, ascending.
-
-    NaN is returned once per voxel.
-
-    Example:
-        >>> label_values(torch.tensor([[2.0, 0.0, 2.0]]))
-        [0, 2]
-    """
-    voxels = convert_to_tensor(label, track_meta=False).flatten()
-    as_bytes = voxels.to(torch.uint8)
-    if not torch.equal(as_bytes.to(voxels.dtype), voxels):
-        return voxels.unique().tolist()
-    return torch.bincount(as_bytes).nonzero().flatten().tolist()  # ten times as fast as sorting
