@@ -7,8 +7,10 @@ Heavy modules are imported when a command runs, so that ``--help`` answers at on
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import monai_attn
 from monai_attn.errors import CasesError, InputError
@@ -22,6 +24,10 @@ _CHECK = """examples:
 """
 _PHANTOM = """examples:
   monai-attn phantom brain_mri_scse_segmentation --out data/brain_phantom --cases 20
+"""
+_PREPARE = """examples:
+  monai-attn prepare brain_mri_scse_segmentation malc_2012 -o data/malc
+  monai-attn prepare brats_mri_autofocus_segmentation BRATS2015_Training -o data/brats --split test=54.txt unused=23.txt
 """
 _EXIT_CODES = """
 exit codes:
@@ -57,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="monai-attn",
         description=monai_attn.__doc__,
-        epilog=f"{_CHECK}{_PHANTOM.removeprefix('examples:')}{_EXIT_CODES}",
+        epilog=f"{_CHECK}{_PHANTOM.removeprefix('examples:')}{_PREPARE.removeprefix('examples:')}{_EXIT_CODES}",
         formatter_class=style,
     )
     parser.add_argument("--version", action="version", version=f"monai-attn {monai_attn.__version__}")
@@ -87,7 +93,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="folder to make")
     add("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
+
+    summary = "Make the folder that a bundle trains on from the unpacked download of its paper's data set."
+    prepare = commands.add_parser(
+        "prepare",
+        help=summary,
+        description=summary,
+        epilog=_PREPARE + _data_sets() + _EXIT_CODES,
+        formatter_class=style,
+    )
+    prepare.set_defaults(run=_prepare)
+    add = prepare.add_argument
+    add("bundle", help="name of the bundle, or an unambiguous part of it")
+    add("downloaded", help="folder of the unpacked download")
+    add("-o", "--out", required=True, metavar="DIR", help="folder to make, which refers to the images of the download")
+    text = "files with the names of cases, one a line: training, validation, test, or any other word to leave them out"
+    add("--split", nargs="+", default=[], metavar="SECTION=FILE", help=text)
     return parser
+
+
+def _data_sets() -> str:
+    """Return the data sets of the bundles as lines of a help text."""
+    table = json.loads((Path(__file__).parent / "data/sources.json").read_text(encoding="utf-8"))
+    lines = ["\ndata sets:"]
+    for bundle, sources in table.items():
+        text = sources if isinstance(sources, str) else " or ".join(source["name"] for source in sources)
+        lines.append(f"  {bundle}: {text}")
+    return "\n".join([*lines, ""])
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -106,6 +138,21 @@ def _check(arguments: argparse.Namespace) -> None:
     for line in lines:
         with tqdm.external_write_mode():  # the progress bar steps aside
             print(line, flush=True)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from monai_attn.data.prepare import prepare
+    from monai_attn.errors import DataError
+
+    sections: dict[str, str] = {}
+    for option in arguments.split:
+        section, _, path = option.partition("=")
+        try:
+            sections |= dict.fromkeys(Path(path).read_text(encoding="utf-8").split(), section)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(option, f"it cannot be read: {error}", "give SECTION=FILE, a name in each line") from error
+    for line in prepare(arguments.bundle, Path(arguments.downloaded), Path(arguments.out), sections):
+        print(line, flush=True)
 
 
 def _make_phantom(arguments: argparse.Namespace) -> None:

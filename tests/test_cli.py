@@ -71,6 +71,7 @@ def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp
         ["phantom"],
         ["phantom", BUNDLE, "--cases", "few"],
         ["check"],
+        ["prepare", BUNDLE, "a"],
         ["check", BUNDLE, "--dataset_dir", "a", "--input", "b"],
     ],
 )
@@ -81,7 +82,7 @@ def test_wrong_usage_shows_the_usage_and_code_2(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: monai-attn")
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["phantom"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["phantom"], ["prepare"]])
 def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -91,7 +92,7 @@ def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
     examples = re.findall(r"^  monai-attn (.*)$", text, flags=re.MULTILINE)
     assert examples
     for example in examples:
-        assert example.split()[0] in (command or ["check", "phantom"])
+        assert example.split()[0] in (command or ["check", "phantom", "prepare"])
         assert cli._parser().parse_args(example.split()).command == example.split()[0]
 
 
@@ -113,7 +114,12 @@ def test_long_commands_have_a_progress_bar_on_a_terminal_only(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [(["--help"], "phantom"), (["phantom", "--help"], "--cases N"), (["check", "--help"], "--set")],
+    [
+        (["--help"], "phantom"),
+        (["phantom", "--help"], "--cases N"),
+        (["check", "--help"], "--set"),
+        (["prepare", "--help"], "KiTS 2019"),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments, shown):
     code = (

@@ -18,7 +18,7 @@ from monai_attn.errors import DataError
 
 __all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "training_cases"]
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _SECTIONS = ("training", "validation", "test")
 _VALIDATION_FRACTION = 0.2
@@ -119,8 +119,9 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
 
     Args:
         source: an image file, a DICOM series (a folder of .dcm files), a data set with a ``dataset.json`` (its test
-            cases, else its validation cases), or any other folder, searched recursively. A list of files is one image
-            with a file for each channel, such as the modalities of MRI.
+            cases, else its validation cases), or any other folder, searched recursively, without the segmentations of
+            KiTS beside its images. A list of files is one image with a file for each channel, such as the modalities
+            of MRI.
 
     Raises:
         DataError: if there is no image.
@@ -139,6 +140,8 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
     if path.is_file() or any(path.glob("*.dcm")):
         return [{"image": str(path)}]
     found = sorted(filter(_is_image, path.rglob("*")))
+    scans = {file.parent for file in found if case_name(file) == "imaging"}
+    found = [file for file in found if case_name(file) != "segmentation" or file.parent not in scans]
     if not found:
         problem = f"it holds no image ({', '.join(IMAGE_SUFFIXES)}); it holds: {_content(path)}"
         raise DataError(str(path), problem, "give the folder of the images")

@@ -22,7 +22,7 @@ __all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
 
 # ITK reads everything else (DICOM, NRRD, MetaImage, TIFF) and could read NIfTI, but makes NaN and what is cut off 0
 _READERS: dict[tuple[str, ...], type[ImageReader]] = {
-    (*NIFTI_SUFFIXES, ".hdr", ".img"): NibabelReader,
+    (*NIFTI_SUFFIXES, ".hdr", ".img", ".mgz"): NibabelReader,
     (".png", ".jpg", ".jpeg", ".bmp"): PILReader,
     (".npy", ".npz"): NumpyReader,
 }
