@@ -49,6 +49,13 @@ def test_an_image_of_nothing_but_nan_is_refused_in_any_case(nonfinite):
     assert "120 of its 120" in refused("a.nii", check, empty, nonfinite=nonfinite).problem
 
 
+def test_hounsfield_units_are_refused_where_the_window_begins_at_0():
+    given = image(1, 4, 5, 6) - 100
+    assert "begin at -100" in refused("a.nii", check, given, window=[0, 255]).problem
+    check(given, window=[-1000, 400])
+    check(given + 100, window=[0, 255])
+
+
 def test_the_file_of_the_channel_is_named(caplog):
     given = image(2, 4, 5, 6, channel_files=["t1.nii", "flair.nii"])
     given[1] = 3
