@@ -24,6 +24,7 @@ import pytest
 import torch
 from filelock import FileLock
 from monai.bundle import ConfigParser, run, run_workflow
+from torch import nn
 
 from monai_attn.data.phantom import make_phantom
 from monai_attn.errors import DataError, InputError
@@ -41,20 +42,12 @@ SMALL = {
     "overlap": 0.1,
     "batch_size": 2,
 }
+CHANNELS = {"in_channels": "@in_channels", "out_channels": "@out_channels"}
+FLAT = {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
 NARROW: dict[str, dict[str, Any]] = {
     "FocusNet": {"channels": [8, 16, 16]},
     "AFNet": {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "n_autofocus": 1, "dilations": [1, 3]},
-    "EGCNN": {
-        "main_stream": {
-            "_target_": "SegResNet",
-            "spatial_dims": 3,
-            "in_channels": "@in_channels",
-            "out_channels": "@out_channels",
-            "init_filters": 8,
-            "blocks_down": [1, 1, 1],
-            "blocks_up": [1, 1],
-        }
-    },
+    "EGCNN": {"main_stream": {"_target_": "SegResNet", "spatial_dims": 3, **CHANNELS, **FLAT}},
 }
 
 
@@ -63,6 +56,22 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+def count(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """In evaluation, with statistics and affine parameters of batch norm that are not those of the start."""
+    for norm in network.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for value in (norm.weight, norm.running_var):
+                nn.init.uniform_(value, 0.5, 1.5)
+            for value in (norm.bias, norm.running_mean):
+                nn.init.normal_(value, std=0.3)
+    return network.eval()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

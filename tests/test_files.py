@@ -76,7 +76,4 @@ def test_a_cell_is_read_as_one_cell_and_never_as_a_formula(first, second):
     assert len(rows) == 1
     assert [cell.removeprefix("'") for cell in rows[0]] == [text.removeprefix("'") for text in (first, second)]
     assert rows[0][0][0] not in "=+-@\t\r"
-
-
-def test_an_ordinary_name_stays_as_it_is():
     assert csv_cell("hippocampus_014") == "hippocampus_014"

@@ -85,12 +85,9 @@ def test_images_of_different_sizes_add_up():
         (torch.zeros(1, 1, 4, 4), None, "y, the true mask"),
     ],
 )
-def test_what_is_not_a_pair_of_masks_raises(prediction, truth, message):
+def test_what_is_not_a_pair_of_masks_raises_and_so_does_an_unknown_convention(prediction, truth, message):
     with pytest.raises(ValueError, match=message):
         ISICSegmentationMetric()(prediction, truth)
-
-
-def test_an_unknown_convention_raises():
     with pytest.raises(ValueError, match="nan"):
         ISICSegmentationMetric("two")
 

@@ -11,16 +11,15 @@ from monai_attn.adapt import FeatureExtractor, Places, features_of, places_of, r
 
 
 class Own(nn.Module):
-    """A small network with batch norm that remembers how it was called."""
+    """A small network with batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fine, self.norm, self.down = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 2, 2)
-        self.up, self.head, self.spare = nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(4, 3, 1), nn.Identity()
-        self.calls: list[tuple] = []
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2))
+        self.head, self.spare = nn.Conv2d(4, 3, 1), nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls.append((tuple(x.shape), x.dtype, self.training, self.norm.training, torch.is_grad_enabled()))
         fine = self.norm(self.fine(x))
         return self.head(self.up(self.down(fine)) + fine).softmax(1)
 
@@ -29,12 +28,15 @@ OWN = Places(["norm"], ["up"], bottleneck="down", classifier="head", divisor=(2,
 
 
 def test_channels_come_from_one_run_in_evaluation_on_the_smallest_image_of_the_networks_type():
-    net = Own().double()
+    net, calls = Own().double(), []
+    net.register_forward_pre_hook(
+        lambda net, x: calls.append((tuple(x[0].shape), x[0].dtype, net.training, torch.is_grad_enabled()))
+    )
     extractor = FeatureExtractor(net, OWN)
-    assert net.calls == [((1, 2, 4, 4), torch.float64, False, False, False)]
+    assert calls == [((1, 2, 4, 4), torch.float64, False, False)]
     assert (extractor.encoder_channels, extractor.decoder_channels, extractor.out_channels) == ((4, 8), (4,), 3)
     FeatureExtractor(net, OWN._replace(size=(6, 8)))
-    assert net.calls[1][0] == (1, 2, 6, 8)
+    assert calls[1][0] == (1, 2, 6, 8)
     with torch.device("meta"):
         assert features_of(nets.VNet()).encoder_channels == (16, 32, 64, 128, 256)
 

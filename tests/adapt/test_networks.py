@@ -2,7 +2,6 @@
 """Every network of MONAI × every way to put attention into it: what docs/adapt.md says works, and what is refused."""
 
 import copy
-import io
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,8 @@ from monai_attn.adapt.places import _PLACES
 from monai_attn.blocks import ChannelGate
 from monai_attn.nets import EGCNN, SCSEFCDenseNet
 from monai_attn.visualize import capture_attention
+
+from ..conftest import count
 
 PAGE = Path(__file__).parents[2] / "docs" / "adapt.md"
 CLASSES, WIDE = 8, (16, 32, 64, 128, 256)
@@ -110,10 +111,6 @@ def networks(*usual: str) -> pytest.MarkDecorator:
 
 def image(name: str, dims: int = 2, batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 1, *[NETS[name].side] * dims)
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def with_blocks(network: nn.Module, name: str) -> nn.Module:
@@ -225,11 +222,8 @@ def test_all_methods_together_show_their_gates_load_their_state_and_copy(name):
         positions = len(case.features("encoders", "decoders")) + 2 * bool(case.bottleneck)
         gates = sum(by < case.features("decoders")[0][1] for _, by in case.features("encoders"))
         assert len(maps) == positions + (name not in NO_FOCUS) + gates
-        buffer = io.BytesIO()
-        torch.save(network.state_dict(), buffer)
-        buffer.seek(0)
         other = with_all(name)
-        other.load_state_dict(torch.load(buffer, weights_only=True))
+        other.load_state_dict(network.state_dict())
         assert torch.equal(other(x), expected)
         twin = copy.deepcopy(network)
         assert torch.equal(twin(x), expected)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from monai.networks.nets import DynUNet, VNet
 from torch import nn
 
@@ -55,11 +54,3 @@ def test_the_other_options_of_the_batch_norm_are_kept_and_other_norms_left_alone
     assert isinstance(third, nn.GroupNorm)
     assert third.training
     assert isinstance(last, nn.InstanceNorm2d)
-
-
-def test_a_configuration_builds_v_net_with_group_norm():
-    vnet = {"_target_": "VNet", "spatial_dims": 2, "out_channels": 3}
-    config = {"network": {"_target_": "monai_attn.adapt.with_group_norm", "network": vnet, "num_groups": 4}}
-    network = ConfigParser(config).get_parsed_content("network")
-    assert isinstance(network, VNet)
-    assert {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)} == {4, 1}

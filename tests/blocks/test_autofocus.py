@@ -3,28 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from monai_attn.blocks import AutofocusConv
 from monai_attn.visualize import capture_attention
+
+from ..conftest import count, trained
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 SIZES = {1: (37,), 2: (19, 16), 3: (9, 8, 7)}
 DIMS = [1, 2, 3]
 FORMS = {"plain": {}, "own kernels": {"share_weights": False}, "crop": {"crop": 2}}
-
-
-def trained(block: nn.Module, u: torch.Tensor) -> nn.Module:
-    """The block with statistics and affine parameters that are not those of the start."""
-    for norm in block.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias)
-    block.train()
-    with torch.no_grad():
-        for scale in (1, 2):
-            block(scale * u)
-    return block.eval()
 
 
 def restated(block: AutofocusConv, u: torch.Tensor) -> torch.Tensor:
@@ -50,7 +38,7 @@ def restated(block: AutofocusConv, u: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dims", DIMS)
 def test_the_layer_equals_its_equations_to_1e_12(dims, form):
     u = torch.randn(2, 6, *SIZES[dims], dtype=torch.float64)
-    block = trained(AutofocusConv(dims, 6, 5, **FORMS[form]).double(), u)
+    block = trained(AutofocusConv(dims, 6, 5, **FORMS[form]).double())
     torch.testing.assert_close(block(u), restated(block, u), atol=1e-12, rtol=0)
 
 
@@ -59,7 +47,7 @@ def test_the_layer_equals_its_equations_to_1e_12(dims, form):
 def test_without_gradients_the_folded_sum_equals_the_definition(dims, norm, form):
     u = torch.randn(2, 6, *SIZES[dims])
     block = AutofocusConv(dims, 6, 5, norm=norm, **FORMS[form])
-    block = trained(block, u) if norm == "batch" else block.train()
+    block = trained(block) if norm == "batch" else block.train()
     block(u)
     expected = block.eval()(u)
     with torch.no_grad():
@@ -109,27 +97,10 @@ def test_the_map_is_captured_in_every_way_of_computing_and_sums_to_one_at_every_
     torch.testing.assert_close(maps["gate"].sum(1), torch.ones(1, 9, 8), atol=2e-7, rtol=0)
 
 
-def test_attention_of_zero_logits_is_the_mean_of_the_branches():
-    block = AutofocusConv(2, 4, 3, norm=None)
-    nn.init.zeros_(block.attention[2].weight)
-    nn.init.zeros_(block.attention[2].bias)
-    u = torch.randn(2, 4, 19, 16)
-    branches = [block.branch(u, k) for k in range(4)]
-    assert torch.equal(block(u), 0.25 * branches[0] + 0.25 * branches[1] + 0.25 * branches[2] + 0.25 * branches[3])
-
-
-def test_a_large_bias_of_one_logit_chooses_its_branch():
-    block = AutofocusConv(2, 4, 3, norm=None)
-    with torch.no_grad():
-        block.attention[2].bias[2] += 1e4
-    u = torch.randn(2, 4, 19, 16)
-    assert torch.equal(block(u), block.branch(u, 2))
-
-
 @pytest.mark.parametrize(("dims", "crop"), [(1, 2), (2, 1), (3, 2)])
 def test_a_cropped_layer_gives_the_inside_of_the_same_sized_one_also_in_script_and_export(dims, crop):
     u = torch.randn(2, 4, *SIZES[dims])
-    same = trained(AutofocusConv(dims, 4, 3), u)
+    same = trained(AutofocusConv(dims, 4, 3))
     cropped = AutofocusConv(dims, 4, 3, crop=crop).eval()
     cropped.load_state_dict(same.state_dict())
     inside = (slice(None), slice(None), *[slice(crop, side - crop) for side in SIZES[dims]])
@@ -202,31 +173,13 @@ def test_memory_efficient_gradients_in_single_and_half_precision_are_near_those_
         assert (result - expected).norm() < (0.05 if autocast else 1e-5) * expected.norm()
 
 
-def test_a_bias_before_normalisation_is_inert_in_training():
-    block = AutofocusConv(2, 4, 3)
-    u = torch.randn(2, 4, 9, 8)
-    expected = block(u)
-    for norm in block.norms:
-        norm.register_forward_pre_hook(lambda _m, inputs: inputs[0] + torch.tensor([5.0, -3, 1]).reshape(1, 3, 1, 1))
-    torch.testing.assert_close(block(u), expected, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(("dims", "c", "o", "k"), [(3, 40, 50, 4), (2, 30, 40, 4), (1, 7, 5, 2)])
 def test_the_layer_has_the_number_of_parameters_of_its_formula(dims, c, o, k):
     h, kernel = c // 2, 3**dims
     attention = kernel * c * h + h + h * k + k
     for share, kernels in ((True, 1), (False, k)):
         block = AutofocusConv(dims, c, o, dilations=range(1, k + 1), share_weights=share)
-        assert sum(p.numel() for p in block.parameters()) == kernels * kernel * c * o + k * 2 * o + attention
-
-
-def test_own_kernels_that_are_equal_give_the_layer_of_shared_kernels():
-    shared = AutofocusConv(2, 4, 3).eval()
-    own = AutofocusConv(2, 4, 3, share_weights=False).eval()
-    state = shared.state_dict()
-    own.load_state_dict({**state, "conv.weight": state["conv.weight"].repeat(4, 1, 1, 1)})
-    u = torch.randn(1, 4, 9, 8)
-    assert torch.equal(own(u), shared(u))
+        assert count(block) == kernels * kernel * c * o + k * 2 * o + attention
 
 
 @pytest.mark.parametrize("dilations", [(), (0, 2), (-1, 2), (2, 2), (6, 2), (2, 10, 6)])

@@ -12,6 +12,8 @@ from torch import nn
 
 from monai_attn.blocks import AutofocusConv, ChannelSE, ChannelSpatialSE, EdgeGate, PreActResidual, SpatialSE
 
+from ..conftest import trained
+
 SIZES = {1: (11,), 2: (7, 6), 3: (5, 3, 4)}
 FOCUS = {"detach_attention": False, "dilations": (1, 3)}
 BLOCKS = {
@@ -37,16 +39,8 @@ def images(name: str, *size: int, batch: int = 2, dtype: torch.dtype = torch.flo
     return [torch.randn(batch, 4, *size, dtype=dtype) for _ in range(1 + name.endswith("sigmoid"))]
 
 
-def trained(name: str, dims: int) -> nn.Module:
-    """A block in evaluation, with statistics and affine parameters that are not those of the start."""
-    block = BLOCKS[name](dims)
-    for norm in block.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            for value in (norm.weight, norm.running_var):
-                nn.init.uniform_(value, 0.5, 1.5)
-            for value in (norm.bias, norm.running_mean):
-                nn.init.normal_(value, std=0.3)
-    return block.eval()
+def block_of(name: str, dims: int) -> nn.Module:
+    return trained(BLOCKS[name](dims))
 
 
 @every_block
@@ -63,13 +57,13 @@ def test_every_parameter_and_every_input_gets_a_gradient(name):
 
 @every_block
 def test_gradients_agree_with_finite_differences(name):
-    block = trained(name, 2).double()
+    block = block_of(name, 2).double()
     assert torch.autograd.gradcheck(block, [x.requires_grad_() for x in images(name, 3, 2, dtype=torch.float64)])
 
 
 @every_block
 def test_any_memory_layout_gives_the_output_of_contiguous_input_also_without_gradients(name):
-    block, inputs = trained(name, 3).double(), images(name, 5, 3, 4, dtype=torch.float64)
+    block, inputs = block_of(name, 3).double(), images(name, 5, 3, 4, dtype=torch.float64)
     expected = block(*inputs)
     for layout in (
         lambda x: x.contiguous(memory_format=torch.channels_last_3d),
@@ -85,7 +79,7 @@ def test_any_memory_layout_gives_the_output_of_contiguous_input_also_without_gra
 
 @every_block
 def test_bfloat16_by_autocast_in_training_and_evaluation_or_by_its_type_is_near_float32(name):
-    block, inputs = trained(name, 2), [x.requires_grad_() for x in images(name, 6, 5)]
+    block, inputs = block_of(name, 2), [x.requires_grad_() for x in images(name, 6, 5)]
     expected = block(*inputs).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = [block(*inputs)]
@@ -103,7 +97,7 @@ def test_bfloat16_by_autocast_in_training_and_evaluation_or_by_its_type_is_near_
 @pytest.mark.parametrize("dims", SIZES)
 @every_block
 def test_script_trace_and_export_equal_eager(name, dims, tmp_path):
-    block, inputs = trained(name, dims), tuple(images(name, *SIZES[dims], batch=1))
+    block, inputs = block_of(name, dims), tuple(images(name, *SIZES[dims], batch=1))
     scripted = torch.jit.script(block)
     for compiled in (scripted, torch.jit.trace(block, inputs), torch.export.export(block, inputs).module()):
         # they are the plain form, and the lean one has another order of sums
@@ -118,7 +112,7 @@ def test_script_trace_and_export_equal_eager(name, dims, tmp_path):
 
 @pytest.mark.parametrize("name", ["max", "lean autofocus", "sigmoid"])
 def test_compile_without_graph_break_equals_eager_and_so_do_a_copy_and_a_pickle(name):
-    block, inputs = trained(name, 2), images(name, 9, 8)
+    block, inputs = block_of(name, 2), images(name, 9, 8)
     with torch.no_grad():
         expected = block(*inputs)
         compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
@@ -136,7 +130,7 @@ def test_compile_without_graph_break_equals_eager_and_so_do_a_copy_and_a_pickle(
 )
 @settings(max_examples=60, deadline=None)
 def test_an_item_of_any_shape_and_dtype_has_its_output_whatever_the_others(name, batch, size, dtype, grad):
-    block, inputs = trained(name, len(size)).to(dtype), images(name, *size, batch=batch, dtype=dtype)
+    block, inputs = block_of(name, len(size)).to(dtype), images(name, *size, batch=batch, dtype=dtype)
     with torch.set_grad_enabled(grad):
         output = block(*inputs)
         alone = torch.cat([block(*item) for item in zip(*(x.split(1) for x in inputs))])

@@ -7,7 +7,8 @@ from torch import nn
 
 from monai_attn.blocks import ChannelGate, ChannelSE, ChannelSpatialSE, SpatialGate, SpatialSE, get_se_layer
 from monai_attn.blocks.squeeze_excite import complete_se
-from monai_attn.visualize import capture_attention
+
+from ..conftest import count
 
 AGGREGATIONS = ["max", "add", "mul", "mul_gate", "concat"]
 SIZES = {1: (11,), 2: (7, 6), 3: (5, 3, 4)}
@@ -57,10 +58,6 @@ def restated(name: str, block: nn.Module, u: torch.Tensor) -> torch.Tensor:
     return EQUATIONS[name](u, gc, gs)
 
 
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_equals_its_equation(name, dtype, tolerance):
@@ -79,29 +76,6 @@ def test_max_of_signed_features_is_not_the_features_times_the_larger_map():
     assert (block(u) - short)[~positive].abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_maps_of_one_half_from_zero_parameters(name):
-    block = BLOCKS[name](2, 4)
-    for parameter in block.parameters():
-        nn.init.zeros_(parameter)
-    u = torch.randn(2, 4, 7, 6)
-    half = torch.tensor(0.5)
-    torch.testing.assert_close(block(u), EQUATIONS[name](u, half, half), atol=0, rtol=0)
-
-
-def test_saturated_gates_pass_or_stop_the_features():
-    block = ChannelSpatialSE(2, 4)
-    for parameter in block.parameters():
-        nn.init.zeros_(parameter)
-    nn.init.constant_(block.channel.fc2.bias, 50)
-    nn.init.constant_(block.spatial.conv.bias, -50)
-    signed = torch.randn(2, 4, 7, 6)
-    assert torch.equal(block.channel(signed), torch.ones(2, 4, 1, 1))
-    assert (block.spatial(signed) < 1e-6).all()
-    torch.testing.assert_close(block(signed.abs()), signed.abs(), atol=0, rtol=0)
-    torch.testing.assert_close(block(signed), signed.relu(), atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_spatial_map_at_a_position_depends_on_that_position_alone(dims):
     u = torch.randn(1, 3, *SIZES[dims], dtype=torch.float64)
@@ -118,21 +92,6 @@ def test_channel_map_depends_on_every_position_and_channel(dims):
         nn.init.uniform_(parameter, 0.1, 0.5)  # no dead hidden unit
     u = torch.rand(1, 4, *SIZES[dims], dtype=torch.float64)
     assert (torch.autograd.functional.jacobian(gate, u) != 0).all()
-
-
-def test_hooks_on_the_gates_of_scse_see_both_maps():
-    block, seen = ChannelSpatialSE(2, 4), {}
-    for name in ("channel", "spatial"):
-        getattr(block, name).register_forward_hook(lambda _gate, inputs, map, name=name: seen.update({name: map}))
-    u = torch.randn(2, 4, 7, 6)
-    output = block(u)
-    assert torch.equal(output, torch.maximum(u * seen["channel"], u * seen["spatial"]))
-    with capture_attention(block) as maps:
-        block(u)
-    assert {path: map.shape for path, map in maps.items()} == {
-        "channel.gate": (2, 4, 1, 1),
-        "spatial.gate": (2, 1, 7, 6),
-    }
 
 
 @pytest.mark.parametrize(("dims", "reduction"), [(1, 1), (2, 2), (3, 4)])

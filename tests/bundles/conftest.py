@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation, SaveImage
+
+from monai_attn.data import case_name
 
 from ..conftest import BUNDLES
 
@@ -15,16 +23,35 @@ EACH_KIND = {
     "hippocampus_mri_egcnn_segmentation",
 }
 # for tests that take long: one bundle of each kind always, the others with the slow tests
+MARKS = {name: [] if name in EACH_KIND else [pytest.mark.slow] for name in NAMES}
 mostly_slow = pytest.mark.parametrize(
-    "trained",
-    [pytest.param(name, marks=[] if name in EACH_KIND else pytest.mark.slow) for name in NAMES],
-    indirect=True,
+    "trained", [pytest.param(name, marks=marks) for name, marks in MARKS.items()], indirect=True
 )
 
 
 @pytest.fixture(scope="session", params=NAMES)
 def trained(request: pytest.FixtureRequest, train_bundle: Callable[[str], Any]) -> Any:
     return train_bundle(request.param)
+
+
+def save_volume(image: torch.Tensor, path: Path) -> None:
+    """Write an image as it is to a path that ends in .nii.gz."""
+    SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=str(path)[:-7])
+
+
+def one_file(image: str | list[str], folder: Path) -> Path:
+    """Return an image as a single file."""
+    if isinstance(image, str):
+        return Path(image)
+    path = folder / f"{case_name(image[0])}.nii.gz"
+    save_volume(LoadImage(image_only=True, ensure_channel_first=True)(image), path)
+    return path
+
+
+def in_ras(image: nibabel.Nifti1Image) -> np.ndarray:
+    """The values of a volume along the axes RAS."""
+    stored = MetaTensor(torch.as_tensor(np.asarray(image.dataobj)[None]), affine=torch.as_tensor(image.affine))
+    return Orientation(axcodes="RAS", labels=None)(stored)[0].numpy()
 
 
 def parts(config: Any) -> Iterator[Any]:

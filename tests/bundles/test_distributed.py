@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import torch
 
 from monai_attn.data import cases
 
-from ..conftest import BUNDLES, TrainedBundle
+from ..conftest import BUNDLES, TrainedBundle, read_csv
 
 QUICK_START, EDGES = "hippocampus_mri_scse_segmentation", "hippocampus_mri_egcnn_segmentation"
 TRAIN, EVALUATE = ("train", "multi_gpu_train"), ("train", "evaluate", "multi_gpu_evaluate")
@@ -74,8 +73,7 @@ def test_two_processes_train_and_evaluate_and_write_what_one_does(make_bundle, t
     assert results[1] == pytest.approx(results[0], nan_ok=True)
     # the validation in the training was one of the same network on the same cases
     assert manifest["best"] == pytest.approx(results[0][bundle.metric], abs=1e-6)
-    with open(tmp_path / "two" / f"{bundle.metric}_raw.csv") as file:
-        assert len(list(csv.DictReader(file))) == 3
+    assert len(read_csv(tmp_path / "two" / f"{bundle.metric}_raw.csv")) == 3
 
 
 @pytest.fixture(scope="module", params=[QUICK_START, EDGES])

@@ -47,6 +47,7 @@ def torchscript(trained, tmp_path) -> Path:
     return tmp_path / "model.ts"
 
 
+@mostly_slow
 def test_the_network_in_torchscript_is_the_network_for_images_of_any_size(trained, torchscript):
     network, scripted = eager(trained), torch.jit.load(torchscript)
     with torch.no_grad():

@@ -21,11 +21,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import ITKReader, MetaTensor
-from monai.transforms import LoadImage, Orientation, SaveImage
+from monai.transforms import LoadImage, Orientation
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_attn.data import case_name, cases
+
+from ..conftest import BUNDLES as ROOTS
+from .conftest import in_ras, one_file, save_volume
 
 requests = pytest.importorskip("requests", reason="needs MONAI Label, see `make test-label`")
 
@@ -34,7 +37,7 @@ if find_spec("monailabel") is None:
     pytest.skip("MONAI Label is not installed; `make test-label` makes an environment with it", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/train.json"))
+BUNDLES = [root.name for root in ROOTS]
 # seconds that a start, a request and a training may take on a machine that does other things too
 START, ANSWER, TRAINING = 300, 300, 600
 
@@ -90,19 +93,6 @@ def save(answer: requests.Response, path: Path) -> Path:
     file = path.with_name(path.name + ending)
     file.write_bytes(answer.content)
     return file
-
-
-def one_file(image: str | list[str], folder: Path) -> Path:
-    """Return an image as a single file, which is all that a server knows."""
-    if isinstance(image, str):
-        return Path(image)
-    path = folder / f"{case_name(image[0])}.nii.gz"
-    write(LoadImage(image_only=True, ensure_channel_first=True)(image), path)
-    return path
-
-
-def write(image: torch.Tensor, path: Path) -> None:
-    SaveImage(output_dtype=np.float32, writer="NibabelWriter", print_log=False)(image, filename=str(path)[:-7])
 
 
 def held_out(bundle: Any) -> Any:
@@ -237,18 +227,14 @@ def test_a_mask_lies_on_its_image_however_that_is_stored(server, image_of, resul
     if bundle.suffix != ".nii.gz":
         pytest.skip("pictures have no orientation")
     image = turned(LoadImage(image_only=True, ensure_channel_first=True)(image_of(name)), how)
-    write(image, tmp_path / "image.nii.gz")
-
+    save_volume(image, tmp_path / "image.nii.gz")
     mask = nibabel.load(server.segment(name, tmp_path / "image.nii.gz", tmp_path))
     assert mask.shape == tuple(image.shape[1:])
     assert np.allclose(mask.affine, image.affine, atol=1e-4)
     assert mask.get_data_dtype() == np.uint8
-    back = Orientation(axcodes="RAS", labels=None)(
-        MetaTensor(torch.as_tensor(np.asarray(mask.dataobj)[None]), affine=torch.as_tensor(mask.affine))
-    )
     expected = read(result_of(name))
     assert len(np.unique(expected)) > 1
-    assert np.array_equal(back[0].numpy(), expected)
+    assert np.array_equal(in_ras(mask), expected)
 
 
 @every_bundle

@@ -7,12 +7,10 @@ import torch
 
 from monai_attn.handlers import EpochSeed
 
+from ..conftest import BUNDLES as ROOTS
+
 QUICK_START = "hippocampus_mri_scse_segmentation"
-FAST = [QUICK_START, "hippocampus_mri_egcnn_segmentation"]
-BUNDLES = [
-    pytest.param(root.name, marks=[] if root.name in FAST else pytest.mark.slow)
-    for root in sorted((Path(__file__).parents[2] / "bundles").iterdir())
-]
+BUNDLES = [pytest.param(root.name, marks=[] if root.name == QUICK_START else pytest.mark.slow) for root in ROOTS]
 
 
 def assert_same(first: Path, second: Path) -> None:

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 from pathlib import Path
 
@@ -9,6 +8,9 @@ from monai.bundle import ConfigParser, run
 
 from monai_attn.weights.checkpoint import load_weights
 
+from ..conftest import BUNDLES as ROOTS
+from ..conftest import read_csv
+
 BUNDLES = Path(__file__).parents[2] / "bundles"
 # the zoo has a list of the same kind for its check of preferred files
 WITHOUT_WEIGHTS = {
@@ -16,7 +18,7 @@ WITHOUT_WEIGHTS = {
     "kits_ct_egcnn_segmentation", "lung_ct_focusnet_segmentation", "pelvic_ct_autofocus_segmentation",
     "retinal_oct_scse_segmentation", "skin_lesion_focusnet_segmentation", "whole_body_ct_scse_segmentation",
 }  # fmt: skip
-WITH_WEIGHTS = sorted({path.parent.parent.name for path in BUNDLES.glob("*/configs/train.json")} - WITHOUT_WEIGHTS)
+WITH_WEIGHTS = sorted({root.name for root in ROOTS} - WITHOUT_WEIGHTS)
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
@@ -43,8 +45,7 @@ def test_the_weights_reach_the_dice_of_the_metadata(name, real_data, tmp_path):
     places = {"bundle_root": root, "dataset_dir": real_data("hippocampus"), "output_dir": tmp_path}
     files = [str(root / "configs" / f"{config}.json") for config in ("train", "evaluate")]
     run(config_file=files, device="cpu", **{key: str(path) for key, path in places.items()})
-    with open(tmp_path / "val_mean_dice_summary.csv", encoding="utf-8") as file:
-        found = {row["class"]: float(row["mean"]) for row in csv.DictReader(file)}
+    found = {row["class"]: float(row["mean"]) for row in read_csv(tmp_path / "val_mean_dice_summary.csv")}
     assert found["mean"] == pytest.approx(promised["mean_dice"], abs=1e-3)
     for structure in ("anterior", "posterior"):
         assert found[structure] == pytest.approx(promised[f"dice_{structure}"], abs=1e-3)

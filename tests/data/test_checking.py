@@ -47,7 +47,9 @@ def test_pictures_have_no_spacing_and_images_without_label_no_values():
     assert row.split() == ["a.png", "4", "x", "5", "-", "-", "ok"]
 
 
-def test_every_bad_case_is_in_the_table_with_its_reason_and_the_error_names_them():
+def test_every_bad_case_is_in_the_table_with_its_reason_and_the_error_names_them_and_the_log_is_as_it_was(caplog):
+    logger = logging.getLogger("monai_attn")
+    before = (logger.propagate, list(logger.handlers))
     lines, error = failing(
         {"training": TRAINING, "validation": [{"image": "/data/bad.nii"}, {"image": "/data/odd.nii"}]}
     )
@@ -62,20 +64,14 @@ def test_every_bad_case_is_in_the_table_with_its_reason_and_the_error_names_them
     assert lines[warned + 1] == "    it has no contrast"
     assert lines[-1] == "4 cases: 3 can be used, 1 cannot; 1 with warnings"
     assert (error.what, error.problem) == ("my data", "1 of 4 cases: bad.nii")
+    assert caplog.records == []
+    assert (logger.propagate, logger.handlers) == before
 
 
 def test_training_labels_that_are_all_empty_are_an_error():
     empty = [{"image": "/data/empty.nii"}]
     assert "all its 1 cases for training are empty" in failing({"training": empty, "validation": TRAINING})[1].problem
     assert len(list(check_cases([load], {"validation": empty}, "my data"))) == 3
-
-
-def test_the_log_is_left_as_it_was(caplog):
-    logger = logging.getLogger("monai_attn")
-    before = (logger.propagate, list(logger.handlers))
-    assert len(list(check_cases([load], {"input": [{"image": "odd.nii"}]}, "my data"))) == 4
-    assert caplog.records == []
-    assert (logger.propagate, logger.handlers) == before
 
 
 def test_weights_of_two_images_by_hand():
@@ -91,6 +87,15 @@ def test_an_absent_class_gets_no_weight_and_a_warning():
     assert weights.tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([[[[0, -1]]]], "expected 0 to 2"), ([[[[0, 3]]]], "expected 0 to 2"), ([], "labels is empty")],
+)
+def test_no_labels_and_values_outside_the_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        median_frequency_weights(list(map(torch.tensor, labels)), 3)
+
+
 def test_slices_of_a_volume_are_images_of_their_own_and_files_are_read_in_ras_orientation(tmp_path):
     volume = MetaTensor(torch.zeros(1, 3, 4, 5), affine=torch.eye(4))
     volume[0, 0, 1, 1:3] = 1  # two pixels, each in a slice of its own across axis 2
@@ -101,14 +106,3 @@ def test_slices_of_a_volume_are_images_of_their_own_and_files_are_read_in_ras_or
     image = nibabel.Nifti1Image(turned[0].numpy().astype(np.uint8), turned.affine.numpy())
     nibabel.save(image, tmp_path / "label.nii.gz")
     assert torch.equal(median_frequency_weights([str(tmp_path / "label.nii.gz")], 2, spatial_dim=2), expected)
-
-
-@pytest.mark.parametrize("value", [-1, 3])
-def test_values_outside_the_classes_are_refused(value):
-    with pytest.raises(ValueError, match="expected 0 to 2"):
-        median_frequency_weights([torch.tensor([[[0, value]]])], 3)
-
-
-def test_no_labels_are_refused():
-    with pytest.raises(ValueError, match="labels is empty"):
-        median_frequency_weights([], 3)

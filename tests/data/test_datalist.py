@@ -79,11 +79,9 @@ def test_a_case_without_its_partner_is_named_instead_of_shifting_all_others(tmp_
     for path in removed:
         (tmp_path / path).unlink()
     assert refused(words, cases, tmp_path) == str(tmp_path / what)
-
-
-def test_two_files_of_one_case_are_both_named(tmp_path):
-    touch(two_folders(tmp_path, 2), "labels/c001.png")
-    assert refused(r"case 'c001' is also in .*c001\.nii\b", cases, tmp_path) == str(tmp_path / "labels/c001.png")
+    touch(two_folders(tmp_path / "twice", 2), "labels/c001.png")
+    words = r"case 'c001' is also in .*c001\.nii\b"
+    assert refused(words, cases, tmp_path / "twice") == str(tmp_path / "twice" / "labels/c001.png")
 
 
 @pytest.mark.parametrize(("number", "held_out"), [(5, 1), (40, 8)])
@@ -104,12 +102,8 @@ def test_listed_sections_are_followed(tmp_path):
     assert names(cases(tmp_path, "validation")) == ["c009", "c008"]
     assert cases(tmp_path, "test") == find_images(tmp_path)
     assert cases(tmp_path, "test") == [{"image": str(tmp_path / f"images/t{n}.nii")} for n in (1, 2)]
-
-
-def test_without_test_cases_those_to_validate_on_are_segmented_without_their_labels(tmp_path):
-    assert find_images(listing(tmp_path, training=pairs(1), validation=pairs(2))) == [
-        {"image": str(tmp_path / "images/c002.nii.gz")}
-    ]
+    listing(tmp_path, training=pairs(1), validation=pairs(2))  # without test cases those to validate on
+    assert find_images(tmp_path) == [{"image": str(tmp_path / "images/c002.nii.gz")}]
 
 
 def test_a_listed_label_named_after_another_case_or_a_file_that_is_not_there_raises(tmp_path):

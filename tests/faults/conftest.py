@@ -118,13 +118,14 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def learnt(train_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def learnt(bundle_on_phantom: Any, once: Any, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """The bundle, trained until it finds all structures, and its segmentation of the scan."""
-    folder = tmp_path_factory.mktemp("faults")
-    bundle = train_bundle(QUICK_START)._replace(output=folder / "models")
-    lab = Lab(bundle, folder)
-    thorough = {"epochs": 10, "val_interval": 5, "slices_per_volume": 20, "batch_size": 4}
-    lab.attempt("train", ckpt_dir=str(bundle.output), output_dir=bundle.output, **thorough)
+    bundle = bundle_on_phantom(QUICK_START)
+    thorough = {**Lab.network, "epochs": 10, "val_interval": 5, "slices_per_volume": 20, "batch_size": 4}
+    models = once(
+        "faults", lambda folder: bundle.run("train", ckpt_dir=str(folder), output_dir=str(folder), **thorough)
+    )
+    lab = Lab(bundle._replace(output=models), tmp_path_factory.mktemp("faults"))
     lab.mask = np.asarray(lab.segment(lab.original).mask(lab.original).dataobj)
     assert np.unique(lab.mask).tolist() == [0, 1, 2]
     return lab

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 
 from monai_attn.data import cases
+
+from ..conftest import read_csv
 
 fault = pytest.mark.fault
 
@@ -106,10 +107,8 @@ def test_nothing_to_find_and_nothing_found(lab):
     lab.respell(first["image"], lambda voxels: np.arange(voxels.size, dtype=np.float32).reshape(voxels.shape) % 2)
     lab.respell(second["label"], lambda voxels: np.where(voxels == 2, 0, voxels))
     attempt = lab.evaluate(data).finished()
-    with open(attempt.output / "val_mean_dice_raw.csv") as file:
-        rows = list(csv.DictReader(file))
-    with open(attempt.output / "val_mean_dice_summary.csv") as file:
-        summary = {row["class"]: row for row in csv.DictReader(file)}
+    rows = read_csv(attempt.output / "val_mean_dice_raw.csv")
+    summary = {row["class"]: row for row in read_csv(attempt.output / "val_mean_dice_summary.csv")}
     assert np.isnan([float(rows[0]["anterior"]), float(rows[0]["posterior"]), float(rows[1]["posterior"])]).all()
     anterior = [float(row["anterior"]) for row in rows[1:]]
     assert float(summary["anterior"]["mean"]) == pytest.approx(np.mean(anterior), abs=1e-4)

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 import shutil
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 
 from monai_attn.data import cases
+
+from ..conftest import read_csv
 
 fault = pytest.mark.fault
 
@@ -28,8 +29,7 @@ def test_a_name_that_is_a_formula_or_a_command(lab):
     (data / "dataset.json").write_text(json.dumps(listing))
     attempt = lab.evaluate(data).finished()
     for table in attempt.output.glob("*_raw.csv"):
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(table)
         assert [row["filename"].removeprefix("'") for row in rows] == names
         assert not any(row["filename"].startswith(("=", "+", "-", "@")) for row in rows)
         assert all(np.isfinite(float(row["mean"])) for row in rows)

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 
 import argmax
 import measure
@@ -12,7 +11,8 @@ from monai_attn.data import cases
 from monai_attn.losses import BalancedBCELoss, ClassBalancedLoss, EdgeConsistencyLoss, EGCNNLoss
 from monai_attn.weights.checkpoint import read_state_dict
 
-from ..conftest import BUNDLES
+from ..bundles.conftest import MARKS, NAMES
+from ..conftest import read_csv
 
 fault = pytest.mark.fault
 
@@ -33,7 +33,7 @@ def test_a_loss_that_is_no_number(lab):
 
 
 @fault(54)
-@pytest.mark.parametrize("name", [root.name for root in BUNDLES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in NAMES])
 def test_a_batch_without_anything_to_find(train_bundle, lab, name):
     bundle = train_bundle(name)
     lab.bundle, lab.network = bundle, {}
@@ -46,8 +46,8 @@ def test_a_batch_without_anything_to_find(train_bundle, lab, name):
         lab.respell(case["label"], np.zeros_like)
     attempt = lab.train(data, **{"train#dataset#data": [case] * 2})
     attempt.finished().warned(case["label"], "the label is empty")
-    with open(attempt.output / "curves.csv", encoding="utf-8") as file:
-        losses = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"]
+    curves = read_csv(attempt.output / "curves.csv")
+    losses = [float(row["value"]) for row in curves if row["name"] == "loss"]
     assert losses
     assert np.isfinite(losses).all()
     weights = read_state_dict(attempt.output / "model_final.pt")[1]

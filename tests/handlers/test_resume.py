@@ -112,15 +112,9 @@ def training(
         torch.nn.Dropout(0.3),
         torch.nn.Conv2d(width, 1, 1),
     )
-    transform = Compose(
-        [
-            EnsureTyped(["image", "label"]),
-            RandFlipd(["image", "label"], prob=0.5, spatial_axis=0),
-            RandZoomd(["image", "label"], prob=zoom),
-            RandGaussianNoised("image", prob=0.5),
-        ]
-    )
-    cached = CacheDataset(CASES, transform, progress=False)
+    keys = ["image", "label"]
+    steps = [EnsureTyped(keys), RandFlipd(keys, prob=0.5, spatial_axis=0), RandZoomd(keys, prob=zoom)]
+    cached = CacheDataset(CASES, Compose([*steps, RandGaussianNoised("image", prob=0.5)]), progress=False)
     loader = DataLoader(cached, batch_size=batch_size, shuffle=True, num_workers=workers)
     optimizers = {"adam": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
     optim = optimizers[optimizer](network.parameters(), lr=lr)
@@ -148,6 +142,8 @@ def training(
     best = BestModelSaver(str(folder), network, metric="val_loss", lower_is_better=True)
     for handler in [step, best] if schedule == "plateau" else [best]:
         handler.attach(evaluator)
+    parts = {"model": network, "optimizer": optim, "lr_scheduler": scheduler}
+    checkpoint = TrainingCheckpoint(str(folder), parts, evaluator, resume=resume, interval=interval)
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
@@ -157,14 +153,7 @@ def training(
         loss_function=loss,
         decollate=False,
         train_handlers=[
-            # first in the list, to show that its place does not matter
-            TrainingCheckpoint(
-                str(folder),
-                {"model": network, "optimizer": optim, "lr_scheduler": scheduler},
-                evaluator,
-                resume=resume,
-                interval=interval,
-            ),
+            checkpoint,  # first in the list, to show that its place does not matter
             EpochSeed(seed),
             *([] if schedule == "plateau" else [step]),
             ValidationHandler(1, evaluator),
@@ -176,11 +165,13 @@ def training(
     return Training(trainer, evaluator, network, folder)
 
 
+def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(weights, others, rtol=0, atol=0)
+
+
 def assert_same(first: Training, second: Training) -> None:
     for name in ("model.pt", "model_final.pt"):
-        weights, others = first.weights(name), second.weights(name)
-        assert weights.keys() == others.keys()
-        assert all(torch.equal(weights[key], others[key]) for key in weights)
+        assert_equal(first.weights(name), second.weights(name))
     assert first.evaluator.state.best_metric == second.evaluator.state.best_metric
     assert first.evaluator.state.best_metric_epoch == second.evaluator.state.best_metric_epoch
     assert first.curves() == second.curves()
@@ -200,7 +191,7 @@ def test_a_resumed_training_ends_bitwise_as_one_that_ran_through(tmp_path, worke
 
 @pytest.mark.parametrize("schedule", ["iterations", "plateau"])
 def test_every_kind_of_schedule_goes_on(tmp_path, schedule):
-    options = {"schedule": schedule, "optimizer": "rmsprop"}
+    options = {"schedule": schedule, "optimizer": "rmsprop", "epochs": 4}
     through = training(tmp_path / "through", **options)
     through.run()
     training(tmp_path / "stopped", **options).run(stop_in_epoch=3)
@@ -230,7 +221,7 @@ def test_a_training_that_stopped_early_has_ended(tmp_path):
     resumed = training(tmp_path, lr=1.0, epochs=30, patience=3, resume="auto")
     resumed.run()
     assert resumed.trainer.state.epoch == ended.trainer.state.epoch
-    assert all(torch.equal(value, weights[key]) for key, value in resumed.weights("model_final.pt").items())
+    assert_equal(resumed.weights("model_final.pt"), weights)
 
 
 def test_resuming_a_training_that_ended_changes_nothing(tmp_path):
@@ -240,7 +231,7 @@ def test_resuming_a_training_that_ended_changes_nothing(tmp_path):
     again = training(tmp_path, epochs=2, resume="auto")
     again.run()
     for name, before in weights.items():
-        assert all(torch.equal(value, before[key]) for key, value in ended.weights(name).items())
+        assert_equal(ended.weights(name), before)
     assert again.evaluator.state.metrics == ended.evaluator.state.metrics  # the results of the manifest
     assert set(again.evaluator.state.metrics) == {"error", "val_loss"}
 
@@ -252,6 +243,10 @@ def test_auto_starts_anew_where_there_is_no_checkpoint_and_a_path_does_not(tmp_p
     assert_same(fresh, automatic)
     with pytest.raises(DataError, match="there is no such file"):
         training(tmp_path / "c", resume=str(tmp_path / "no.pt")).run()
+    with pytest.raises(DataError, match="it holds no state of a training"):
+        training(tmp_path / "c", resume=str(tmp_path / "a" / "model.pt")).run()
+    with pytest.raises(ConfigError, match="expected 1 or more epochs, got 0"):
+        training(tmp_path, interval=0)
 
 
 def test_the_checkpoint_is_plain_tensors_and_written_every_few_epochs_and_at_the_end(tmp_path):
@@ -290,37 +285,27 @@ def test_a_training_that_is_set_up_in_another_way_is_refused(tmp_path, changed, 
     assert expected in refused(what, resumed.run, kind=ConfigError).problem
 
 
-def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
-    training(tmp_path, epochs=2).run(stop_in_epoch=2)
+def test_a_checkpoint_of_another_number_of_processes_or_version_or_that_one_does_not_see_is_refused(
+    tmp_path, monkeypatch
+):
+    training(tmp_path, epochs=3).run(stop_in_epoch=3)
     with monkeypatch.context() as patch:
         patch.setattr(resume.idist, "get_world_size", lambda: 2)
         with pytest.raises(ConfigError, match="processes 1, now 2"):
-            training(tmp_path, epochs=2, resume="auto").run()
-
-
-def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(tmp_path):
+            training(tmp_path, epochs=3, resume="auto").run()
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.idist, "all_gather", lambda epochs: [epochs, [0]])
+        with pytest.raises(DataError, match="after different epochs: 0, 2"):
+            training(tmp_path, epochs=3, resume="auto").run()
     torch.save({"model": {}, "trainer": {"epoch": 2}, "parts": {}, "settings": {}}, tmp_path / "checkpoint_latest.pt")
     with pytest.raises(DataError, match="another version of monai_attn wrote it"):
         training(tmp_path, resume="auto").run()
-
-
-def test_processes_of_which_one_does_not_see_the_checkpoint_are_stopped(tmp_path, monkeypatch):
-    training(tmp_path, epochs=3).run(stop_in_epoch=3)
-    monkeypatch.setattr(resume.idist, "all_gather", lambda epochs: [epochs, [0]])
-    with pytest.raises(DataError, match="after different epochs: 0, 2"):
-        training(tmp_path, epochs=3, resume="auto").run()
 
 
 def test_a_network_of_another_width_is_refused_with_the_key_and_both_numbers(tmp_path):
     training(tmp_path).run(stop_in_epoch=2)
     error = refused(tmp_path / "checkpoint_latest.pt", training(tmp_path, width=6, resume="auto").run)
     assert "0.weight (4, 1, 3, 3), expected (6, 1, 3, 3)" in error.problem
-
-
-def test_a_file_of_weights_alone_is_refused(tmp_path):
-    training(tmp_path, epochs=1).run()
-    with pytest.raises(DataError, match="it holds no state of a training"):
-        training(tmp_path, epochs=1, resume=str(tmp_path / "model.pt")).run()
 
 
 def test_a_new_training_moves_a_stopped_one_aside_and_says_how_to_go_on_with_it(tmp_path, caplog):
@@ -331,8 +316,7 @@ def test_a_new_training_moves_a_stopped_one_aside_and_says_how_to_go_on_with_it(
         training(tmp_path, seed=4).run(stop_in_epoch=2)
     assert "after epoch 2 of 5; --resume auto goes on with it" in caplog.text
     assert str(tmp_path / "previous_1") in caplog.text
-    kept = torch.load(tmp_path / "previous_1" / "model.pt", weights_only=True)
-    assert all(torch.equal(value, weights[key]) for key, value in kept.items())
+    assert_equal(torch.load(tmp_path / "previous_1" / "model.pt", weights_only=True), weights)
     assert (tmp_path / "model.pt").is_file()
     assert not (tmp_path / "model_final.pt").exists()
     # the second one has been stopped too, and may be continued as the first one may
@@ -350,7 +334,7 @@ def test_the_weights_of_a_stopped_training_stay_where_they_are_until_there_are_n
     weights = stopped.weights("model.pt")
     second = training(tmp_path, seed=4)
     second.run(stop_in_epoch=1)  # before its first validation
-    assert all(torch.equal(value, weights[key]) for key, value in second.weights("model.pt").items())
+    assert_equal(second.weights("model.pt"), weights)
     assert (tmp_path / "previous_1" / "model.pt").is_file()
 
 
@@ -358,26 +342,19 @@ def test_the_weights_of_a_training_without_cases_to_validate_on_are_its_last_one
     without = training(tmp_path)
     without.evaluator.state.epoch_length = 0
     without.run()
-    best, final = without.weights("model.pt"), without.weights("model_final.pt")
-    assert all(torch.equal(value, final[key]) for key, value in best.items())
+    assert_equal(without.weights("model.pt"), without.weights("model_final.pt"))
 
 
-def test_a_new_training_replaces_one_that_ended_with_a_warning(tmp_path, caplog):
+def test_a_new_training_replaces_one_that_ended_with_a_warning_and_keeps_a_checkpoint_that_cannot_be_read(
+    tmp_path, caplog
+):
     training(tmp_path, epochs=1).run()
     with caplog.at_level(logging.WARNING, "monai_attn"):
         training(tmp_path, epochs=1, seed=4).run()
     assert "will replace model.pt and model_final.pt" in caplog.text
     assert not (tmp_path / "previous_1").exists()
-
-
-def test_a_checkpoint_that_cannot_be_read_is_kept_too(tmp_path, caplog):
     (tmp_path / "checkpoint_latest.pt").write_bytes(b"PK half")
     with caplog.at_level(logging.WARNING, "monai_attn"):
         training(tmp_path, epochs=1).run()
     assert (tmp_path / "previous_1" / "checkpoint_latest.pt").read_bytes() == b"PK half"
     assert "that cannot be read" in caplog.text
-
-
-def test_an_interval_below_one_epoch_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="expected 1 or more epochs, got 0"):
-        training(tmp_path, interval=0)

@@ -87,11 +87,6 @@ def test_a_folder_that_has_grown_and_moved_has_its_new_images_segmented(folder):
     assert [case["image"] for case in unfinished()] == [str(folder / "moved" / "b" / "t9.nii.gz")]
 
 
-def test_overwrite_is_a_truth_value(folder):
-    with pytest.raises(ConfigError, match="give True or False"):
-        look(folder, overwrite="False")[2]()
-
-
 @pytest.mark.parametrize("change", ["checkpoint", "configuration", "image of that name", "nothing says"])
 def test_a_result_of_another_origin_is_refused(folder, change):
     _, segment, unfinished = look(folder)
@@ -134,13 +129,12 @@ def test_a_case_without_its_picture_or_the_files_of_a_handler_is_segmented_again
     assert len(look(folder, handlers=handlers)[2]()) == 3
 
 
-def test_a_file_of_another_origin_is_refused_also_where_another_file_of_the_case_is_missing(folder):
+def test_one_file_of_another_origin_a_word_for_overwrite_and_two_images_with_one_result_are_refused(folder):
     write_image(folder / "out" / "a" / "t1_edges.nii.gz", 1)
     with pytest.raises(ConfigError, match="t1_edges"):
         look(folder, postfixes=("seg", "edges"))[2]()
-
-
-def test_two_images_that_would_have_one_result_are_refused(folder):
+    with pytest.raises(ConfigError, match="give True or False"):
+        look(folder, overwrite="False")[2]()
     (folder / "in" / "a" / "t1.nii").write_bytes(b"")
     with pytest.raises(DataError, match="its result would replace that of"):
         look(folder)[2]()

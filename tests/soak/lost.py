@@ -28,13 +28,7 @@ def drafts(folder: Path) -> set[str]:
 
 
 def damaged(folder: Path, reference: Path, at_end: bool = False) -> list[str]:
-    """Return the files of a run that are not whole, or not what they have to become, or at its end have to be.
-
-    Args:
-        folder: folder of the run.
-        reference: folder of the undisturbed run.
-        at_end: whether the run has ended.
-    """
+    """Return the files of a run that are not whole, or not what they have to become, or at its end have to be."""
     found = []
     for name in sorted(names(folder)):
         try:

@@ -43,21 +43,13 @@ TOO_LONG = 600.0
 
 
 class Stage(NamedTuple):
-    """A command that is killed and given again.
+    """A command that is killed and given again."""
 
-    Args:
-        name: name of the configuration.
-        overrides: entries that are the same in each run.
-        steps: number of epochs or cases.
-        done: tells how many of them are finished, from the run's folder.
-        files: endings of the files that it writes.
-    """
-
-    name: str
-    overrides: dict[str, Any]
-    steps: int
-    done: Callable[[Path], int]
-    files: tuple[str, ...]
+    name: str  # of the configuration
+    overrides: dict[str, Any]  # the same in each run
+    steps: int  # epochs or cases
+    done: Callable[[Path], int]  # how many of them are finished, from the run's folder
+    files: tuple[str, ...]  # endings of what it writes
 
     def start(self, folder: Path) -> subprocess.Popen:
         """Give the command; what it prints goes to a file beside the folder."""
@@ -83,14 +75,7 @@ class Run(NamedTuple):
 
 
 def run(stage: Stage, folder: Path, moment: float = math.inf, ending: str = "") -> Run:
-    """Run a stage to its end, or kill it.
-
-    Args:
-        stage: the stage.
-        folder: folder of the run.
-        moment: kill it after so many seconds.
-        ending: ending of a file; the kill waits until one is being written.
-    """
+    """Run a stage to its end, or kill it after so many seconds, when a file of this ending is being written."""
     since, begun, start_up = time.time(), time.perf_counter(), math.inf
     manifest, earlier = folder / f"{stage.name}_run.json", drafts(folder)
     process = stage.start(folder)

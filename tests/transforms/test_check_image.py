@@ -72,13 +72,10 @@ def test_an_image_without_contrast_is_told_or_refused(caplog):
     assert check(given) is given
     assert caplog.messages == ["a.nii: it has no contrast: every voxel is 7.5"]
     assert refused("a.nii", check, given, constant="error").problem == "it has no contrast: every voxel is 7.5"
-
-
-def test_one_flat_channel_of_a_picture_is_no_error_in_training(caplog):
-    given = image(3, 4, 5)
-    given[2] = 0
-    check(given, spatial_dims=2, channels=3, constant="error")
-    assert caplog.messages == ["a.nii (channel 2): it has no contrast: every voxel is 0"]
+    picture = image(3, 4, 5)
+    picture[2] = 0
+    check(picture, spatial_dims=2, channels=3, constant="error")  # one flat channel is no error
+    assert caplog.messages[1:] == ["a.nii (channel 2): it has no contrast: every voxel is 0"]
 
 
 @pytest.mark.parametrize("options", [{"nonfinite": "ignore"}, {"constant": "pass"}])

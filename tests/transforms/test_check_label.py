@@ -31,6 +31,8 @@ def test_class_indices_pass_as_they_are_with_all_other_entries(values, caplog):
     assert checked == item
     assert checked["label"] is item["label"]
     assert caplog.records == []
+    CheckLabeld("label")(case([0]))
+    assert caplog.messages == ["seg.nii: the label is empty"]
 
 
 @pytest.mark.parametrize("value", [2, 256, -1])
@@ -55,20 +57,12 @@ def test_an_image_in_place_of_a_label_is_recognized():
     assert "swapped" in found.fix
 
 
-def test_other_dimensions_are_refused():
+def test_other_dimensions_and_another_shape_than_that_of_the_image_are_refused():
+    item = {"scan": torch.rand(1, 4, 5), "label": case([1])["label"]}
+    assert error(item, image_key="scan").problem.startswith("it does not lie on the image: its shape (4, 4)")
     assert "2 channels or volumes (one-hot?)" in error(case([1], (2, 4, 4))).problem
     item = {**case([1], (1, 4, 4, 4)), "image": torch.rand(1, 4, 4)}
     assert "3D, 1 channel (size 4 x 4 x 4), expected 2D, 1 channel" in error(item).problem
-
-
-def test_a_label_beside_its_image_is_refused():
-    item = {"scan": torch.rand(1, 4, 5), "label": case([1])["label"]}
-    assert error(item, image_key="scan").problem.startswith("it does not lie on the image: its shape (4, 4)")
-
-
-def test_an_empty_label_is_told(caplog):
-    CheckLabeld("label")(case([0]))
-    assert caplog.messages == ["seg.nii: the label is empty"]
 
 
 def test_a_label_without_orientation_is_refused_unless_one_is_assumed():

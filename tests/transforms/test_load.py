@@ -52,12 +52,10 @@ def test_a_case_comes_out_as_from_monais_loader(case):
         assert torch.equal(ours[key].affine, theirs[key].affine)
         assert ours[key].dtype == torch.float32
         assert ours[key].meta.keys() == theirs[key].meta.keys()
-
-
-def test_it_is_a_load_imaged_whose_metadata_can_be_had_apart_as_monai_label_wants_it(case):
-    loader = SafeLoadImaged("image")
+    loader = SafeLoadImaged(KEYS)
+    assert loader(case, NibabelReader(as_closest_canonical=True))["image"].affine[0, 0] == 1
     assert isinstance(loader, LoadImaged)
-    loader._loader.image_only = False
+    loader._loader.image_only = False  # as MONAI Label wants it
     assert loader(case)["image_meta_dict"]["filename_or_obj"] == case["image"]
 
 
@@ -90,10 +88,6 @@ def test_a_list_of_files_is_one_image_and_the_bad_one_is_named_also_after_batchi
     assert [case["image"].meta["channel_files"] for case in decollate_batch(batch)] == [files] * 2
 
 
-def test_a_reader_given_for_the_call_is_used(case):
-    assert SafeLoadImaged(KEYS)(case, NibabelReader(as_closest_canonical=True))["image"].affine[0, 0] == 1
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_error_comes_through_data_sets_and_their_processes(case, workers):
     Path(case["label"]).write_text("hello")
@@ -112,10 +106,7 @@ def test_channels_come_first_whoever_loaded_the_image(tmp_path, content):
         found = SafeChannelFirstd(["image", "absent"], allow_missing_keys=True)({"image": given})["image"]
         assert type(found) is type(given)
         assert np.array_equal(np.asarray(found), plain)
-
-
-def test_a_picture_in_color_is_not_turned_twice(tmp_path):
-    Image.fromarray((voxels(6, 5, 3) * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray((voxels(6, 5, 3) * 255).astype(np.uint8)).save(tmp_path / "a.png")  # in color
     expected = LoadImage(ensure_channel_first=True)(tmp_path / "a.png")
     for given in (LoadImage()(tmp_path / "a.png"), expected):
         assert torch.equal(SafeChannelFirstd("image")({"image": given})["image"], expected)

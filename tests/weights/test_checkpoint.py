@@ -46,18 +46,11 @@ def test_what_torch_saved_is_read(tmp_path, zipped):
     assert all(torch.equal(found["model"][key], value) for key, value in STATE.items())
 
 
-def test_a_missing_an_empty_and_a_foreign_file_and_a_pointer_of_git_lfs_are_told_apart(tmp_path):
-    for read in (read_tensors, load_exported):
-        refused(tmp_path / "no.pt", "there is no such file", "get the published weights", read=read)
+def test_a_missing_and_a_foreign_file_are_told_apart(tmp_path):
+    refused(tmp_path / "no.pt", "there is no such file", "get the published weights", read=load_exported)
     refused(tmp_path, "there is no such file")
-    path = tmp_path / "model.pt"
-    for content, message in [
-        (b"", "it is empty"),
-        (b"<html>log in first</html>", "it is no file of plain tensors"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 12345\n", "run `git lfs pull`"),
-    ]:
-        path.write_bytes(content)
-        refused(path, message)
+    (tmp_path / "model.pt").write_text("<html>log in first</html>")
+    refused(tmp_path / "model.pt", "it is no file of plain tensors")
 
 
 def test_a_file_that_was_cut_off_anywhere_is_refused(saved):

@@ -10,6 +10,8 @@ from monai_attn.errors import ConfigError, DataError
 from monai_attn.nets import FocusNet
 from monai_attn.weights import load_keras_weights
 
+from ..conftest import count
+
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="keras is not installed")
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
@@ -116,9 +118,7 @@ def test_our_network_with_the_weights_of_keras_gives_the_output_of_keras(pair):
         output = ours.eval()(x)
     assert expected.std() > 1e-3
     torch.testing.assert_close(output, expected.movedim(-1, 1), atol=2e-6, rtol=1e-5)
-    assert sum(parameter.numel() for parameter in ours.parameters()) == sum(
-        int(np.prod(variable.shape)) for variable in theirs.trainable_variables
-    )
+    assert count(ours) == sum(int(np.prod(variable.shape)) for variable in theirs.trainable_variables)
 
 
 def write_h5(path, layers, group=None):

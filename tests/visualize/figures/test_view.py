@@ -4,20 +4,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_attn.visualize.figures import best_slice, slice_view
+from monai_attn.visualize.figures import slice_view
 
 
 def volume(axes, sides=(1.0, 1.0, 1.0)):
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(axes) @ np.diag(sides)
     return MetaTensor(torch.zeros(1, 4, 5, 6), affine=torch.as_tensor(affine))
-
-
-def test_the_best_slice_is_the_one_with_the_most_foreground():
-    label = torch.zeros(1, 12, 10, 8)
-    label[0, 7, 2:5, 3:6] = 1
-    label[0, 3, 2:3, 3:4] = 2
-    assert best_slice(label, spatial_dim=0) == 7
 
 
 @pytest.mark.parametrize(("axes", "flipped"), [(np.eye(3), False), (np.diag([-1, -1, 1]), True)], ids=["RAS", "LPS"])
