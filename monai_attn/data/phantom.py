@@ -84,7 +84,7 @@ PHANTOMS = {
     "brats_mri_egcnn_segmentation": _BRATS._replace(values=(0, 1, 2, 4)),
     "kits_ct_egcnn_segmentation": _CT._replace(values=range(3), spacings=((0.8, 0.8, 2.0), (0.7, 0.7, 3.0))),
     "brats_mri_autofocus_segmentation": _BRATS,
-    "pelvic_ct_autofocus_segmentation": _CT._replace(values=range(7), spacings=((3.0,) * 3,)),
+    "pelvic_ct_autofocus_segmentation": _CT._replace(values=range(7), spacings=((1.0, 1.0, 3.0),)),
 }
 
 

@@ -14,9 +14,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
+from monai.networks import one_hot
 from torch import nn
 
 from monai_attn.blocks.autofocus import crop_border
+from monai_attn.losses.consistency import as_float
 
 __all__ = ["ClassBalancedLoss", "CropBorderLoss"]
 
@@ -29,8 +31,9 @@ class ClassBalancedLoss(nn.Module):
 
     Args:
         weight: a weight for each class, such as :func:`monai_attn.data.median_frequency_weights`; by default 1.
-        boundary_weight: :math:`b`; the paper has 0, the authors' PyTorch code of QuickNAT 2.
+        boundary_weight: :math:`b`; the paper has 0, ReLayNet 10, the authors' PyTorch code of QuickNAT 2.
         lambda_dice: weight of the soft Dice loss over all classes; the paper's CE has 0, SD-Net and ReLayNet have 1.
+        ignore_index: class whose pixels count nowhere, such as those that nobody annotated.
 
     Raises:
         ValueError: if ``boundary_weight`` or ``lambda_dice`` is negative, or, when called, if the shapes do not fit.
@@ -43,7 +46,12 @@ class ClassBalancedLoss(nn.Module):
     weight: torch.Tensor | None
 
     def __init__(
-        self, weight: torch.Tensor | None = None, *, boundary_weight: float = 0.0, lambda_dice: float = 0.0
+        self,
+        weight: torch.Tensor | None = None,
+        *,
+        boundary_weight: float = 0.0,
+        lambda_dice: float = 0.0,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         if boundary_weight < 0 or lambda_dice < 0:
@@ -51,7 +59,8 @@ class ClassBalancedLoss(nn.Module):
         self.register_buffer("weight", weight)
         self.boundary_weight = boundary_weight
         self.lambda_dice = lambda_dice
-        self.dice = DiceLoss(softmax=True, to_onehot_y=True)
+        self.ignore_index = ignore_index
+        self.dice = DiceLoss()
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Map logits (B, C, *spatial) and class indices (B, 1, *spatial) to the loss, a scalar."""
@@ -60,25 +69,34 @@ class ClassBalancedLoss(nn.Module):
                 f"target must have shape {(input.shape[0], 1, *input.shape[2:])} of class indices, got "
                 f"{tuple(target.shape)}."
             )
-        logits, classes = input.float(), target[:, 0].long()
-        weights = torch.ones_like(classes, dtype=torch.float32)
-        if self.weight is not None:
-            weights = self.weight.to(logits.device)[classes]
-        if self.boundary_weight:
-            weights = weights + self.boundary_weight * _boundary(classes)
+        logits, classes = as_float(input), as_float(target)[:, 0].long()
+        counts = classes != (-1 if self.ignore_index is None else self.ignore_index)
+        classes = classes * counts
+        weights = self._weights(classes, counts)
         entropy = F.cross_entropy(logits, classes, reduction="none")
         # where all pixels are of classes without weight there is nothing to learn, and nothing to divide by
         loss = (weights * entropy).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
         if self.lambda_dice:
-            loss = loss + self.lambda_dice * self.dice(logits, target)
+            probabilities, truth = logits.softmax(1), one_hot(classes[:, None], logits.shape[1])
+            loss = loss + self.lambda_dice * self.dice(probabilities * counts[:, None], truth * counts[:, None])
         return loss
 
+    def _weights(self, classes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return a weight for every pixel of (B, *spatial), 0 where it does not count."""
+        weights = torch.ones_like(classes).float() if self.weight is None else self.weight.to(classes.device)[classes]
+        if self.boundary_weight:
+            weights = weights + self.boundary_weight * _boundary(classes, counts)
+        return weights * counts
 
-def _boundary(classes: torch.Tensor) -> torch.Tensor:
-    """Find the pixels of (B, *spatial) with a neighbor of another class along an axis."""
+
+def _boundary(classes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Find the pixels of (B, *spatial) with a neighbor of another class along an axis, among those that count."""
     edge = torch.zeros_like(classes, dtype=torch.bool)
     for axis in range(1, classes.ndim):
-        differs = classes.narrow(axis, 1, classes.shape[axis] - 1) != classes.narrow(axis, 0, classes.shape[axis] - 1)
+        pairs = [
+            (x.narrow(axis, 1, x.shape[axis] - 1), x.narrow(axis, 0, x.shape[axis] - 1)) for x in (classes, counts)
+        ]
+        differs = (pairs[0][0] != pairs[0][1]) & pairs[1][0] & pairs[1][1]
         for start in (0, 1):
             edge.narrow(axis, start, classes.shape[axis] - 1).logical_or_(differs)
     return edge
@@ -88,15 +106,16 @@ class CropBorderLoss(nn.Module):
     """Loss of a crop without its border.
 
     Near the border of a crop a network with padding sees zeros instead of the image. The authors' network of Autofocus
-    (Qin 2018, https://arxiv.org/abs/1805.08403) loses 14 voxels at every side; with ``margin=14`` a network that keeps
-    the size learns from the same voxels, the central 47 of 75. It is computed in float32.
+    (Qin 2018, https://arxiv.org/abs/1805.08403) has no padding and loses 14 voxels at every side; with ``margin=14``
+    one that keeps the size learns from the same voxels, the central 47 of 75, though those may see zeros through
+    dilated branches. A target that is larger than the prediction loses its border, too. It is computed in float32.
 
     Args:
         loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).
         margin: voxels to leave out at every side; 0 for the loss of the whole crop.
 
     Raises:
-        ValueError: if ``margin`` is negative, or, when called, if no voxel is left.
+        ValueError: if ``margin`` is negative, or, when called, if no voxel is left or the target is the smaller one.
 
     Example:
         >>> loss = CropBorderLoss(torch.nn.MSELoss(), margin=2)
@@ -112,10 +131,11 @@ class CropBorderLoss(nn.Module):
         self.margin = margin
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the loss of the voxels that are ``margin`` or more away from every side."""
+        """Return the loss of the voxels that are ``margin`` or more away from every side of the prediction."""
         if min(input.shape[2:]) <= 2 * self.margin:
             raise ValueError(
                 f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
                 "use larger crops or a smaller margin."
             )
-        return self.loss(crop_border(input, self.margin).float(), crop_border(target, self.margin))
+        prediction = crop_border(input, self.margin)
+        return self.loss(prediction.float(), crop_border(target, (target.shape[2] - prediction.shape[2]) // 2))

@@ -5,7 +5,8 @@ Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 
 :mod:`monai_attn.losses.consistency`.
 
 The authors have not released code. Departures from the paper's text: eq. 6 is a mean over the voxels in place of a sum
-(which would drown the Dice term), its weights are kept away from 0 and 1, and Dice (eq. 4) has MONAI's smoothing.
+(which would drown the Dice term) and has a weight of its own where there is no edge, and Dice (eq. 4) has MONAI's
+smoothing.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ class BalancedBCELoss(nn.Module):
     give the edges the smaller weight. It is computed in float32.
 
     Args:
-        beta_range: bounds of :math:`\beta`. With ``None`` (the paper) the loss of an image without edges is 0 whatever
-            is predicted.
+        empty_weight: weight of the voxels of a map without an edge, where eq. 6 (0) is 0 whatever is predicted.
         batch: whether :math:`\beta` is that of the batch; otherwise every sample and channel has its own.
         weight_non_edges: whether the non-edges have the weight :math:`1 - \beta`; otherwise it is 1.
         reduction: ``"mean"``, ``"sum"`` (the paper) or ``"none"``, over voxels.
 
     Raises:
-        ValueError: if ``beta_range`` is not an interval within 0 to 1, or, when called, if the shapes differ.
+        ValueError: if ``empty_weight`` is negative, or, when called, if the shapes differ.
 
     Example:
         >>> BalancedBCELoss()(torch.zeros(1, 1, 8), torch.tensor([[[1.0, 0, 0, 0, 0, 0, 0, 0]]]))
@@ -49,17 +49,16 @@ class BalancedBCELoss(nn.Module):
     def __init__(
         self,
         *,
-        beta_range: tuple[float, float] | None = (0.01, 0.99),
+        empty_weight: float = 0.01,
         batch: bool = False,
         weight_non_edges: bool = True,
         reduction: LossReduction | str = LossReduction.MEAN,
     ) -> None:
         super().__init__()
-        low, high = beta_range if beta_range is not None else (0.0, 1.0)
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"beta_range must be an interval within 0 to 1, got {beta_range}.")
+        if empty_weight < 0:
+            raise ValueError(f"{empty_weight=} must not be negative.")
         self.reduction = LossReduction(reduction).value
-        self.beta_range = (low, high)
+        self.empty_weight = empty_weight
         self.batch = batch
         self.weight_non_edges = weight_non_edges
 
@@ -67,9 +66,9 @@ class BalancedBCELoss(nn.Module):
         """Map logits (B, C, *spatial) and edges (B, C, *spatial) from 0 to 1 to the loss."""
         logits, edges = _same_shape(input, target)
         axes = list(range(2, edges.ndim)) + ([0] if self.batch else [])
-        beta = (1 - edges.mean(axes, keepdim=True)).clamp(*self.beta_range)
-        non_edge_weight = 1 - beta if self.weight_non_edges else 1.0
-        loss = -beta * edges * F.logsigmoid(logits) - non_edge_weight * (1 - edges) * F.logsigmoid(-logits)
+        share = edges.mean(axes, keepdim=True)  # 1 - beta
+        others = torch.where(share > 0, share if self.weight_non_edges else 1.0, self.empty_weight)
+        loss = (share - 1) * edges * F.logsigmoid(logits) - others * (1 - edges) * F.logsigmoid(-logits)
         if self.reduction == LossReduction.MEAN.value:
             return loss.mean()
         return loss.sum() if self.reduction == LossReduction.SUM.value else loss
@@ -128,12 +127,14 @@ class EGCNNLoss(nn.Module):
         lambda_semantic: weight of the Dice loss of the segmentation (eq. 4).
         lambda_consistency: weight of the consistency of segmentation and edges (eq. 7).
         lambda_edge_dice, lambda_edge_bce: :math:`\lambda_1` and :math:`\lambda_2` of :class:`EdgeLoss`.
+        main_weight: weight of the Dice loss of the main stream's own logits. Sec. 2.1 gives each stream a loss of its
+            own, eq. 3 has one semantic term; with 0 that is the loss of the fused output alone.
         consistency: by default ``EdgeConsistencyLoss`` with the same ``sigmoid`` and ``include_background``.
         balanced_bce: by default ``BalancedBCELoss()``.
 
     Attributes:
         terms: the unweighted terms of the last call, detached: ``semantic``, ``consistency``, ``edge_dice``,
-            ``edge_bce``; :class:`monai_attn.handlers.LossTerms` shows them.
+            ``edge_bce``, and ``main`` if it has a weight; :class:`monai_attn.handlers.LossTerms` shows them.
 
     Raises:
         ValueError: if a weight is negative, or, when called, if the shapes do not fit.
@@ -156,17 +157,19 @@ class EGCNNLoss(nn.Module):
         lambda_consistency: float = 1.0,
         lambda_edge_dice: float = 1.0,
         lambda_edge_bce: float = 0.5,
+        main_weight: float = 0.0,
         consistency: EdgeConsistencyLoss | None = None,
         balanced_bce: BalancedBCELoss | None = None,
     ) -> None:
         super().__init__()
-        if min(lambda_semantic, lambda_consistency) < 0:
-            raise ValueError(f"{lambda_semantic=} and {lambda_consistency=} must not be negative.")
+        if min(lambda_semantic, lambda_consistency, main_weight) < 0:
+            raise ValueError(f"{lambda_semantic=}, {lambda_consistency=} and {main_weight=} must not be negative.")
         self.sigmoid = sigmoid
         self.threshold = threshold
         self.soft = soft
         self.lambda_semantic = lambda_semantic
         self.lambda_consistency = lambda_consistency
+        self.main_weight = main_weight
         self.semantic = DiceLoss(
             include_background=include_background or sigmoid,
             to_onehot_y=not sigmoid,
@@ -183,18 +186,24 @@ class EGCNNLoss(nn.Module):
 
         Args:
             input: logits of the segmentation (B, C, *spatial), alone or in a tuple with those of the edges, whose
-                channels are 1 (edges of all classes united) or the number of foreground classes.
+                channels are 1 (edges of all classes united) or the number of foreground classes, and those of the main
+                stream (B, C, *spatial), which only ``main_weight`` needs.
             target: class indices (B, 1, *spatial) or, if ``sigmoid``, masks (B, C, *spatial).
         """
-        segmentation, *edges = [input] if isinstance(input, torch.Tensor) else input
+        segmentation, *streams = [input] if isinstance(input, torch.Tensor) else input
         masks = target_masks(segmentation, target, sigmoid=self.sigmoid)
         semantic = self.semantic(as_float(segmentation), as_float(target))
         self.terms = {"semantic": semantic.detach()}
         total = self.lambda_semantic * semantic
-        if edges:
+        if streams:
+            edges, *main = streams
             consistency = self.consistency(segmentation, target)
-            total = total + self.lambda_consistency * consistency + self.edge(edges[0], self._edges(masks, edges[0]))
+            total = total + self.lambda_consistency * consistency + self.edge(edges, self._edges(masks, edges))
             self.terms.update(consistency=consistency.detach(), **self.edge.terms)
+            if self.main_weight:
+                dice = self.semantic(as_float(main[0]), as_float(target))
+                self.terms["main"] = dice.detach()
+                total = total + self.main_weight * dice
         return total
 
     def _edges(self, masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,9 @@ classes. The widths, 30 and 120, are those of the authors' code; the paper gives
 DeepMedic is that of Kamnitsas et al.: "Efficient multi-scale 3D CNN with fully connected CRF for accurate brain lesion
 segmentation", Medical Image Analysis 2017, https://arxiv.org/abs/1603.05959, Fig. 5, with the residual connections of
 "DeepMedic for Brain Tumor Segmentation", BrainLes 2016: 662,215 parameters for 4 channels and 5 classes. Differs from
-the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop; the second
-path sees the whole image averaged by ``scale``, its last voxels repeated to a whole window; ReLU by default instead of
-PReLU; and no bias before a normalization, where it is inert.
+the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop, so that in
+training the second path sees the crop and zeros around it, not the image beyond; ReLU by default instead of PReLU; and
+no bias before a normalization, where it is inert. The second path sees every third voxel as there, the middle of three.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class DeepMedic(nn.Module):
     Args:
         spatial_dims, in_channels, out_channels, channels: see :class:`AFNet`; ``channels`` are those of each path.
         fc_channels: channels of the two 1x1 layers (the article's 150; later configurations have 250).
-        scale: by which factor the second path's image is smaller.
+        scale: by which factor the second path's image is smaller; it takes the middle of so many voxels.
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` in the authors' code.
         dropout: probability to drop an input of the second 1x1 layer and of the classifier.
 
@@ -199,7 +199,7 @@ class DeepMedic(nn.Module):
 
         self.scale = scale
         self.full = path()
-        self.down = Pool[Pool.AVG, spatial_dims](scale)
+        self.down = Pool[Pool.AVG, spatial_dims](1, stride=scale)
         self.low = path()
         *joined, last = pairwise([2 * channels[-1], *fc_channels, out_channels])
         drops = [0.0] + [dropout] * len(joined)
@@ -214,7 +214,10 @@ class DeepMedic(nn.Module):
         missing: list[int] = []  # voxels to whole windows, at the far end of each axis from the last
         for dim in range(x.dim() - 1, 1, -1):
             missing += [0, -x.shape[dim] % self.scale]
-        low = self.low(self.down(F.pad(x, missing, mode="replicate")))
+        low, middle = F.pad(x, missing, mode="replicate"), (self.scale - 1) // 2
+        for dim in range(2, x.dim()):
+            low = low.narrow(dim, middle, low.shape[dim] - middle)
+        low = self.low(self.down(low))
         for dim in range(2, x.dim()):
             low = low.repeat_interleave(self.scale, dim).narrow(dim, 0, x.shape[dim])
         return self.classifier(torch.cat([full, low], dim=1))

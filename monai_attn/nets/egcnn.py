@@ -34,16 +34,16 @@ __all__ = ["EGCNN", "AllOutputs"]
 class EGCNN(nn.Module):
     """Encoder-decoder with an edge stream (EG-CNN).
 
-    ``forward`` returns the segmentation, ``forward_all`` the segmentation and the edges, to train them together. The
-    state dict has the main network's weights under ``main_stream.net.``.
+    ``forward`` returns the segmentation, ``forward_all`` also the edges and the main stream's own segmentation, to
+    train them together. The state dict has the main network's weights under ``main_stream.net.``.
 
     Args:
         main_stream: a network, or a :class:`monai_attn.adapt.FeatureExtractor` for one that is not in the table of
             :func:`monai_attn.adapt.places_of`.
         edge_classes: number of edge channels, 1 for the edges of all structures together (the paper).
         start: where the edge stream begins: ``"decoder"`` at the decoder's first feature (L - 2 gates for an encoder of
-            L levels), ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates). The paper says the former, and
-            also that every resolution has a gate, which only the latter comes near.
+            L levels), ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates, and every resolution is fed). The
+            paper says the former, and also that every resolution is fed and has a gate.
         gate, attention_channels, project: see :class:`monai_attn.blocks.EdgeGate`.
         norm: normalization of the residual blocks, as a name or ``(name, {args})``. The groups of a group
             norm (8 by default) are reduced to their greatest common divisor with the block's channels.
@@ -55,9 +55,9 @@ class EGCNN(nn.Module):
     Example:
         >>> from monai.networks.nets import SegResNet
         >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8, out_channels=4))
-        >>> segmentation, edges = net.forward_all(torch.rand(1, 1, 32, 32))
-        >>> segmentation.shape, edges.shape
-        (torch.Size([1, 4, 32, 32]), torch.Size([1, 1, 32, 32]))
+        >>> segmentation, edges, main = net.forward_all(torch.rand(1, 1, 32, 32))
+        >>> segmentation.shape, edges.shape, main.shape
+        (torch.Size([1, 4, 32, 32]), torch.Size([1, 1, 32, 32]), torch.Size([1, 4, 32, 32]))
     """
 
     def __init__(
@@ -100,15 +100,15 @@ class EGCNN(nn.Module):
         """Map an image (B, C, *spatial) to edge probabilities (B, edge_classes, *spatial)."""
         return torch.sigmoid(self.forward_all(x)[1])
 
-    def forward_all(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map an image (B, C, *spatial) to segmentation logits and edge logits, both of the main logits' size."""
+    def forward_all(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map an image (B, C, *spatial) to logits of the segmentation, the edges and the main stream, of one size."""
         encoder, decoder, logits = self.main_stream(x)
         edges = encoder[-1] if self.from_bottleneck else decoder[0]
         for i, (block, gate) in enumerate(zip(self.blocks, self.gates)):
             main = encoder[len(self.blocks) - 1 - i]
             edges = gate(self.resize(block(edges), main), main)
         edge_logits = self.resize(self.head(edges), logits)
-        return self.fusion(torch.cat([logits, torch.sigmoid(edge_logits)], dim=1)), edge_logits
+        return self.fusion(torch.cat([logits, torch.sigmoid(edge_logits)], dim=1)), edge_logits, logits
 
     def resize(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Interpolate (B, C, *spatial) to the spatial size of another tensor."""
@@ -117,7 +117,7 @@ class EGCNN(nn.Module):
 
 
 class AllOutputs(nn.Module):
-    """Wrapper that returns segmentation and edge logits for training.
+    """Wrapper that returns the logits of all streams for training.
 
     It shares the network's weights. A network without an edge stream returns its own output.
 
@@ -125,15 +125,15 @@ class AllOutputs(nn.Module):
         >>> from monai.networks.nets import SegResNet
         >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8))
         >>> len(AllOutputs(net)(torch.rand(1, 1, 16, 16)))
-        2
+        3
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """Map an image (B, C, *spatial) to segmentation logits and, of an :class:`EGCNN`, edge logits."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...] | torch.Tensor:
+        """Map an image (B, C, *spatial) to segmentation logits and, of an :class:`EGCNN`, those of its streams."""
         return self.net.forward_all(x) if isinstance(self.net, EGCNN) else self.net(x)
 
 

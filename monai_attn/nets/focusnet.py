@@ -10,9 +10,9 @@ of the segmentation branch, which is built of residual and squeeze & excitation 
            +- 7x7 stem ---------- level 1 -- level 2 --- level 3 -- level 4 -- decoder -- 1x1
 
 The authors' code (focusnet-alpha, TheFocusNetSeries) settles what the paper leaves open. Where they disagree, the code
-is the default: in the paper all residual blocks are pre-activated (``preact="full"``) and dropout is "throughout"
-(``dropout_everywhere=True``). Differs from the authors' code in: any number of dimensions, any input size, and the
-output is logits.
+is the default: in the paper all residual blocks are pre-activated (``preact="full"``; in the code 7 of 23) and dropout
+is "throughout" (``dropout_everywhere=True``; in the code once). Differs from the authors' code in: any number of
+dimensions, any input size, and the output is logits.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class _Fusion(nn.Module):
 
 
 class FocusNet(nn.Module):
-    """FocusNet; the defaults are the paper's network.
+    """FocusNet; the defaults are the authors' code.
 
     It has 18,933,497 parameters for 3 to 1 channels in 2D.
 

@@ -96,6 +96,26 @@ def share(items: Sized, least: int = 0) -> range:
     return range(len(items) * rank // processes, len(items) * (rank + 1) // processes)
 
 
+def per_process(batch_size: int) -> int:
+    """Return this process's share of a batch.
+
+    Raises:
+        ConfigError: if the processes cannot have equal shares.
+
+    Example:
+        >>> per_process(8)
+        8
+    """
+    share, rest = divmod(batch_size, idist.get_world_size())
+    if rest or not share:
+        raise ConfigError(
+            f"--batch_size {batch_size}",
+            f"{idist.get_world_size()} processes cannot share it equally",
+            f"give a multiple of {idist.get_world_size()}, or start another number of processes",
+        )
+    return share
+
+
 def gather(items: Sequence[Any]) -> list[Any]:
     """Return the items of all processes in rank order.
 

@@ -112,7 +112,7 @@ def test_inference_and_validation_see_what_training_saw(bundle):
         pytest.skip("it trains on slices, or on strips of pictures, and infers the whole as its authors do")
     assert {crop["spatial_size"] for crop in crops} == {"@crop_size"}
     assert (inference["crop_size"], inference["overlap"]) == (train["crop_size"], train["overlap"])
-    for inferer in (train["validate"]["inferer"], inference["inferer"]):
+    for inferer in (train.get("inferer", train["validate"]["inferer"]), inference["inferer"]):
         assert inferer["_target_"] == "SlidingWindowInferer"
         assert (inferer["roi_size"], inferer["mode"]) == ("@crop_size", "gaussian")
         assert inferer["overlap"] == "@overlap"

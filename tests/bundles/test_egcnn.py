@@ -5,7 +5,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 
@@ -26,16 +26,34 @@ def bundle(request, train_bundle):
 @pytest.mark.parametrize("stream", ["segresnet", "unet", "vnet"])
 def test_the_papers_main_streams_are_one_override_each_and_have_no_batch_norm(bundle, stream):
     for name in ("train", "inference"):
-        narrow = {"unet#features": [8, 8, 8, 8, 8, 8], "init_filters": 8}
-        config = bundle.parsed(name, main_stream=f"@{stream}", **{"network_def#main_stream": "@main_stream"}, **narrow)
+        config = bundle.parsed(name, main_stream=f"@{stream}", init_filters=8)
         network = config.get_parsed_content("network_def").eval()
-        assert stream in type(network.main_stream.net).__name__.lower()
         norms = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
         assert norms == {"GroupNorm"}
         with torch.no_grad():
-            segmentation, edges = network.forward_all(torch.rand(1, config["in_channels"], 16, 32, 16))
+            segmentation, edges, _ = network.forward_all(torch.rand(1, config["in_channels"], 16, 32, 16))
         assert segmentation.shape == (1, 3, 16, 32, 16)
         assert edges.shape == (1, 1, 16, 32, 16)
+
+
+@pytest.mark.parametrize("name", [BRATS, KITS])
+def test_the_papers_main_streams_have_one_depth_one_width_and_about_as_many_parameters(name, bundle_on_phantom):
+    found = {}
+    for stream in ("segresnet", "unet", "vnet", "segresnet_large", "unet_large", "vnet_large"):
+        parser = ConfigParser()
+        parser.read_config(bundle_on_phantom(name).config("train", "baselines"))
+        parser["main_stream"] = f"@{stream}"
+        with torch.device("meta"):
+            network = parser.get_parsed_content("network_def")
+        alone = sum(parameter.numel() for parameter in network.main_stream.parameters())
+        edges = sum(parameter.numel() for parameter in network.parameters()) - alone
+        assert (len(network.gates), len(network.main_stream.encoder_channels)) == (2, 4)
+        if "large" not in stream:
+            assert network.main_stream.encoder_channels == (32, 64, 128, 256)
+        found[stream] = alone, edges
+    equal, large = [found[name] for name in list(found)[:3]], [found[name] for name in list(found)[3:]]
+    assert max(equal)[0] < 1.3 * min(equal)[0]
+    assert all(control[0] > sum(whole) for control, whole in zip(large, equal, strict=True))
 
 
 def test_the_main_stream_alone_is_one_override(train_bundle, tmp_path):

@@ -13,7 +13,8 @@ FILES = sorted(path for bundle in BUNDLES for path in (bundle / "configs").glob(
 IMPORTED = r"\$import (sys|torch)|\$from monai_attn import run|\$from monai_attn\.data import datalist"
 IMPORTED += r"|\$from ignite import distributed as idist"
 # to add to these is to vouch for them
-NAMES = {"bool", "case", "datalist", "idist", "len", "min", "monai", "range", "run", "size", "sys", "torch", "_entry"}
+NAMES = {"bool", "datalist", "enumerate", "idist", "len", "min", "monai", "range", "run", "sys", "torch", "_entry"}
+NAMES |= {"case", "i", "level", "name", "side", "size", "width"}
 FORBIDDEN = {"bundle", "hub", "jit", "load", "modules", "package", "save", "serialization"}
 
 

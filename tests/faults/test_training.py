@@ -58,7 +58,7 @@ def test_a_batch_without_anything_to_find(train_bundle, lab, name):
 def test_false_edges_where_there_are_none():
     label = torch.zeros(1, 1, 16, 16, 16)
     wrong, right = torch.full_like(label, 5.0).requires_grad_(), torch.full_like(label, -5.0)
-    assert BalancedBCELoss(beta_range=None)(wrong, label) == 0  # the paper's equation
+    assert BalancedBCELoss(empty_weight=0.0)(wrong, label) == 0  # the paper's equation
     losses = [BalancedBCELoss()(logits, label) for logits in (wrong, right)]
     assert losses[0] > 100 * losses[1]
     losses[0].backward()

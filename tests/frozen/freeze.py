@@ -98,10 +98,10 @@ def describe(network: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def logits(network: nn.Module) -> list[float]:
-    """Mean, standard deviation and eight values of what comes out, in double precision."""
+    """Mean, standard deviation and eight values of segmentation and edges, in double precision."""
     network = fill(network).double()
     output = getattr(network, "forward_all", network)(image_for(network))
-    flat = torch.cat([part.flatten() for part in (output if isinstance(output, tuple) else [output])])
+    flat = torch.cat([part.flatten() for part in (output[:2] if isinstance(output, tuple) else [output])])
     samples = flat[torch.linspace(0, len(flat) - 1, 8).long()]
     return [float(f"{value:.7g}") for value in (flat.mean(), flat.std(), *samples)]
 

@@ -37,6 +37,17 @@ def test_the_dice_term_is_monais():
     assert torch.allclose(both, ClassBalancedLoss()(logits, classes) + 0.5 * dice)
 
 
+def test_ignored_pixels_count_nowhere():
+    logits, classes = torch.randn(2, 3, 6, 8, requires_grad=True), torch.randint(0, 3, (2, 1, 6, 8))
+    loss = ClassBalancedLoss(torch.tensor([0.2, 1.0, 3.0]), boundary_weight=2.0, lambda_dice=0.5, ignore_index=255)
+    expected = loss(logits[..., 2:], classes[..., 2:])
+    classes[..., :2] = 255
+    ours = loss(logits, classes)
+    ours.backward()
+    assert torch.allclose(ours, expected)
+    assert not logits.grad[..., :2].any()
+
+
 def test_a_patch_of_classes_without_weight_has_no_loss_and_finite_gradients():
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     loss = ClassBalancedLoss(torch.tensor([0.0, 1.0]))(logits, torch.zeros(1, 1, 4, 4))

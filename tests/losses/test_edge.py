@@ -49,7 +49,7 @@ def test_edges_have_the_weight_of_the_many_and_non_edges_that_of_the_few():
 @pytest.mark.parametrize("fraction", [0, 1])
 def test_to_the_letter_a_patch_without_or_full_of_edges_teaches_nothing(fraction):
     logits = torch.randn(2, 1, 8, 8, 8, requires_grad=True)
-    loss = BalancedBCELoss(beta_range=None)(logits, some_edges(fraction))
+    loss = BalancedBCELoss(empty_weight=0.0)(logits, some_edges(fraction))
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
@@ -61,6 +61,15 @@ def test_by_default_false_edges_on_a_patch_without_edges_cost_something():
     loss.backward()
     assert torch.allclose(loss, 0.01 * F.softplus(logits).mean())
     assert (logits.grad > 0).all()
+
+
+def test_the_small_structure_of_a_large_crop_has_the_weights_of_eq_6():
+    # the edges of a ball of radius 5 in a crop of 96 voxels a side: beta is 0.9989
+    edges = torch.zeros(1, 1, 96, 96, 96)
+    edges[..., :10, :10, :10] = 1
+    loss = BalancedBCELoss(reduction="none")(torch.zeros(edges.shape), edges)
+    assert loss[edges == 1].unique() == pytest.approx((1 - 1000 / 96**3) * math.log(2))
+    assert loss[edges == 0].unique() == pytest.approx(1000 / 96**3 * math.log(2))
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -111,11 +120,11 @@ def test_the_dice_of_eq_4_is_monais():
 
 def test_the_edge_loss_is_the_weighted_sum_of_its_terms():
     logits, edges = torch.randn(2, 1, 8, 8, 8), some_edges(1 / 8)
-    loss = EdgeLoss(lambda_dice=2.0, lambda_bce=3.0, balanced_bce=BalancedBCELoss(beta_range=(0.5, 0.5)))
+    loss = EdgeLoss(lambda_dice=2.0, lambda_bce=3.0, balanced_bce=BalancedBCELoss(weight_non_edges=False))
     total = loss(logits.requires_grad_(), edges)
     assert torch.allclose(total, 2 * loss.terms["edge_dice"] + 3 * loss.terms["edge_bce"])
     assert torch.equal(loss.terms["edge_dice"], DiceLoss(sigmoid=True, squared_pred=True)(logits, edges))
-    assert torch.allclose(loss.terms["edge_bce"], F.binary_cross_entropy_with_logits(logits, edges) / 2)
+    assert torch.equal(loss.terms["edge_bce"], loss.balanced_bce(logits, edges))
     assert not any(term.requires_grad for term in loss.terms.values())
     default = EdgeLoss()
     total = default(logits, edges)
@@ -217,16 +226,31 @@ def test_the_background_counts_only_if_asked_for():
     assert loss.consistency.include_background
 
 
+def test_the_main_stream_has_a_loss_of_its_own_only_with_a_weight():
+    segmentation, edges = outputs()
+    main = torch.randn_like(segmentation).requires_grad_()
+    torch.manual_seed(0)
+    plain, without = EGCNNLoss(consistency=QUIET), EGCNNLoss(consistency=QUIET)
+    assert torch.equal(plain((segmentation, edges, main), some_label()), without((segmentation, edges), some_label()))
+    weighted = EGCNNLoss(consistency=QUIET, main_weight=0.7)
+    total = weighted((segmentation, edges, main), some_label())
+    dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, squared_pred=True)(main, some_label())
+    assert torch.allclose(total, plain((segmentation, edges), some_label()) + 0.7 * dice)
+    assert torch.equal(weighted.terms["main"], dice.detach())
+    total.backward()
+    assert main.grad.any()
+
+
 @pytest.mark.parametrize("options", [{"threshold": 0.3}, {"soft": True}])
 def test_the_options_of_the_edges_are_passed_on(options):
     _, edges = outputs()
     label = torch.zeros(2, 1, 8, 8, 8)
     label[:, :, 2:6, 2:6, 2:6] = 1
-    loss = EGCNNLoss(**options, balanced_bce=BalancedBCELoss(beta_range=None))
+    loss = EGCNNLoss(**options, balanced_bce=BalancedBCELoss(empty_weight=0.0))
     loss((torch.randn(2, 2, 8, 8, 8), edges), label)
     target = edge_targets(label.bool(), **options)
     assert not torch.equal(target, edge_targets(label.bool()))
-    assert torch.equal(loss.terms["edge_bce"], BalancedBCELoss(beta_range=None)(edges, target))
+    assert torch.equal(loss.terms["edge_bce"], BalancedBCELoss(empty_weight=0.0)(edges, target))
 
 
 def test_half_precision_and_metadata_make_no_difference():
@@ -249,12 +273,13 @@ def test_outputs_of_another_shape_are_refused():
         EGCNNLoss()((segmentation, edges), some_label()[..., 1:])
 
 
-def test_negative_weights_and_bounds_of_beta_that_are_none_are_refused():
-    options = {EdgeLoss: ["lambda_dice", "lambda_bce"], EGCNNLoss: ["lambda_semantic", "lambda_consistency"]}
+def test_negative_weights_are_refused():
+    options = {
+        EdgeLoss: ["lambda_dice", "lambda_bce"],
+        EGCNNLoss: ["lambda_semantic", "lambda_consistency", "main_weight"],
+        BalancedBCELoss: ["empty_weight"],
+    }
     for loss, names in options.items():
         for name in names:
             with pytest.raises(ValueError, match=f"{name}=-1.0.* must not be negative"):
                 loss(**{name: -1.0})
-    for beta_range in ((0.9, 0.1), (-0.1, 1.0), (0.0, 1.1)):
-        with pytest.raises(ValueError, match="interval within 0 to 1"):
-            BalancedBCELoss(beta_range=beta_range)

@@ -131,15 +131,16 @@ def test_a_gate_stands_at_every_resolution_finer_than_the_start_and_its_map_has_
 def test_around_a_network_it_starts_with_exactly_the_networks_output_and_keeps_its_state(name, dims):
     net, x = NETS[name][0](dims).eval(), image(name, dims)
     network = EGCNN(net, edge_classes=2, start="bottleneck").eval()
-    segmentation, edges = network.forward_all(x)
+    segmentation, edges, main = network.forward_all(x)
     assert torch.equal(segmentation, net(x))
+    assert torch.equal(main, segmentation)
     assert edges.shape == (1, 2, *x.shape[2:])
     kept = {key: value for key, value in network.state_dict().items() if key.startswith("main_stream.")}
     assert list(kept) == [f"main_stream.net.{key}" for key in net.state_dict()]
     assert all(torch.equal(*values) for values in zip(kept.values(), net.state_dict().values(), strict=True))
 
 
-def restated(network: EGCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def restated(network: EGCNN, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Sec. 2.1 written out for two dimensions, with the network's weights."""
     encoder, decoder, z = network.main_stream(x)
     levels = len(encoder)
@@ -156,12 +157,12 @@ def restated(network: EGCNN, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
         e = gate.project(e * a + e)
     assert at == 0
     edges = F.interpolate(network.head(e), size=z.shape[2:], mode="bilinear", align_corners=False)
-    return network.fusion(torch.cat([z, torch.sigmoid(edges)], dim=1)), edges
+    return network.fusion(torch.cat([z, torch.sigmoid(edges)], dim=1)), edges, z
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", NETS)
-def test_both_outputs_are_those_of_the_papers_text(name, start):
+def test_the_outputs_are_those_of_the_papers_text(name, start):
     network, x = stir(small(name, start=start)), image(name, batch=2)
     for ours, theirs in zip(network.forward_all(x), restated(network, x), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -197,7 +198,7 @@ def losses(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     distance = ((rows - 15) ** 2 + (columns - 17) ** 2).sqrt()
     disc, rim = ((distance < limit)[None, None].float() for limit in (9, 10))
     image = disc + 0.1 * torch.rand(2, 1, 32, 32)
-    segmentation, edges = network(image)
+    segmentation, edges, *_ = network(image)
     semantic = DiceLoss(softmax=True, to_onehot_y=True)(segmentation, disc.expand(2, 1, 32, 32))
     return semantic, DiceLoss(sigmoid=True)(edges, (rim - disc).expand(2, 1, 32, 32))
 
