@@ -218,13 +218,10 @@ def _encode(array: np.ndarray, like: Any = None) -> bytes:
 def _save(path: Path, content: bytes) -> bool:
     """Write a file unless it holds that already."""
     fix = "make room, or give another folder to write to"
-    try:
-        if path.is_file() and path.read_bytes() == content:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(str(path), f"it cannot be written: {error.strerror or error}", fix) from error
+    if path.is_file() and path.read_bytes() == content:
+        return False
     with atomic_write(path, fix) as draft:
+        draft.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(content)
     return True
 

@@ -7,7 +7,7 @@ import torch
 from monai.networks import nets
 from torch import nn
 
-from monai_attn.adapt import FeatureExtractor, Places, features_of, places_of, recalibrate, with_group_norm
+from monai_attn.adapt import FeatureExtractor, Places, features_of, places_of, recalibrate
 
 
 class Own(nn.Module):
@@ -137,13 +137,11 @@ def test_of_the_modules_that_it_runs_by_itself_no_key_is_saved_missing_or_superf
     assert (result.missing_keys, result.unexpected_keys) == ([gone], ["net.more"])
 
 
-def test_blocks_and_norms_that_were_put_in_before_or_after_are_seen():
+def test_blocks_that_were_put_in_before_or_after_are_seen():
     net, x = nets.UNet(2, 1, 3, (8, 16, 32), (2, 2), norm="batch").eval(), torch.rand(1, 1, 16, 16)
     extractor, first = features_of(net), features_of(net)(x)[0][0]
     recalibrate(net, positions="P1")
     assert torch.equal(extractor(x)[0][0], net.get_submodule("model.0").recalibration(first))
-    with_group_norm(net)
-    assert torch.equal(extractor(x)[2], net(x))
 
 
 def test_an_extractor_is_returned_as_it_is_and_an_unknown_class_raises_and_says_what_to_give():
