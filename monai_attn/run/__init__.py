@@ -3,38 +3,27 @@
 
 from __future__ import annotations
 
-from monai_attn.run.checks import check_overrides, check_settings
-from monai_attn.run.manifest import RunManifest
-from monai_attn.run.results import FinishedCases, Provenance
-from monai_attn.run.session import (
-    EXIT_BAD_INPUT,
-    EXIT_FAILURE,
-    EXIT_INCOMPLETE,
-    EXIT_INTERRUPTED,
-    finish,
-    handlers_of_rank,
-    per_process,
-    share,
-    start,
-    summarize,
-)
-from monai_attn.run.workflow import Workflow
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "EXIT_BAD_INPUT",
-    "EXIT_FAILURE",
-    "EXIT_INCOMPLETE",
-    "EXIT_INTERRUPTED",
-    "FinishedCases",
-    "Provenance",
-    "RunManifest",
-    "Workflow",
-    "check_overrides",
-    "check_settings",
-    "finish",
-    "handlers_of_rank",
-    "per_process",
-    "share",
-    "start",
-    "summarize",
-]
+# imported when first used, so that the command line can answer before torch is imported
+_MODULES = {
+    "checks": ("check_overrides", "check_settings"),
+    "manifest": ("RunManifest",),
+    "results": ("FinishedCases", "Provenance"),
+    "session": (
+        "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "handlers_of_rank",
+        "per_process", "share", "start", "summarize",
+    ),
+    "workflow": ("Workflow",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used."""
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
