@@ -50,16 +50,25 @@ class ChannelGate(nn.Module):
         in_channels: number of input channels C.
         reduction: the paper's r, for C // r hidden channels.
         bias: whether the linear layers have biases, as in the authors' code; the paper's formula has none.
+        gate_bias: start of the last bias, ours: with 3 the map starts near 0.95 instead of 0.5. ``None`` for PyTorch's.
 
     Raises:
-        ValueError: if ``reduction`` is below 1 or leaves no hidden channel.
+        ValueError: if ``reduction`` is below 1 or leaves no hidden channel, or ``gate_bias`` has no bias to set.
 
     Example:
         >>> ChannelGate(2, 64)(torch.rand(1, 64, 32, 32)).shape
         torch.Size([1, 64, 1, 1])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, *, reduction: int = 2, bias: bool = True) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        reduction: int = 2,
+        bias: bool = True,
+        gate_bias: float | None = None,
+    ) -> None:
         super().__init__()
         _check_dims(spatial_dims)
         if reduction < 1 or in_channels // reduction < 1:
@@ -69,6 +78,7 @@ class ChannelGate(nn.Module):
             )
         self.fc1 = nn.Linear(in_channels, in_channels // reduction, bias=bias)
         self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
+        _start_bias(self.fc2.bias, gate_bias)
         self.gate = Gate()
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,19 +97,23 @@ class SpatialGate(nn.Module):
     Args:
         spatial_dims, in_channels: see :class:`ChannelGate`.
         bias: whether the convolution has a bias, as in the authors' code; the paper's formula has none.
+        gate_bias: see :class:`ChannelGate`.
 
     Raises:
-        ValueError: if ``spatial_dims`` is not 1, 2 or 3.
+        ValueError: if ``spatial_dims`` is not 1, 2 or 3, or ``gate_bias`` has no bias to set.
 
     Example:
         >>> SpatialGate(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
         torch.Size([1, 1, 8, 8, 8])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, *, bias: bool = True) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, *, bias: bool = True, gate_bias: float | None = None
+    ) -> None:
         super().__init__()
         _check_dims(spatial_dims)
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
+        _start_bias(self.conv.bias, gate_bias)
         self.gate = Gate()
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
@@ -156,6 +170,13 @@ def _check_dims(spatial_dims: int) -> None:
         raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
 
 
+def _start_bias(bias: nn.Parameter | None, start: float | None) -> None:
+    if start is not None:
+        if bias is None:
+            raise ValueError(f"gate_bias={start} sets a bias, and there is none with bias=False; use bias=True.")
+        nn.init.constant_(bias, start)
+
+
 def _add(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
     return u * channel + u * spatial
 
@@ -191,11 +212,12 @@ class ChannelSpatialSE(nn.Module):
     ============== ==================================== ============ ==================================================
 
     Args:
-        spatial_dims, in_channels, reduction, bias: see :class:`ChannelGate`.
+        spatial_dims, in_channels, reduction, bias, gate_bias: see :class:`ChannelGate`.
         aggregation: how to combine the two recalibrated maps, see the table.
 
     Raises:
-        ValueError: if ``aggregation`` is unknown or ``reduction`` leaves no hidden channel.
+        ValueError: if ``aggregation`` is unknown, ``reduction`` leaves no hidden channel, or ``gate_bias`` has no bias
+            to set.
 
     Example:
         >>> ChannelSpatialSE(2, 64, aggregation="concat")(torch.rand(1, 64, 32, 32)).shape
@@ -203,12 +225,19 @@ class ChannelSpatialSE(nn.Module):
     """
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, *, reduction: int = 2, aggregation: str = "max", bias: bool = True
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        reduction: int = 2,
+        aggregation: str = "max",
+        bias: bool = True,
+        gate_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.aggregate = look_up_option(aggregation, _AGGREGATIONS)
-        self.channel = ChannelGate(spatial_dims, in_channels, reduction=reduction, bias=bias)
-        self.spatial = SpatialGate(spatial_dims, in_channels, bias=bias)
+        self.channel = ChannelGate(spatial_dims, in_channels, reduction=reduction, bias=bias, gate_bias=gate_bias)
+        self.spatial = SpatialGate(spatial_dims, in_channels, bias=bias, gate_bias=gate_bias)
         self._out_channels = 2 * in_channels if aggregation == "concat" else in_channels
 
     @property

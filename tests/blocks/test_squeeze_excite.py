@@ -85,6 +85,17 @@ def test_spatial_map_at_a_position_depends_on_that_position_alone(dims):
     assert torch.equal(depends, torch.eye(voxels, dtype=torch.bool))
 
 
+def test_gate_bias_is_where_the_maps_start():
+    block = get_se_layer(("scse", {"gate_bias": 3.0}), 2, 6)
+    u = 1e-3 * torch.rand(2, 6, 7, 8)
+    for gate, last in ((block.channel, block.channel.fc2), (block.spatial, block.spatial.conv)):
+        nn.init.zeros_(last.weight)
+        torch.testing.assert_close(gate(u), torch.full_like(gate(u), 0.953), atol=1e-3, rtol=0)
+    for kind in (ChannelSE, SpatialSE):
+        with pytest.raises(ValueError, match="sets a bias, and there is none"):
+            kind(2, 6, bias=False, gate_bias=3.0)
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_channel_map_depends_on_every_position_and_channel(dims):
     gate = ChannelGate(dims, 4).double()

@@ -103,8 +103,9 @@ def test_a_zero_gate_halves_the_features_between_the_two_excitations(network):
     assert torch.equal(output, expected)
 
 
-def test_open_gates_give_the_network_without_the_attention_branch(network):
-    set_gates(network, 50)
+def test_open_gates_give_the_network_without_the_attention_branch():
+    network = FocusNet(2, 3, 1, gate_bias=50.0, **SMALL).eval()
+    set_gates(network, 0)
     plain = FocusNet(2, 3, 1, gated=False, **SMALL).eval()
     state = {name: value for name, value in network.state_dict().items() if not name.startswith("attention")}
     plain.load_state_dict(state)

@@ -180,6 +180,22 @@ def test_p4_recalibrates_the_logits_over_the_classes(name):
     torch.testing.assert_close(network(x), network.classifier_se(plain(x)), atol=0, rtol=0)
 
 
+def test_a_network_whose_gates_stay_at_one_trains_as_the_network_without():
+    plain, gated = small("unet", se=None), small("unet", se=("scse", {"gate_bias": 50.0}))
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    images, labels = torch.rand(4, 2, 1, 16, 16), torch.randint(4, (4, 2, 16, 16))
+    losses = []
+    for network in (plain, gated):
+        optimizer = torch.optim.SGD(network.train().parameters(), lr=0.05)
+        for x, y in zip(images, labels):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    assert torch.equal(torch.stack(losses[:4]), torch.stack(losses[4:]))
+
+
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("aggregation", ["max", "concat"])
 def test_unet_equals_a_plain_restatement_of_figure_2(aggregation, skip):
