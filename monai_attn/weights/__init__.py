@@ -7,9 +7,13 @@ TorchScript (:func:`load_exported`), which is code.
 
 from __future__ import annotations
 
-from monai_attn.weights.authors import load_autofocus_weights, load_quicknat_weights, load_relaynet_weights
+from monai_attn.weights.authors import (
+    load_autofocus_weights,
+    load_keras_weights,
+    load_quicknat_weights,
+    load_relaynet_weights,
+)
 from monai_attn.weights.checkpoint import load_exported, load_weights
-from monai_attn.weights.keras import load_keras_weights
 
 __all__ = [
     "load_autofocus_weights",
