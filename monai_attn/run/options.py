@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parse a bundle's options: check names, read values as meant.
+
+Only the standard library is imported, so that a misspelled option is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from numbers import Number
+from textwrap import shorten
+from typing import Any
+
+from monai_attn.errors import ConfigError
+
+__all__ = ["is_reference", "parse_options", "parts_of"]
+
+_PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
+_OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
+
+
+def parse_options(
+    options: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    arguments: Callable[[str], Collection[str] | None] | None = None,
+) -> dict[str, Any]:
+    """Check the names of options, and read their values as meant.
+
+    ``none`` and ``null`` are None, a word for a list is a list of one, words between commas are a list, and a number
+    for a text or a path stays text. The type of a nested option is not checked: many arguments take several.
+
+    Args:
+        options: values, or texts of a command line, or lists of texts, of which one is the text and none is True.
+        entries: the configuration, with the entries of later files, such as ``"validate#handlers"``, at the end.
+        arguments: returns the arguments of a ``_target_``, or None for any; without it, only what nearly is an argument
+            in the configuration is refused, since the classes are not known before they are imported.
+
+    Raises:
+        ConfigError: for a name that does not exist, with the nearest one, or a value of a wrong type.
+
+    Example:
+        >>> parse_options({"names": "liver", "out_dir": "2024"}, {"names": ["brain"], "out_dir": ".", "lr": 0.1})
+        {'names': ['liver'], 'out_dir': '2024'}
+    """
+    known: dict[str, Any] = {}
+    for key, value in entries.items():
+        _put(known, key, copy.deepcopy(value))
+    read = {}
+    for key in sorted(options, key=lambda key: not key.endswith("_target_")):  # which decides on the arguments
+        default = _default(key, known, arguments)
+        read[key] = _read(key, options[key], default)
+        _put(known, key, read[key])
+    return {key: read[key] for key in options}
+
+
+def parts_of(key: str) -> list[str]:
+    """Return the names in an option.
+
+    Example:
+        >>> parts_of("+train#handlers")
+        ['train', 'handlers']
+    """
+    return key.lstrip("+").replace("::", "#").split("#")
+
+
+def is_reference(value: Any) -> bool:
+    """Return whether a value is an expression or refers to an entry.
+
+    Example:
+        >>> is_reference("@unet"), is_reference("unet")
+        (True, False)
+    """
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
+def _put(entries: dict[str, Any], key: str, value: Any) -> None:
+    """Set an entry, if there is a place for it."""
+    *above, last = parts_of(key)
+    node: Any = entries
+    with suppress(KeyError, IndexError, TypeError, ValueError):
+        for part in above:
+            node = node[int(part) if isinstance(node, list) else part]
+        if not key.startswith("+"):
+            node[int(last) if isinstance(node, list) else last] = value
+
+
+def _default(key: str, entries: dict[str, Any], arguments: Callable[[str], Collection[str] | None] | None) -> Any:
+    """Return the value in the configuration, None if it has none."""
+    node: Any = entries
+    above: list[str] = []
+    for part in parts_of(key):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and re.fullmatch(r"\d+", part) and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            _check_absent(key, "#".join(above), part, node, arguments)
+            return None
+        above.append(part)
+    return node
+
+
+def _check_absent(
+    key: str, above: str, part: str, node: Any, arguments: Callable[[str], Collection[str] | None] | None
+) -> None:
+    """Raise unless an entry that is not there may be added."""
+    if not isinstance(node, dict):
+        found = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else repr(node)
+        refers = isinstance(node, str) and node.startswith("@")
+        fix = f"give --{node[1:]}#{part}" if refers else f"give --{above} as a whole"
+        raise ConfigError(f"--{key}", f"{above} is {found}, and has no '{part}'", fix)
+    target = node.get("_target_")
+    names = arguments(target) if target and arguments else None
+    if target and part in (*_OF_ANY_COMPONENT, *(names or ())):
+        return
+    may_be = bool(target) and names is None
+    nearest = difflib.get_close_matches(part, {*node, *(names or ())}, n=1, cutoff=0.9 if may_be else 0.4)
+    if may_be and not nearest:
+        return
+    better = f"did you mean --{above}{'#' if above else ''}{nearest[0]}? " if nearest else ""
+    raise ConfigError(
+        f"--{key}",
+        f"no entry named '{part}' in {above or 'the configuration'}",
+        f"{better}The bundle's docs/README.md lists the entries",
+    )
+
+
+def _literal(text: str) -> Any:
+    """Return a text as Python or JSON understands it, else as it is."""
+    if is_reference(text):
+        return None if text == "$None" else text
+    if text.lower() in ("none", "null"):
+        return None
+    for read in (ast.literal_eval, json.loads):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = read(text)
+            return value if isinstance(value, (type(None), bool, int, float, str, list, tuple, dict)) else text
+    return text
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[str, Any] = {"True or False": bool, "a number": Number, "text": str, "a component": dict}
+    kinds["a list"] = (list, tuple)
+    return next((kind for kind, types in kinds.items() if isinstance(value, types)), type(value).__name__)
+
+
+def _read(key: str, given: Any, default: Any) -> Any:
+    """Return a value as meant; raise if its type is clearly wrong."""
+    last, nested = parts_of(key)[-1], len(parts_of(key)) > 1
+    if is_path := last in _PATHS or last.endswith("_dir"):
+        default = ""
+    items = {_kind(item) for item in default} if isinstance(default, list) else set()
+    if isinstance(given, (list, tuple)) and {*map(type, given)} == {str} and items != {"text"}:  # words
+        given = given[0] if len(given) == 1 else list(given) if is_path else [_literal(word) for word in given]
+    elif given == [] and not isinstance(default, list):  # a name alone
+        given = True
+    value = _literal(given) if isinstance(given, str) else given
+    value = list(value) if isinstance(value, tuple) else value
+    if isinstance(value, str) and "#" in value and not is_reference(value):
+        problem = "in a configuration '#' separates names: MONAI would read it as '::'"
+        raise ConfigError(f"--{key} {given}", problem, "rename the folder or the file, or give the folder above it")
+    if value is None or default is None or is_reference(value) or is_reference(default) or (nested and not is_path):
+        return value
+    wanted = _kind(default)
+    if wanted == "text":
+        plain = isinstance(value, (int, float)) and (value is not True or last != "resume")
+        return str(given) if plain else value
+    if items == {"text"} and isinstance(value, str):
+        value = [word.strip(" '\"") for word in value.strip("[] ").split(",")]
+    if isinstance(default, bool) and value in (0, 1):
+        value = bool(value)
+    if type(default) is int and isinstance(value, float):
+        wanted, value = (wanted, int(value)) if value.is_integer() else ("a whole number", value)
+    found = [item for item in value if item is not None and not is_reference(item)] if isinstance(value, list) else []
+    if _kind(value) != wanted or (len(items) == 1 and not {*map(_kind, found)} <= items):
+        problem = f"expected {wanted}, as the default is {shorten(str(default), 80)}"
+        raise ConfigError(f"--{key} {given}", problem, "give one like it, or leave the option out")
+    return value
