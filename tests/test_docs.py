@@ -34,7 +34,7 @@ REFERENCES = {
     "blocks.edge_gate": "arXiv 2020, https://arxiv.org/abs/2002.04207, Sec. 2.2, eqs. 1 and 2",
     "nets.egcnn": "arXiv 2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1", "losses.EGCNNLoss": "(eq. 3)",
     "losses.EdgeLoss": "(eq. 5)", "losses.BalancedBCELoss": "(eq. 6)", "losses.EdgeConsistencyLoss": "(eqs. 7, 8)",
-    "transforms.sobel": "2002.04207, Sec. 2.1", "transforms.edges": "2002.04207, Sec. 2.1",
+    "transforms.edges": "2002.04207, Sec. 2.1",
 }  # fmt: skip
 
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from monai.utils import LossReduction, convert_to_tensor, look_up_option
 from torch import nn
 
-from monai_attn.transforms.edges import EDGE_TOLERANCE, foreground_masks
-from monai_attn.transforms.sobel import sobel_edges
+from monai_attn.transforms.edges import EDGE_TOLERANCE, foreground_masks, sobel_edges
 
 __all__ = ["EdgeConsistencyLoss", "target_masks"]
 

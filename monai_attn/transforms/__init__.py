@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from monai_attn.transforms.checks import CheckImaged, CheckLabeld, label_values
-from monai_attn.transforms.edges import SobelEdges, SobelEdgesd, edge_targets, foreground_masks
+from monai_attn.transforms.edges import SobelEdges, SobelEdgesd, edge_targets, foreground_masks, sobel_edges
 from monai_attn.transforms.grid import SafeSpacingd
 from monai_attn.transforms.load import ReloadImaged, SafeChannelFirstd, SafeLoadImaged
 from monai_attn.transforms.output import AsLabelMapd, InvertArgmaxd, SafeSaveImage, SafeSaveImaged, provenance_of
@@ -16,7 +16,6 @@ from monai_attn.transforms.regions import (
     RegionsToLabelsd,
 )
 from monai_attn.transforms.slices import RandSlicesd
-from monai_attn.transforms.sobel import sobel_edges
 
 __all__ = [
     "AsLabelMapd",
