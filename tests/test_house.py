@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 6370, 10_930, 16_350
+CODE_LINES, LINES, TEST_LINES = 6540, 11_170, 16_450
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

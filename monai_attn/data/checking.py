@@ -21,10 +21,12 @@ from monai.utils import CommonKeys, convert_to_tensor, ensure_tuple
 from tqdm import tqdm
 
 from monai_attn.data.datalist import common_root
+from monai_attn.data.layouts import LISTINGS, read_listing
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 
 __all__ = ["check_cases", "format_ranges", "label_values", "median_frequency_weights"]
+__all__ += ["structure_names"]
 
 
 class _Report(NamedTuple):
@@ -94,6 +96,22 @@ def _check_case(steps: Sequence[Callable[[Any], Any]], item: Any) -> _Report:
     spacing = image.pixdim.tolist() if image.ndim == 4 else []
     voxels, size = (" x ".join(f"{length:.4g}" for length in lengths) or "-" for lengths in (image.shape[1:], spacing))
     return _Report("warning" if warnings else "ok", (voxels, size, format_ranges(values)), warnings, not any(values))
+
+
+def structure_names(folder: Path) -> dict[int, str]:
+    """Return the names of label values in a ``dataset.json``.
+
+    Example:
+        ``structure_names(Path("data/hippocampus"))`` is ``{1: "anterior", 2: "posterior"}``.
+    """
+    listing = folder / LISTINGS[0]
+    labels = read_listing(listing).get("labels") if listing.is_file() else None
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    try:  # the Decathlon has names by values, nnU-Net values by names
+        named = dict((int(a), str(b)) if str(a).isdigit() else (int(b), str(a)) for a, b in pairs)
+    except (TypeError, ValueError):  # regions
+        return {}
+    return {value: named[value] for value in sorted(named) if value > 0}
 
 
 def format_ranges(values: Sequence[float]) -> str:

@@ -6,8 +6,9 @@ https://arxiv.org/abs/2002.04207, Sec. 2.1: a Sobel filter turns the masks of th
 predicted ones too.
 
 There is no authors' code, and the paper gives neither the filter in 3D nor its border, a threshold or a rule for
-several classes. The filter is separable, and border voxels are repeated, because zeros would draw an edge wherever a crop cuts
-through a structure; any magnitude is an edge, and the edges of all classes, each filtered as a mask, are united.
+several classes. The filter is separable, and border voxels are repeated, because zeros would draw an edge wherever a
+crop cuts through a structure; any magnitude is an edge, and the edges of all classes, each filtered as a mask, are
+united.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_an_absolute_path_may_lead_anywhere_and_a_relative_one_out_and_in_again(
 
 def test_where_there_are_no_or_too_few_cases_it_is_told_what_there_is(tmp_path):
     touch(tmp_path, "in/notes.txt", "in/table.csv")
-    refused(r"neither a dataset\.json nor folders .* holds: notes\.txt, table\.csv", cases, tmp_path / "in")
+    refused(r"no dataset\.json or dataset\.csv, .* holds: notes\.txt, table\.csv", cases, tmp_path / "in")
     refused(r"no image \(\.nii\.gz, .*\); it holds: notes\.txt, table\.csv", find_images, tmp_path / "in")
     refused("holds: nothing", cases, tmp_path / "nowhere")
     refused("no such file or folder", find_images, tmp_path / "nowhere.nii")

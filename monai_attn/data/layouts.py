@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts of data sets: data lists, and folders of files.
+
+Known are ``dataset.json`` of the Medical Segmentation Decathlon, of nnU-Net (version 2) and of Auto3DSeg,
+``dataset.csv``, the folders ``images`` and ``labels``, and a folder for each case.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from monai_attn.errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "LISTINGS", "Sections", "case_folders", "case_name", "content_of"]
+__all__ += ["is_image", "is_label", "read_listing", "read_sections", "say", "say_left_out"]
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+LISTINGS = ("dataset.json", "dataset.csv")
+Sections = dict[str, list[dict[str, Any]]]
+
+_FOLDERS = (("training", "images", "labels"), ("training", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs"))
+_SECTIONS = {"training": "training", "validation": "validation", "test": "test", "testing": "test"}
+_LABEL = re.compile(r"(.*[^a-z])?(seg|segmentation|labels?|mask|gt)", re.IGNORECASE)
+_MODALITIES = ("t1", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2f")
+_LOGGER = logging.getLogger(__name__)
+
+
+def case_name(path: str | Path) -> str:
+    """Return a case's name, its file name without extension.
+
+    Example:
+        >>> case_name("/data/images/hippocampus_014.nii.gz")
+        'hippocampus_014'
+    """
+    name = Path(path).name
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), Path(name).suffix)
+    return name[: len(name) - len(suffix)]
+
+
+def is_image(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
+    """Return whether a path is an image file that is not hidden."""
+    return path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file()
+
+
+def is_label(path: Path, root: Path) -> bool:
+    """Return whether an image below ``root`` is a label beside images, going by names."""
+    for folder in path.relative_to(root).parents:
+        siblings = (root / folder.parent / images for _, images, labels in _FOLDERS if folder.name == labels)
+        if any(sibling.is_dir() for sibling in siblings):
+            return True
+    if not _LABEL.fullmatch(case_name(path)):
+        return False
+    return any(is_image(other) and not _LABEL.fullmatch(case_name(other)) for other in path.parent.iterdir())
+
+
+def content_of(folder: Path) -> str:
+    """Return the first names in a folder."""
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(present[:5]) or "nothing"
+
+
+@cache
+def say(message: str) -> None:
+    """Log a warning, once in a process."""
+    _LOGGER.warning(message)
+
+
+def say_left_out(root: Path, files: Sequence[Path], why: str) -> None:
+    """Say which files of a folder are left out and why."""
+    if files:
+        names = ", ".join(os.path.relpath(file, root) for file in files[:3])
+        say(f"{root}: {len(files)} left out, {why}: {names}{' …' if len(files) > 3 else ''}")
+
+
+def read_sections(folder: Path) -> Sections:
+    """Read the cases of a data set by section, before holding any out."""
+    listing = next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
+    content = {} if listing is None else read_listing(listing)
+    sections = {} if listing is None else _listed(content, listing)
+    found = sections or _paired(folder, content) or case_folders(folder)
+    if not found and listing is None:
+        problem = (
+            f"it has no {' or '.join(LISTINGS)}, and no folders images and labels or one for each case; it holds: "
+        )
+        raise DataError(str(folder), problem + content_of(folder), "give the folder of the data set as dataset_dir")
+    for item in chain(*found.values()):
+        if isinstance(item["image"], list) and len(item["image"]) == 1:
+            item["image"] = item["image"][0]
+    return found
+
+
+def read_listing(listing: Path) -> dict[str, Any]:
+    """Read a data list."""
+    kind, fix = listing.suffix[1:].upper(), "correct or download the file again"
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if kind == "JSON" else _read_table(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(str(listing), f"it is not valid {kind}: {error}", fix) from error
+    if not isinstance(content, dict):
+        raise DataError(str(listing), f"it holds a {type(content).__name__}, not the object of a data set", fix)
+    return content
+
+
+def _read_table(text: str) -> dict[str, Any]:
+    """Return the rows of a CSV file like a ``dataset.json``; channels are separated by semicolons."""
+    content: dict[str, Any] = {}
+    for row in csv.DictReader(text.splitlines()):
+        files = [name.strip() for name in (row.get("image") or "").split(";")]
+        item = {key: row[key] for key in ("label", "group") if row.get(key)}
+        content.setdefault(row.get("section") or "training", []).append({"image": files, **item})
+    return content
+
+
+def _listed(content: Mapping[str, Any], listing: Path) -> Sections:
+    """Return the sections of a data list with absolute paths, after checking it."""
+    sections: Sections = {}
+    for key, name in _SECTIONS.items():
+        for entry in content.get(key) or ():
+            item = entry if isinstance(entry, dict) else {"image": entry}
+            for path in _strings(item):
+                if os.path.normpath(path).split(os.sep)[0] == os.pardir:
+                    problem = f"{listing} lists it, and it leads out of that folder"
+                    raise DataError(path, problem, "give an absolute path instead")
+            if not next(_strings(item.get("image")), ""):
+                raise DataError(str(listing), f"the case {item} has no 'image'", "give every case an image")
+            sections.setdefault(name, []).append(_absolute(item, listing.parent))
+    _check_names(content, listing, sections)
+    training = sections.get("training", [])
+    folds = sorted({item["fold"] for item in training if "fold" in item})
+    if len(folds) > 1 and "validation" not in sections:
+        sections["validation"] = [item for item in training if item.get("fold") == folds[0]]
+        sections["training"] = [item for item in training if item.get("fold") != folds[0]]
+    _check_files(sections, listing)
+    return sections
+
+
+def _strings(entry: Any) -> Iterator[str]:
+    if isinstance(entry, str):
+        yield entry
+    elif isinstance(entry, (dict, list)):
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from _strings(part)
+
+
+def _first(entry: Any) -> str:
+    return next(_strings(entry), "")
+
+
+def _absolute(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a case with absolute paths; of other entries only those that exist are paths."""
+    absolute = dict(item)
+    for key, value in item.items():
+        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        paths = [os.path.normpath(folder / name) for name in names if isinstance(name, str)]
+        if paths and (key in ("image", "label") or all(map(os.path.exists, paths))):
+            absolute[key] = paths[0] if isinstance(value, str) else paths
+    return absolute
+
+
+def _check_names(content: Mapping[str, Any], listing: Path, sections: Sections) -> None:
+    """Raise if cases are listed under another name, and not as a selection of the training cases."""
+    training = sections.get("training", []) if "validation" in sections else []
+    known = {_first(item["image"]) for item in training}
+    unknown = []
+    for key, entries in content.items():
+        if key not in _SECTIONS and isinstance(entries, list) and not key.startswith("label"):
+            images = [_first(entry.get("image") if isinstance(entry, dict) else entry) for entry in entries]
+            paths = [os.path.normpath(listing.parent / image) for image in images if image]
+            unknown += (
+                [] if known.issuperset(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)) else [repr(key)]
+            )
+    if unknown:
+        problem = f"it lists cases under {', '.join(unknown)}; known are {', '.join(_SECTIONS)}"
+        raise DataError(str(listing), problem, "rename the section, or take it out")
+
+
+def _check_files(sections: Sections, listing: Path) -> None:
+    """Raise unless all listed files exist, and no label is named after another case."""
+    for items in sections.values():
+        for path in (path for item in items for path in _strings([item["image"], item.get("label")])):
+            if not Path(path).exists():
+                raise DataError(path, f"{listing} lists it, but it is not there", "restore it or correct the list")
+        owners = {case_name(_first(item["image"])): item for item in items}
+        for item in items:
+            if owners.get(case_name(item.get("label", "")), item) is not item:
+                problem = f"{listing} pairs it with {item['image']}, but it is named after another case"
+                raise DataError(item["label"], problem, "correct the list")
+    listed = {path for items in sections.values() for item in items for path in _strings([*item.values()])}
+    folders = {Path(_first(item["image"])).parent for items in sections.values() for item in items}
+    beside = [file for folder in sorted(folders) for file in sorted(folder.iterdir()) if is_image(file)]
+    say_left_out(listing.parent, [file for file in beside if str(file) not in listed], f"not listed in {listing.name}")
+
+
+def _paired(folder: Path, content: Mapping[str, Any]) -> Sections:
+    """Pair images and labels by name; ``content`` may be nnU-Net's ``dataset.json``."""
+    sections: Sections = {}
+    suffixes = ensure_tuple(content.get("file_ending", IMAGE_SUFFIXES))
+    for section, images, labels in _FOLDERS:
+        labeled = (folder / labels).is_dir()
+        if section in sections or not (folder / images).is_dir() or (section == "training" and not labeled):
+            continue
+        scans: dict[str, Any] = _index(folder / images, suffixes)
+        if "channel_names" in content:
+            scans = _join_channels(scans, len(content["channel_names"]))
+        truth = _index(folder / labels, suffixes) if labeled else {}
+        sections[section] = _pair(scans, truth) if labeled else [{"image": scan} for scan in scans.values()]
+    return sections
+
+
+def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    index: dict[str, str] = {}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    say_left_out(folder, [path for path in files if not is_image(path, suffixes)], "no images")
+    for path in (str(path) for path in files if is_image(path, suffixes)):
+        name = case_name(path)
+        if name in index:
+            raise DataError(path, f"case '{name}' is also in {index[name]}", "give every case a name of its own")
+        index[name] = path
+    return index
+
+
+def _join_channels(scans: Mapping[str, str], number: int) -> dict[str, list[str]]:
+    """Join nnU-Net's files ``case_0000``, ``case_0001``, … of a case."""
+    channels: dict[str, list[str]] = {}
+    for name, path in scans.items():
+        channels.setdefault(name.rpartition("_")[0], []).append(path)
+    for case, files in channels.items():
+        if len(files) != number:
+            problem = f"its case '{case}' has {len(files)} channels, and dataset.json names {number}"
+            raise DataError(files[0], problem, "add what is missing, or correct dataset.json")
+    return channels
+
+
+def _pair(images: Mapping[str, Any], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    for paths, others, other in ((images, labels, "label"), (labels, images, "image")):
+        lonely = sorted(set(paths) - set(others))
+        if lonely:
+            more = f" (and {len(lonely) - 1} more: {', '.join(lonely[1:6])})" if len(lonely) > 1 else ""
+            problem = f"there is no {other} named '{lonely[0]}'{more}"
+            raise DataError(_first(paths[lonely[0]]), problem, f"add the {other} or move the file")
+    return [{"image": images[name], "label": labels[name]} for name in sorted(images)]
+
+
+def case_folders(folder: Path) -> Sections:
+    """Read a folder of one folder per case.
+
+    Each has images of the same kinds and a label; those without a label are for the test.
+
+    Raises:
+        DataError: if a case has other images than most, or several labels.
+    """
+    cases: dict[Path, dict[str, str]] = {}
+    for path in sorted(filter(is_image, folder.rglob("*"))):
+        kind = case_name(path).replace(path.parent.name, "").strip(" -_.")
+        cases.setdefault(path.parent, {})[kind] = str(path)
+    labels = {case: [kind for kind in files if _LABEL.fullmatch(kind)] for case, files in cases.items()}
+    kinds = {case: sorted({*files} - {*labels[case]}, key=_rank) for case, files in cases.items()}
+    usual = Counter(map(tuple, kinds.values())).most_common(1)[0][0] if any(labels.values()) else ()
+    if folder in cases or not usual:
+        return {}
+    sections: Sections = {}
+    for case, files in cases.items():
+        if len(labels[case]) > 1 or kinds[case] != [*usual]:
+            problem = f"it has {', '.join(files)}; other cases have {', '.join(usual)} and a label"
+            raise DataError(str(case), problem, "complete or rename its files, or move what does not belong there")
+        item: dict[str, Any] = {"image": [files[kind] for kind in usual]}
+        item |= {"label": files[labels[case][0]]} if labels[case] else {}
+        sections.setdefault("training" if labels[case] else "test", []).append(item)
+    return sections
+
+
+def _rank(kind: str) -> tuple[int, str]:
+    """Return the order of a channel: that of BraTS, then of the alphabet."""
+    return [*_MODALITIES, kind.lower()].index(kind.lower()), kind
