@@ -192,9 +192,7 @@ def test_a_network_in_3d_sees_the_whole_volume(volumes, tmp_path):
     assert saved["image/a"].shape == saved["map/a/encoder_se.0.spatial"].shape == (1, 12, 6)
 
 
-def test_the_first_epoch_and_those_of_the_interval_are_saved_and_later_ones_of_another_training_removed(
-    volumes, tmp_path, monkeypatch
-):
+def test_the_first_process_saves_epochs_of_the_interval_and_removes_older_files(volumes, tmp_path, monkeypatch):
     for name in ("epoch_0001.npz", "epoch_0099.npz", "epoch_0099.txt"):
         (tmp_path / name).write_text("of another training")
     handler = AttentionMapHandler(network(), volumes, str(tmp_path), inferer=SliceBatchInferer(2), interval=3)

@@ -285,9 +285,7 @@ def test_a_training_that_is_set_up_in_another_way_is_refused(tmp_path, changed, 
     assert expected in refused(what, resumed.run, kind=ConfigError).problem
 
 
-def test_a_checkpoint_of_another_number_of_processes_or_version_or_that_one_does_not_see_is_refused(
-    tmp_path, monkeypatch
-):
+def test_a_checkpoint_of_other_processes_or_of_another_version_is_refused(tmp_path, monkeypatch):
     training(tmp_path, epochs=3).run(stop_in_epoch=3)
     with monkeypatch.context() as patch:
         patch.setattr(resume.idist, "get_world_size", lambda: 2)
@@ -345,9 +343,7 @@ def test_the_weights_of_a_training_without_cases_to_validate_on_are_its_last_one
     assert_equal(without.weights("model.pt"), without.weights("model_final.pt"))
 
 
-def test_a_new_training_replaces_one_that_ended_with_a_warning_and_keeps_a_checkpoint_that_cannot_be_read(
-    tmp_path, caplog
-):
+def test_a_new_training_replaces_an_ended_one_with_a_warning_and_keeps_a_damaged_checkpoint(tmp_path, caplog):
     training(tmp_path, epochs=1).run()
     with caplog.at_level(logging.WARNING, "monai_attn"):
         training(tmp_path, epochs=1, seed=4).run()

@@ -86,9 +86,7 @@ def test_our_workflow_knows_its_kind_and_refuses_misspelt_overrides(config, tmp_
         (KeyboardInterrupt(), 130, "stopped by the user; --resume auto goes on"),
     ],
 )
-def test_an_error_is_short_on_the_screen_whole_in_the_log_and_chooses_the_exit_code(
-    config, tmp_path, capsys, monkeypatch, error, code, shown
-):
+def test_an_error_is_short_on_screen_and_whole_in_the_log(config, tmp_path, capsys, monkeypatch, error, code, shown):
     def step(engine, batch):
         raise error
 
@@ -162,9 +160,7 @@ FAILURES = [Failure("b.nii", "it is empty", "copy it again"), Failure("c.nii", "
     ("failures", "finished", "code"),
     [(FAILURES, 1, 3), (FAILURES[:1], 0, 2), (FAILURES[:1] * 3, 0, 2), (FAILURES, 0, 1)],
 )
-def test_cases_without_a_result_are_listed_at_the_end_and_choose_the_exit_code(
-    config, tmp_path, capsys, failures, finished, code
-):
+def test_cases_without_a_result_choose_the_exit_code(config, tmp_path, capsys, failures, finished, code):
     def segment(engine, batch):
         engine.state.failures = failures
 

@@ -79,9 +79,7 @@ def test_a_face_has_one_half_on_the_two_voxels_at_it(spatial_dims, mask, expecte
 
 @DIMS
 @pytest.mark.parametrize(("low", "high"), [(7, 13), (10, 11)])
-def test_the_edge_of_a_cube_of_6_is_the_cube_of_8_without_the_cube_of_4_and_of_a_voxel_those_around(
-    spatial_dims, low, high
-):
+def test_the_edge_of_a_cube_or_of_a_voxel_is_one_voxel_on_either_side_of_its_faces(spatial_dims, low, high):
     edges = sobel_edges(cube(spatial_dims, low, high)) > 0
     inside = cube(spatial_dims, min(low + 1, 10), max(high - 1, 11))
     assert torch.equal(edges, cube(spatial_dims, low - 1, high + 1) & ~inside)
