@@ -114,10 +114,7 @@ def test_files_and_options_of_a_pages_commands_exist(page):
     [
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/training.json",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --epoch 3",
-        f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --network_def#filters 3",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --optimizer @adam",
-        "python -m monai.bundle ckpt_export network_def --meta_file bundles/none.json --config_file bundles/none.json",
-        "monai-attn phantom --output data",
         "monai-attn check hippocampus_mri_scse_segmentation --set epoch=3",
         "make nothing",
     ],

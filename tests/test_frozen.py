@@ -10,9 +10,7 @@ import pytest
 from .frozen import freeze
 
 NETWORKS, BUNDLE_NETWORKS = freeze.frozen("networks"), freeze.frozen("bundle_networks")
-COMPILED, FILES, MASKS, KEYS = (freeze.frozen(name) for name in ("compiled", "files", "masks", "keys"))
-# main streams that need no TorchScript: the paper's are U-Net, V-Net and Seg-Net
-UNSCRIPTED = ("SegResNetDS", "AttentionUnet", "FlexibleUNet", "UNETR", "SwinUNETR", "FeatureExtractor")
+FILES, MASKS, KEYS = (freeze.frozen(name) for name in ("files", "masks", "keys"))
 
 
 def assert_same_network(found: dict, expected: dict) -> None:
@@ -30,16 +28,6 @@ def test_a_network_keeps_its_parameters_keys_and_logits(call):
 @pytest.mark.parametrize("label", BUNDLE_NETWORKS)
 def test_a_network_of_a_bundle_keeps_its_parameters_keys_and_logits(label):
     assert_same_network(freeze.bundle_network_values(label), BUNDLE_NETWORKS[label])
-
-
-@pytest.mark.slow  # a second for each
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("how", freeze.COMPILERS)
-@pytest.mark.parametrize("call", COMPILED)
-def test_a_network_compiles_as_it_did(call, how):
-    promised = how != "script" or not call.startswith(tuple(f"EGCNN({name}(" for name in UNSCRIPTED))
-    if promised and COMPILED[call][how]:
-        assert freeze.compiles(call, how)
 
 
 def voxels(values: dict) -> np.ndarray:

@@ -214,6 +214,9 @@ def test_a_position_that_has_no_module_raises_and_is_named():
         recalibrate(segresnet(use_conv_final=False), positions="P4")
     with pytest.raises(ValueError, match="needs the encoders and the decoders"):
         recalibrate(nets.SegResNetDS(2, 8, 1, 3, blocks_down=(1,)), positions="P5")
+    with pytest.raises(ValueError, match=r"in_channels=1.*spatial excitation \(se='sse'\)"):
+        recalibrate(unet(out_channels=1), positions="P4")
+    assert recalibrate(unet(out_channels=1), "sse", "P4")(image()).shape == (1, 1, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +239,3 @@ def test_a_bad_option_raises_and_leaves_the_network_alone_and_so_does_a_second_c
     with pytest.raises(ValueError, match=r"SegResNet has been recalibrated already; name all positions in one call"):
         recalibrate(net, positions="P3")
     assert len(blocks(net)) == 6
-
-
-def test_one_class_has_no_hidden_channel_behind_the_classifier_and_spatial_excitation_works():
-    with pytest.raises(ValueError, match=r"in_channels=1.*spatial excitation \(se='sse'\)"):
-        recalibrate(unet(out_channels=1), positions="P4")
-    assert recalibrate(unet(out_channels=1), "sse", "P4")(image()).shape == (1, 1, 32, 32)

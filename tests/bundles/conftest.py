@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
+from monai.utils import ensure_tuple
 
-from monai_attn.data import case_name
+from monai_attn.data import case_name, cases
 
-from ..conftest import BUNDLES
+from ..conftest import BUNDLES, read_csv
 
 NAMES = [root.name for root in BUNDLES]
 # volumes by slices, pictures, volumes of one and of two outputs by windows
@@ -52,6 +54,33 @@ def in_ras(image: nibabel.Nifti1Image) -> np.ndarray:
     """The values of a volume along the axes RAS."""
     stored = MetaTensor(torch.as_tensor(np.asarray(image.dataobj)[None]), affine=torch.as_tensor(image.affine))
     return Orientation(axcodes="RAS", labels=None)(stored)[0].numpy()
+
+
+def evaluated(bundle: Any, folder: Path) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, str]]]:
+    """Evaluate and segment the held-out cases: each with its label, its written result, and its row of the table."""
+    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(folder))
+    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(folder))
+    rows = {row["filename"]: row for row in read_csv(folder / f"{bundle.metric}_raw.csv")}
+    for case in cases(bundle.data, "validation"):
+        name = case_name(ensure_tuple(case["image"])[0])
+        files = (case["label"], folder / f"{name}_seg.nii.gz")
+        yield case, *(np.asarray(nibabel.load(path).dataobj) for path in files), rows[name]
+
+
+def dice(truth: np.ndarray, found: np.ndarray, labels: Sequence[int]) -> float:
+    t, f = np.isin(truth, labels), np.isin(found, labels)
+    return 2 * (t & f).sum() / (t.sum() + f.sum())
+
+
+def learning_rates(config: ConfigParser, number: int) -> list[float]:
+    """Those of so many steps of the schedule."""
+    optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
+    rates = []
+    for _ in range(number):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def parts(config: Any) -> Iterator[Any]:

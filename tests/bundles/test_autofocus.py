@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 
 import nibabel
@@ -10,6 +9,8 @@ from monai.bundle import ConfigParser, run
 from monai.losses import DiceLoss
 
 from monai_attn.data import case_name, cases
+
+from .conftest import dice, evaluated, learning_rates
 
 BRATS, PELVIS = "brats_mri_autofocus_segmentation", "pelvic_ct_autofocus_segmentation"
 
@@ -53,10 +54,7 @@ def test_the_configuration_of_brats_is_that_of_the_authors_code(train_bundle):
     schedule = config.get_parsed_content("lr_scheduler")
     iterations = len(config.get_parsed_content("train#dataloader"))
     assert (schedule.power, schedule.total_iters) == (0.9, iterations)
-    for _ in range(iterations - 1):
-        optimizer.step()
-        schedule.step()
-    assert group["lr"] == pytest.approx(1e-3 * (1 / iterations) ** 0.9)
+    assert learning_rates(config, iterations)[-1] == pytest.approx(1e-3 * (1 / iterations) ** 0.9)
     logits, label = torch.randn(1, 5, 12, 12, 12), torch.randint(0, 5, (1, 1, 12, 12, 12))
     expected = torch.nn.functional.cross_entropy(logits[..., 4:8, 4:8, 4:8], label[:, 0, 4:8, 4:8, 4:8])
     torch.testing.assert_close(config.get_parsed_content("loss")(logits, label), expected)
@@ -66,13 +64,8 @@ def test_the_configuration_of_the_pelvis_is_the_papers(train_bundle):
     bundle = train_bundle(PELVIS)
     entries, config = bundle.entries("train"), bundle.parsed("train")
     assert (entries["epochs"], entries["batch_size"], entries["crop_size"]) == (300, 7, [75] * 3)
-    optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
-    rates = []
-    for _ in range(201):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert type(optimizer) is torch.optim.Adam
+    rates = learning_rates(config, 201)
+    assert type(config.get_parsed_content("optimizer")) is torch.optim.Adam
     assert (rates[0], rates[199], pytest.approx(rates[200])) == (1e-3, 1e-3, 1e-4)
     logits, label = torch.randn(1, 7, 9, 9, 9), torch.randint(0, 7, (1, 1, 9, 9, 9))
     expected = DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True)(
@@ -128,19 +121,10 @@ def test_half_of_the_crops_of_brats_are_around_a_labelled_voxel_and_all_inside_t
 
 def test_the_scores_of_brats_are_those_of_the_regions(train_bundle, tmp_path):
     bundle = train_bundle(BRATS)
-    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(tmp_path))
-    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
-    with open(tmp_path / "val_mean_dice_raw.csv") as file:
-        rows = {row["filename"]: row for row in csv.DictReader(file)}
-    for case in cases(bundle.data, "validation"):
-        name = case_name(case["image"][0])
-        truth, found = (
-            np.asarray(nibabel.load(path).dataobj) for path in (case["label"], tmp_path / f"{name}_seg.nii.gz")
-        )
+    for case, truth, found, row in evaluated(bundle, tmp_path):
         for region, labels in (("whole", (1, 2, 3, 4)), ("core", (1, 3, 4)), ("enhancing", (4,))):
-            t, f = np.isin(truth, labels), np.isin(found, labels)
-            if t.any():
-                assert float(rows[name][region]) == pytest.approx(2 * (t & f).sum() / (t.sum() + f.sum()), abs=1e-4)
+            if np.isin(truth, labels).any():
+                assert float(row[region]) == pytest.approx(dice(truth, found, labels), abs=1e-4)
         brain = np.asarray(nibabel.load(case["mask"]).dataobj) > 0
         assert not found[~brain].any()
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, run
 from monai.transforms import LoadImage
-from monai.utils import ensure_tuple
 
 from monai_attn.data import case_name, cases
 from monai_attn.nets import EGCNN
+
+from ..conftest import count, read_csv
+from .conftest import dice, evaluated, learning_rates
 
 HIPPOCAMPUS = "hippocampus_mri_egcnn_segmentation"
 BRATS = "brats_mri_egcnn_segmentation"
@@ -45,12 +45,11 @@ def test_the_papers_main_streams_have_one_depth_one_width_and_about_as_many_para
         parser["main_stream"] = f"@{stream}"
         with torch.device("meta"):
             network = parser.get_parsed_content("network_def")
-        alone = sum(parameter.numel() for parameter in network.main_stream.parameters())
-        edges = sum(parameter.numel() for parameter in network.parameters()) - alone
+        alone = count(network.main_stream)
         assert (len(network.gates), len(network.main_stream.encoder_channels)) == (2, 4)
         if "large" not in stream:
             assert network.main_stream.encoder_channels == (32, 64, 128, 256)
-        found[stream] = alone, edges
+        found[stream] = alone, count(network) - alone
     equal, large = [found[name] for name in list(found)[:3]], [found[name] for name in list(found)[3:]]
     assert max(equal)[0] < 1.3 * min(equal)[0]
     assert all(control[0] > sum(whole) for control, whole in zip(large, equal, strict=True))
@@ -64,14 +63,11 @@ def test_the_main_stream_alone_is_one_override(train_bundle, tmp_path):
     run(config_file=bundle.config("train", "baselines"), device="cpu", network_def="@main_stream", **small)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not [key for key in state if "main_stream" in key or "fusion" in key]
-    with open(tmp_path / "curves.csv") as file:
-        names = {row["name"] for row in csv.DictReader(file)}
-    assert names == {"loss", "loss_semantic", "val_mean_dice"}
+    assert {row["name"] for row in read_csv(tmp_path / "curves.csv")} == {"loss", "loss_semantic", "val_mean_dice"}
 
 
 def test_the_terms_of_the_loss_are_in_the_curves_and_add_up(bundle):
-    with open(bundle.output / "curves.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(bundle.output / "curves.csv")
     assert {row["name"] for row in rows} == {"loss", *TERMS, "val_mean_dice"}
     values = {name: [float(row["value"]) for row in rows if row["name"] == name] for name in ["loss", *TERMS]}
     assert all(len(values[name]) == 1 for name in TERMS)
@@ -84,14 +80,8 @@ def test_the_terms_of_the_loss_are_in_the_curves_and_add_up(bundle):
 
 def test_the_learning_rate_falls_by_the_papers_polynomial(bundle):
     config = bundle.parsed("train", epochs=10)
-    optimizer, schedule = (config.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
-    assert type(optimizer) is torch.optim.Adam
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([1e-4 * (1 - epoch / 10) ** 0.9 for epoch in range(10)])
+    assert type(config.get_parsed_content("optimizer")) is torch.optim.Adam
+    assert learning_rates(config, 10) == pytest.approx([1e-4 * (1 - epoch / 10) ** 0.9 for epoch in range(10)])
     handler = bundle.entries("train")["train"]["handlers"][1]
     assert handler["_target_"] == "LrScheduleHandler"
     assert "epoch_level" not in handler  # by default it is
@@ -132,28 +122,17 @@ def test_half_of_the_crops_are_around_a_labelled_voxel_and_none_outside_the_body
 
 
 def test_the_written_label_maps_give_the_scores_of_the_evaluation(bundle, tmp_path):
-    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(tmp_path))
-    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(tmp_path))
-    with open(tmp_path / "val_mean_dice_raw.csv") as file:
-        rows = {row["filename"]: row for row in csv.DictReader(file)}
     entries = bundle.entries("train")
     regions = entries.get("regions", [[1], [2]])
     names = entries.get("region_names", entries["structures"])
-    for case in cases(bundle.data, "validation"):
-        name = case_name(ensure_tuple(case["image"])[0])
-        truth, found = (
-            np.asarray(nibabel.load(path).dataobj) for path in (case["label"], tmp_path / f"{name}_seg.nii.gz")
-        )
+    for _, truth, found, row in evaluated(bundle, tmp_path):
         assert found.dtype == np.uint8
         assert found.shape == truth.shape
         assert set(np.unique(found)) <= {0, 1, 2, 4} - ({4} if bundle.root.name != BRATS else set())
-        scores = []
-        for region, labels in zip(names, regions, strict=True):
-            t, f = np.isin(truth, labels), np.isin(found, labels)
-            assert t.any()
-            scores.append(2 * (t & f).sum() / (t.sum() + f.sum()))
-            assert float(rows[name][region]) == pytest.approx(scores[-1], abs=1e-4)
-        assert float(rows[name]["mean"]) == pytest.approx(np.mean(scores), abs=1e-4)
+        assert all(np.isin(truth, labels).any() for labels in regions)
+        scores = [dice(truth, found, labels) for labels in regions]
+        written = [float(row[name]) for name in (*names, "mean")]
+        assert written == pytest.approx([*scores, np.mean(scores)], abs=1e-4)
 
 
 def test_regions_of_brats_become_one_label_map_within_the_brain(train_bundle):

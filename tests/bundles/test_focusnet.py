@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import json
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.transforms import LoadImage, Orientation, SaveImage
+from monai.transforms import LoadImage, Orientation
 from PIL import Image
 
 from monai_attn.data import cases
+
+from ..conftest import read_csv
+from .conftest import in_ras, save_volume
 
 SKIN, LUNG = "skin_lesion_focusnet_segmentation", "lung_ct_focusnet_segmentation"
 NAMES = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
@@ -61,8 +63,7 @@ def test_an_epoch_has_so_many_images_whatever_the_size_of_the_data_set(bundle):
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(bundle):
     savers = [h for h in bundle.entries("train")["validate"]["handlers"] if h["_target_"].endswith("BestModelSaver")]
     assert [(saver["metric"], saver["lower_is_better"]) for saver in savers] == [("val_loss", True)]
-    with open(bundle.output / "curves.csv") as file:
-        names = {row["name"] for row in csv.DictReader(file)}
+    names = {row["name"] for row in read_csv(bundle.output / "curves.csv")}
     assert {"loss", "val_loss", *(f"val_{name}" for name in NAMES)} <= names
 
 
@@ -79,8 +80,7 @@ def test_the_five_numbers_are_those_of_the_written_masks_at_the_size_of_the_file
         tp, wrong = (truth & found).sum(), (truth ^ found).sum()
         expected = {"jaccard": tp / (truth | found).sum(), "accuracy": 1 - wrong / truth.size}
         for number, value in expected.items():
-            with open(tmp_path / f"val_{number}_raw.csv") as file:
-                row = next(row for row in csv.DictReader(file) if row["filename"] == name)
+            row = next(row for row in read_csv(tmp_path / f"val_{number}_raw.csv") if row["filename"] == name)
             assert float(row["mean"]) == pytest.approx(value, abs=1e-4)
 
 
@@ -130,14 +130,11 @@ def test_a_volume_stored_in_another_orientation_gives_the_same_lungs(train_bundl
     bundle = train_bundle(LUNG)
     original = LoadImage(image_only=True, ensure_channel_first=True)(volume / "images" / "chest.nii.gz")
     turned = Orientation(axcodes="PIR")(original)
-    save = SaveImage(writer="NibabelWriter", output_dtype=np.float32, resample=False, print_log=False)
-    save(turned, filename=str(tmp_path / "turned"))
+    save_volume(turned, tmp_path / "turned.nii.gz")
     expected = nibabel.load(segment_volume(bundle, volume / "images" / "chest.nii.gz", tmp_path / "a"))
     result = nibabel.load(segment_volume(bundle, tmp_path / "turned.nii.gz", tmp_path / "b"))
     assert result.shape == tuple(turned.shape[1:])
-    codes = [nibabel.orientations.io_orientation(part.affine) for part in (result, expected)]
-    back = nibabel.orientations.ornt_transform(*codes)
-    assert np.array_equal(nibabel.orientations.apply_orientation(result.dataobj, back), np.asarray(expected.dataobj))
+    assert np.array_equal(in_ras(result), in_ras(expected))
 
 
 def test_a_volume_is_evaluated_as_one_case(train_bundle, volume, tmp_path):
@@ -145,7 +142,5 @@ def test_a_volume_is_evaluated_as_one_case(train_bundle, volume, tmp_path):
     places = {"ckpt_dir": str(bundle.output), "output_dir": str(tmp_path), "dataset_dir": str(volume)}
     options = {"val_section": "test", "image_size": [40, 48, -1]}
     bundle.run("train", "evaluate", "evaluate_volume", **places, **options)
-    with open(tmp_path / "val_jaccard_raw.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["filename"] for row in rows] == ["chest"]
+    assert [row["filename"] for row in read_csv(tmp_path / "val_jaccard_raw.csv")] == ["chest"]
     assert (tmp_path / "chest_overlay.png").is_file()

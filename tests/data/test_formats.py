@@ -51,7 +51,6 @@ def test_a_whole_file_of_real_numbers_passes(tmp_path, name, dtype, kind):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.nii.gz", PACKED[:30], "damaged: Compressed file ended"),
         ("a.nii.gz", PACKED[: len(PACKED) // 2], "damaged: Compressed file ended"),
         ("a.nii.gz", flipped(PACKED, 0.3), "damaged"),
         ("a.nii.gz", flipped(PACKED, 0.999), "damaged"),
@@ -60,7 +59,6 @@ def test_a_whole_file_of_real_numbers_passes(tmp_path, name, dtype, kind):
         ("a.nii", nifti(dim=[3, 80, 90, 100, 1, 1, 1, 1]), "promises 2,880,352 bytes"),
         ("a.nii.gz", packed(HUGE), "30000 x 30000 x 30000: 100,583 GB, and this machine has"),
         ("a.nii", nifti(dim=[3, 8, -9, 10, 1, 1, 1, 1]), "size 8 x -9 x 10"),
-        ("a.nii", nifti(dim=[0, 8, 9, 10, 1, 1, 1, 1]), "size 0"),
         ("a.nii", nifti(datatype=7777), "header cannot be right"),
         ("a.nii.gz", HTML, "neither gzip nor NIfTI; it begins with '<!DOCTYPE html>"),
         ("a.nii", HTML, "not NIfTI; it begins with '<!DOCTYPE html>"),
@@ -121,13 +119,10 @@ def test_files_that_are_no_images_do_not_matter(write_series, tmp_path):
     check_series(folder)
 
 
-def test_a_folder_without_images_is_refused_with_what_it_holds(tmp_path):
+def test_two_series_or_none_are_refused_with_what_there_is(write_series, tmp_path):
     assert "it holds: nothing" in refused(tmp_path, check_series, tmp_path).problem
     (tmp_path / "notes.txt").touch()
     assert "it holds: notes.txt" in refused(tmp_path, check_series, tmp_path).problem
-
-
-def test_two_series_are_listed_not_the_first_taken(write_series, tmp_path):
     folder = write_series(tmp_path / "series", [0, 2, 4], "1.2.3", "soft tissue")
     write_series(folder, [0, 2], "1.2.4", "lung")
     problem = refused(folder, check_series, folder).problem

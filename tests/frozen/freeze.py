@@ -124,25 +124,6 @@ def bundle_network_values(label: str) -> dict[str, Any]:
     return {**values, "logits": logits(network())} if overrides == "{}" or values["parameters"] < 2e6 else values
 
 
-COMPILERS: dict[str, Callable[[nn.Module, torch.Tensor], Callable]] = {
-    "script": lambda network, image: torch.jit.script(network),
-    "trace": lambda network, image: torch.jit.trace(network, image, check_trace=False),
-    "export": lambda network, image: torch.export.export(network, (image,)).module(),
-}
-
-
-@torch.no_grad()
-def compiles(call: str, how: str) -> bool:
-    """Whether a network compiles, and then gives what it gave."""
-    network = fill(build(call))
-    image = image_for(network)
-    try:
-        found = COMPILERS[how](network, image)(image)
-    except Exception:
-        return False
-    return torch.allclose(found, network(image), rtol=1e-4, atol=1e-5)
-
-
 MOST = {"padded_size": 64, "crop_size": 32, "image_size": 64}  # along each axis
 
 
@@ -231,7 +212,6 @@ def main() -> None:
     ways: dict[str, Callable[[str], Any]] = {
         "networks": network_values,
         "bundle_networks": bundle_network_values,
-        "compiled": lambda call: {how: compiles(call, how) for how in COMPILERS},
         "files": file_values,
         "keys": key_values,
     }

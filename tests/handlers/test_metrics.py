@@ -126,17 +126,16 @@ def test_the_percentile_leaves_a_single_far_voxel_out():
     assert measured(SpacedHausdorffDistance(95, num_classes=2, output_transform=PAIR), (prediction, label))[0] == 0.0
 
 
-def test_masks_are_measured_each():
+def test_masks_are_measured_each_and_pictures_in_two_dimensions():
     masks = MetaTensor(torch.cat([slab(1), slab(5)]), affine=slab(1).affine)
     moved = MetaTensor(torch.cat([slab(1), slab(6)]), affine=slab(1).affine)
     metric = SpacedSurfaceDistance(include_background=True, output_transform=PAIR)
     assert measured(metric, (moved, masks))[1].tolist() == [[0.0, 4.0]]
-
-
-def test_pictures_are_measured_in_two_dimensions():
     label = MetaTensor(torch.eye(6)[None], affine=torch.eye(4))
     metric = SpacedHausdorffDistance(num_classes=2, output_transform=PAIR)
     assert measured(metric, (label, label))[0] == 0.0
+    with pytest.raises(NotComputableError, match="pair"):
+        metric.update([slab(1)])
 
 
 @pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
@@ -147,8 +146,3 @@ def test_a_missed_structure_is_infinitely_far_and_an_absent_one_is_left_out():
     assert math.isinf(details[0])
     assert math.isnan(details[1])
     assert math.isinf(mean)
-
-
-def test_other_outputs_are_refused():
-    with pytest.raises(NotComputableError, match="pair"):
-        SpacedSurfaceDistance().update([slab(1)])

@@ -28,10 +28,14 @@ NETWORKS = {
     "isbi": (nets.FocusNet, {**FOCUS, "padding": "tf"}),
     "series": (nets.FocusNet, {**FOCUS, "variant": "series"}),
     "afnet": (nets.AFNet, {**AUTOFOCUS, "n_autofocus": 1}),
+    "lean afnet": (nets.AFNet, {**AUTOFOCUS, "n_autofocus": 1, "memory_efficient": True}),
     "aspp": (nets.ASPPNet, AUTOFOCUS),
     "aspp sum": (nets.ASPPNet, {**AUTOFOCUS, "fusion": "sum"}),
     "deepmedic": (nets.DeepMedic, {"channels": (6, 6, 8, 8), "fc_channels": (6, 6), "act": "prelu", "scale": 2}),
 }
+
+# for the compilers, which take a second each; the others differ little
+FAST = ("unet", "sdnet concat", "dense prelu", "relaynet cse", "isbi", "series", "afnet", "aspp", "deepmedic")
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -79,13 +83,9 @@ def test_every_parameter_gets_a_gradient_and_a_finite_one_by_autocast(name):
     assert all(value.grad.isfinite().all() for value in network.parameters())
 
 
-# tests/test_frozen.py has the other options
 @pytest.mark.parametrize(
     ("name", "dims"),
-    [
-        *((name, 2) for name in ("unet", "dense prelu", "isbi", "series", "aspp")),
-        *((name, 3) for name in ("sdnet concat", "relaynet cse", "afnet", "deepmedic")),
-    ],
+    [pytest.param(name, 2 + i % 2, marks=[] if name in FAST else pytest.mark.slow) for i, name in enumerate(NETWORKS)],
 )
 def test_script_trace_and_export_equal_eager(name, dims):
     network, x = build(name, dims).eval(), torch.randn(1, 2, *(10, 11, 8)[:dims])
@@ -102,6 +102,7 @@ def test_script_trace_and_export_equal_eager(name, dims):
 @every_network
 def test_compile_without_graph_break_equals_eager(name):
     network, x = build(name).eval(), torch.randn(1, 2, 9, 11)
+    torch._dynamo.reset()  # it compiles one function for so many networks only
     with torch.no_grad():
         compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), network(x), atol=1e-5, rtol=0)

@@ -97,9 +97,6 @@ def test_values_that_are_no_classes_are_refused(num_classes, expected):
         SobelEdges(num_classes=num_classes)(STRIPES)
     with pytest.raises(ValueError, match="values from -1"):
         SobelEdges(num_classes=num_classes)(-STRIPES.clamp(max=1).int())
-
-
-def test_several_channels_of_class_indices_and_fewer_than_two_classes_are_refused():
     with pytest.raises(ValueError, match="must have one channel"):
         SobelEdges(num_classes=4)(STRIPES.expand(2, -1))
     with pytest.raises(ValueError, match="at least 2"):

@@ -120,19 +120,13 @@ def test_a_whole_network_is_refused_with_its_class(tmp_path):
         refused(tmp_path / "network.pt", "torch.load(weights_only=True)", "Sequential" if protocol == 2 else "")
 
 
-def test_an_exported_network_is_ready_for_inference(exported):
+def test_an_exported_network_is_ready_for_inference_and_no_state_dict_and_must_be_whole(saved, exported):
     network = load_exported(exported)
     image = torch.rand(1, 1, 8, 8)
     assert not network.training
     assert torch.equal(network(image), network(image))
-
-
-def test_a_state_dict_and_an_exported_network_are_not_taken_for_each_other(saved, exported):
     refused(saved, "ckpt_export", read=load_exported)
     refused(exported, "add configs/inference_exported.json")
-
-
-def test_an_exported_network_that_is_not_whole_is_refused(exported):
     exported.write_bytes(exported.read_bytes()[:-300])
     refused(exported, "copy or download it again", read=load_exported)
 

@@ -43,16 +43,13 @@ def test_an_overlay_shows_the_slice_with_the_most_of_the_first_mask(image, masks
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
-def test_an_overlay_without_foreground_shows_the_middle(image, masks):
-    figure = figures.overlay(image.as_tensor(), {"prediction": masks["truth"] * 0}, spatial_dim=2)
-    assert np.allclose(pixels(figure.axes[0]), image[0, :, :, 5].T)
-
-
-def test_an_overlay_draws_two_dimensional_rgb_images_and_heat_maps():
+def test_an_overlay_draws_two_dimensional_rgb_images_heat_maps_and_the_middle(image, masks):
     heatmaps = {"attention": torch.rand(1, 20, 30)}
     figure = figures.overlay(torch.rand(3, 20, 30) * 255, {}, heatmaps=heatmaps)
     assert pixels(figure.axes[0]).shape == (30, 20, 3)
     assert np.allclose(pixels(figure.axes[1]), heatmaps["attention"][0].T)
+    figure = figures.overlay(image.as_tensor(), {"prediction": masks["truth"] * 0}, spatial_dim=2)
+    assert np.allclose(pixels(figure.axes[0]), image[0, :, :, 5].T)  # without foreground the middle is shown
 
 
 @pytest.mark.filterwarnings("error")  # of MONAI, where a layer has metadata of its own
