@@ -114,6 +114,23 @@ def test_of_one_seed_there_is_no_p_and_cases_without_the_structure_do_not_count(
     assert found == {"ours": "0.700", "seeds": "1", "n": "2", "difference": "+0.100 [+0.100, +0.100]"}
 
 
+def test_a_seed_is_a_fold_of_the_split_and_folds_are_paired_by_their_own_cases(script, tmp_path, monkeypatch):
+    folds = json.loads((SCRIPT.parent / "splits" / "left_atrium.json").read_text())
+    names = sorted(name for fold in folds for name in fold["test"])
+    assert all(sorted(name for part in fold.values() for name in part) == names for fold in folds)
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": f"{name}.nii.gz"} for name in names]}))
+    for name in names:
+        (tmp_path / f"{name}.nii.gz").touch()
+    ran, words = [], ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--seeds", "8"]
+    monkeypatch.setattr(script.Cell, "run", lambda *cell_and_data: ran.append(cell_and_data[1]) is None)
+    monkeypatch.setattr(script, "code_commit", lambda: "abc")
+    script.main(["evidence", "autofocus", "--rows", "Basic", *words])
+    assert ran == [str(tmp_path / "out" / "fold_3")]
+    assert [script.case_name(case["image"]) for case in script.cases(ran[0], "test")] == folds[3]["test"]
+    found = script.statistics({0: {"a": 0.9, "b": 0.8}, 1: {"c": 0.6}}, {0: {"a": 0.8, "b": 0.7}, 1: {"c": 0.5}})
+    assert (found["seeds"], found["n"], found["difference"]) == ("2", "3", "+0.100 [+0.100, +0.100]")
+
+
 def test_a_metric_without_scores_by_case_is_a_mean(script, tmp_path):
     (tmp_path / "metrics.csv").write_text("val_loss,0.2\nval_mean_dice_all,0.5\n")
     found = script.Cell(tmp_path, tmp_path, 0, {}, "test").scores("val_mean_dice_all")["mean"]
@@ -129,7 +146,8 @@ def test_every_row_changes_entries_that_a_bundle_has_and_is_compared_with_a_row(
         names = [row["name"] for row in rows]
         assert {row.get("baseline", names[0]) for row in rows} <= set(names)
         for row in rows:
-            for key, value in {**table.get("small", {}), **row["overrides"], **row.get("small", {})}.items():
+            common = {**table.get("overrides", {}), **table.get("small", {})}
+            for key, value in {**common, **row["overrides"], **row.get("small", {})}.items():
                 assert key.split("#")[0] in entries
                 assert not str(value).startswith("@") or value[1:] in entries
 

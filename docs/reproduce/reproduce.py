@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import numpy as np
 import torch
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 from scipy.stats import wilcoxon
 
-from monai_attn.data.datalist import cases
+from monai_attn.data.datalist import case_name, cases
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
@@ -113,12 +115,13 @@ class Grid:
         self.cells: dict[str, list[Cell]] = {}
         bundle = ROOT / "bundles" / self.table["bundle"]
         given = {key: DefaultParseValue(value) for key, _, value in (text.partition("=") for text in options.set)}
-        section = options.section or (scored_section(options.dataset_dir) if options.dataset_dir else "")
+        section = "test" if "split" in self.table else ""
+        section = options.section or section or (scored_section(options.dataset_dir) if options.dataset_dir else "")
         for row in self.table["rows"]:
             if "overrides" not in row:  # a method of which only the paper's values are listed
                 continue
             small = {**self.table.get("small", {}), **row.get("small", {})} if options.small else {}
-            overrides = {**row["overrides"], **small, **given}
+            overrides = {**self.table.get("overrides", {}), **row["overrides"], **small, **given}
             self.parameters[row["name"]] = count_parameters(bundle, overrides)
             folder = self.output / re.sub(r"[^a-z0-9]+", "_", row["name"].lower()).strip("_")
             cells = [Cell(folder / f"seed_{s}", bundle, s, overrides, section) for s in options.seeds]
@@ -140,9 +143,28 @@ class Grid:
         commit, went_well = self.commit(code_commit()), True
         for cell in missing:
             print(cell.folder, file=sys.stderr)
-            went_well &= cell.run(self.options.dataset_dir, commit)
+            went_well &= cell.run(self.data(cell.seed), commit)
             self.write()
         return went_well
+
+    def data(self, seed: int) -> str:
+        """Return the folder of the data of a seed: with a split, that of a list of its fold, a fold for each seed."""
+        source = str(self.options.dataset_dir)
+        if "split" not in self.table:
+            return source
+        folds = json.loads((FOLDER / "splits" / f"{self.table['split']}.json").read_text(encoding="utf-8"))
+        fold, known = folds[seed % len(folds)], {}
+        for section in ("training", "validation", "test"):
+            with suppress(DataError):  # without such a section
+                known |= {case_name(ensure_tuple(case["image"])[0]): case for case in cases(source, section)}
+        if missing := [name for names in fold.values() for name in names if name not in known]:
+            sys.exit(f"{source} lacks {len(missing)} cases of the split '{self.table['split']}': {missing[:3]}")
+        folder = self.output / f"fold_{seed % len(folds)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "dataset.json") as draft:
+            found = {section: [known[name] for name in names] for section, names in fold.items()}
+            draft.write_text(json.dumps(found), encoding="utf-8")
+        return str(folder)
 
     def write(self) -> str:
         """Write the table, as far as it is there, as ``table.md`` and ``table.csv``, and return the former."""
@@ -202,14 +224,15 @@ def statistics(ours: Mapping[int, Mapping[str, float]], base: Mapping[int, Mappi
         return {name: found[name] for name in ("ours", "seeds")}
     seeds = [seed for seed in ours if seed in base]
     pairs = np.array([[ours[s].get(case, np.nan) - base[s].get(case, np.nan) for case in cases] for s in seeds])
-    if not seeds or not (pairs := pairs[:, ~np.isnan(pairs).any(axis=0)]).size:
+    if not seeds or not (pairs := pairs[:, ~np.isnan(pairs).all(axis=0)]).size:
         return found
-    random = np.random.default_rng(0)  # how often each seed and each case is drawn
-    seed_weights, case_weights = (random.multinomial(size, [1 / size] * size, 2000) / size for size in pairs.shape)
-    low, high = np.quantile(np.einsum("is,sc,ic->i", seed_weights, pairs, case_weights), (0.025, 0.975))
-    found["difference"] = f"{pairs.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+    random, known = np.random.default_rng(0), ~np.isnan(pairs)  # the seed of a fold has only its own cases
+    weights = [random.multinomial(size, [1 / size] * size, 2000) for size in pairs.shape]  # how often each is drawn
+    sums, counts = (np.einsum("is,sc,ic->i", weights[0], part, weights[1]) for part in (np.nan_to_num(pairs), known))
+    low, high = np.quantile(sums[counts > 0] / counts[counts > 0], (0.025, 0.975))
+    found["difference"] = f"{pairs[known].mean():+.3f} [{low:+.3f}, {high:+.3f}]"
     if len(seeds) > 1:  # else nobody knows what luck can do
-        by_case = pairs.mean(axis=0)
+        by_case = np.nanmean(pairs, axis=0)
         p = wilcoxon(by_case).pvalue if by_case.any() else 1.0
         found["p"] = "< 0.001" if p < 0.001 else f"{p:.3f}"
     return found
