@@ -27,7 +27,7 @@ help:
 	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle
-	$(BIN)/python -m monai_attn.demo
+	$(BIN)/python docs/demo.py
 
 test: lint types
 	$(PYTEST)

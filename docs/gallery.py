@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from demo import draw_summary, find_data
 from matplotlib import colormaps
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
@@ -27,7 +28,6 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from monai_attn.data.datalist import case_name, cases
-from monai_attn.demo import draw_summary, find_data
 from monai_attn.run.workflow import read_bundle
 from monai_attn.transforms import SobelEdges
 from monai_attn.visualize import capture_attention, figures

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention for medical image segmentation in MONAI.
 
-It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses.
+It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses, and bundles that :func:`segment` an
+image and that :func:`load` gives as networks.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ _SUBPACKAGES = (
 )  # fmt: skip
 
 
+_FUNCTIONS = ("load", "segment")
+
+
 def __getattr__(name: str) -> Any:
-    """Import a subpackage when it is first used."""
+    """Import a subpackage or a function when it is first used."""
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"{__name__}.run.api"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted([*globals(), *_SUBPACKAGES, *_FUNCTIONS])

@@ -1,149 +1,276 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``monai-attn``, beside MONAI's bundle commands.
+"""The command ``monai-attn``: run bundles by name.
 
-Heavy modules are imported when a command runs, so that ``--help`` answers at once.
+Heavy modules are imported when a command runs, after its arguments, files and options are known to be right.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import glob
 import json
-import sys
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import monai_attn
-from monai_attn.errors import CasesError, InputError
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.run import api, bundles
+from monai_attn.run.bundles import find_bundle
+from monai_attn.run.options import parse_options, read_options
 
 __all__ = ["main"]
 
-_CHECK = """examples:
-  monai-attn check brain_mri_scse_segmentation --dataset_dir my_data
-  monai-attn check brain_mri_scse_segmentation --input my_scans
-  monai-attn check brats_mri_autofocus_segmentation --dataset_dir my_data --set in_channels=2
+_SEGMENT = """examples:
+  monai-attn segment hippocampus_mri_scse scan.nii.gz -o out
+  monai-attn segment hippocampus_mri_scse my_scans -o out --attention --table out/volumes.csv
+  monai-attn segment brats_mri_egcnn t1.nii.gz t1c.nii.gz t2.nii.gz flair.nii.gz -o out --checkpoint model.pt
+  monai-attn segment hippocampus_mri_scse my_scans -o out --shard 3/16
 """
-_PHANTOM = """examples:
-  monai-attn phantom brain_mri_scse_segmentation --out data/brain_phantom --cases 20
+_TRAIN = """examples:
+  monai-attn train hippocampus_mri_scse -d my_data -o out
+  monai-attn train hippocampus_mri_scse -d my_data -o out --structures liver spleen --epochs 50 --pretrained shipped
+  monai-attn train kits_ct_egcnn -d kits19 -o out --config baselines --main_stream @unet
+"""
+_EVALUATE = """examples:
+  monai-attn evaluate hippocampus_mri_scse -d my_data -o out --section test
+  monai-attn evaluate hippocampus_mri_scse -d my_data -o out --checkpoint out/model.pt
 """
 _PREPARE = """examples:
-  monai-attn prepare brain_mri_scse_segmentation malc_2012 -o data/malc
-  monai-attn prepare brats_mri_autofocus_segmentation BRATS2015_Training -o data/brats --split test=54.txt unused=23.txt
+  monai-attn prepare kits_ct_egcnn kits19 -o data/kits
+  monai-attn prepare brats_mri_autofocus BRATS2015 -o data/brats --split test=test_cases.txt
+"""
+_OPTIONS = """
+Any entry of the bundle's configuration is an option too, such as --epochs 50 or --network_def#features 32;
+`monai-attn info BUNDLE` lists them.
 """
 _EXIT_CODES = """
 exit codes:
   0  everything was done
   1  an error that nobody foresaw, with its trace
-  2  what was given cannot be used; three lines say what, why, and the fix
+  2  what was given cannot be used; at most four lines say what, why, and the fix
+  3  some cases have no result
   130  stopped by the user
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are short."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        if unknown := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            nearest = difflib.get_close_matches(unknown[1], re.findall(r"[\w]+", unknown[2]), n=1, cutoff=0.4)
+            fix = f"did you mean {nearest[0]}?" if nearest else f"give one of {unknown[2]}"
+            raise ConfigError(unknown[1], "there is no such command", fix)
+        raise ConfigError(self.prog, message, f"see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code.
 
-    It is 0, 2 for bad input (as in argparse), 130 if stopped by the user; ``argv`` defaults to that of the process.
+    ``argv`` defaults to the arguments of the process.
 
     Example:
-        ``main(["phantom", "hippocampus_mri_scse_segmentation", "--out", "data/phantom"])``
+        ``main(["phantom", "hippocampus_mri_scse", "-o", "data/phantom"])``
     """
-    arguments = _parser().parse_args(argv)
     try:
+        arguments, others = _parser().parse_known_args(argv)
+        if others and not arguments.takes_options:
+            raise ConfigError(others[0], f"`monai-attn {arguments.command}` has no such option", "see its --help")
+        arguments.options = read_options(others)
         arguments.run(arguments)
-    except (InputError, CasesError, KeyboardInterrupt) as error:
-        from monai_attn.run.session import summarize
-
-        message, code = summarize(error)
-        print(f"monai-attn: {message}", file=sys.stderr)
-        return code
+    except (Exception, KeyboardInterrupt) as error:
+        return api.report(error)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="monai-attn",
         description=monai_attn.__doc__,
-        epilog=f"{_CHECK}{_PHANTOM.removeprefix('examples:')}{_PREPARE.removeprefix('examples:')}{_EXIT_CODES}",
-        formatter_class=style,
+        epilog=_SEGMENT + _TRAIN.removeprefix("examples:\n") + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"monai-attn {monai_attn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    summary = "Load every case of a data set and say which ones a bundle cannot use, and why."
-    check = commands.add_parser(
-        "check", help=summary, description=summary, epilog=_CHECK + _EXIT_CODES, formatter_class=style
-    )
-    check.set_defaults(run=_check)
-    add = check.add_argument
-    add("bundle", help="folder of the bundle, or the name of one in ./bundles")
-    data = check.add_mutually_exclusive_group()
-    data.add_argument("--dataset_dir", metavar="DIR", help="data set to train on (default: that of the bundle)")
-    data.add_argument("--input", nargs="+", default=[], metavar="PATH", help="image, folder or data set to segment")
-    add("--section", nargs="+", default=["training", "validation"], metavar="NAME", help="sections of the data set")
-    add("--config", nargs="+", default=[], metavar="NAME", help="configurations (default: train, or inference)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, as training or inference gets them")
+    def command(
+        run: Callable[[argparse.Namespace], None], summary: str, epilog: str = "examples:\n  monai-attn list\n",
+        *, output: str = "", bundle: bool = True, options: bool = False,
+    ) -> Callable[..., Any]:  # fmt: skip
+        sub = commands.add_parser(
+            run.__name__.strip("_"), help=summary, description=summary, allow_abbrev=False,
+            epilog=epilog + _OPTIONS * options + _EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run=run, takes_options=options)
+        if bundle:
+            sub.add_argument("bundle", help="folder of a bundle, its name, or an unambiguous part of its name")
+        if output:
+            sub.add_argument("-o", "--out", "--output_dir", required=True, metavar="DIR", help=output)
+        if options:
+            sub.add_argument("--show", action="store_true", help="print the equivalent command of MONAI, and end")
+            sub.add_argument(
+                "--config", nargs="+", default=[], metavar="NAME", help="more configurations of the bundle"
+            )
+            sub.add_argument("--checkpoint", metavar="FILE", help="weights (default: those that come with the bundle)")
+        return sub.add_argument
 
-    summary = "Write a look-alike of a bundle's data set: made-up spheres, for trying the software only."
-    phantom = commands.add_parser(
-        "phantom", help=summary, description=summary, epilog=_PHANTOM + _EXIT_CODES, formatter_class=style
+    command(_list, "List the bundles, with paper, task, modality, weights and data set.", bundle=False)
+    info = "Show a bundle: what it segments, labels, expected input, and its options with defaults."
+    command(_info, info, "examples:\n  monai-attn info hippocampus_mri_scse\n")
+    add = command(
+        _segment, "Segment images.", _SEGMENT, output="folder for masks, pictures, report and log", options=True
     )
-    phantom.set_defaults(run=_make_phantom)
-    add = phantom.add_argument
-    add("bundle", help="name of the bundle, such as hippocampus_mri_scse_segmentation")
-    add("--out", required=True, metavar="DIR", help="folder to make")
+    add("input", nargs="*", help="image, folder, glob, DICOM folder, data set, or a file for each channel")
+    add("--attention", action="store_true", help="save attention maps too")
+    add("--table", metavar="FILE", help="write the volumes of all finished cases as CSV; alone, without images")
+    add("--shard", metavar="K/N", help="segment the K-th of N parts, for independent workers on one output folder")
+    add = command(_train, "Train a bundle.", _TRAIN, output="folder for weights, curves and log", options=True)
+    add("-d", "--dataset_dir", required=True, metavar="DATA", help="data set to train on")
+    add = command(_evaluate, "Score a bundle's weights.", _EVALUATE, output="folder for tables and log", options=True)
+    add("-d", "--dataset_dir", required=True, metavar="DATA", help="data set with labels")
+    add("--section", "--val_section", metavar="NAME", help="section of the data set (default: validation)")
+    add = command(
+        _check,
+        "Load every case and say which ones a bundle cannot use, and why.",
+        "examples:\n  monai-attn check brain_mri_scse -d my_data\n  monai-attn check brain_mri_scse my_scans\n",
+        options=True,
+    )
+    add("input", nargs="*", help="images to segment, instead of a data set to train on")
+    add("-d", "--dataset_dir", metavar="DATA", help="data set to train on (default: that of the bundle)")
+    add("--section", nargs="+", default=["training", "validation"], metavar="NAME", help="sections of the data set")
+    summary = "Write a look-alike of a bundle's data set: made-up spheres, for trying the software only."
+    add = command(
+        _phantom,
+        summary,
+        "examples:\n  monai-attn phantom brain_mri_scse -o data/brain_phantom --cases 20\n",
+        output="folder to make",
+    )
     add("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
-
     summary = "Make the folder that a bundle trains on from the unpacked download of its paper's data set."
-    prepare = commands.add_parser(
-        "prepare",
-        help=summary,
-        description=summary,
-        epilog=_PREPARE + _data_sets() + _EXIT_CODES,
-        formatter_class=style,
-    )
-    prepare.set_defaults(run=_prepare)
-    add = prepare.add_argument
-    add("bundle", help="name of the bundle, or an unambiguous part of it")
+    add = command(_prepare, summary, _PREPARE + _data_sets(), output="folder to make, which refers to the download")
     add("downloaded", help="folder of the unpacked download")
-    add("-o", "--out", required=True, metavar="DIR", help="folder to make, which refers to the images of the download")
     text = "files with the names of cases, one a line: training, validation, test, or any other word to leave them out"
     add("--split", nargs="+", default=[], metavar="SECTION=FILE", help=text)
+    add = command(
+        _export,
+        "Export a bundle's network.",
+        "examples:\n  monai-attn export hippocampus_mri_scse model.onnx\n",
+        options=True,
+    )
+    add("file", help="file to write: .ts (TorchScript), .onnx or .pt2 (torch.export)")
+    add = command(
+        _copy,
+        "Copy a bundle, to make one of your own.",
+        "examples:\n  monai-attn copy hippocampus_mri_scse my_bundle\n",
+    )
+    add("folder", help="folder to make")
     return parser
 
 
-def _data_sets() -> str:
-    """Return the data sets of the bundles as lines of a help text."""
-    table = json.loads((Path(__file__).parent / "data/sources.json").read_text(encoding="utf-8"))
-    lines = ["\ndata sets:"]
-    for bundle, sources in table.items():
-        text = sources if isinstance(sources, str) else " or ".join(source["name"] for source in sources)
-        lines.append(f"  {bundle}: {text}")
-    return "\n".join([*lines, ""])
+def _prepared(arguments: argparse.Namespace, kind: str, **own: Any) -> tuple[list[Path], dict[str, Any]]:
+    """Return configurations and checked options of a run, ``own`` ones among them unless they are None."""
+    folder = find_bundle(arguments.bundle)
+    files = bundles.config_files(folder, kind, arguments.config)
+    _check_there(own.get("dataset_dir"))
+    given = parse_options(arguments.options.items(), bundles.read_entries(files))
+    return files, {"bundle_root": str(folder), **{key: own[key] for key in own if own[key] is not None}, **given}
+
+
+def _check_there(*paths: str | None) -> None:
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise DataError(path, "there is no such file or folder", "give an image, a DICOM folder or a data set")
+
+
+def _run(arguments: argparse.Namespace, files: Sequence[Path], options: Mapping[str, Any]) -> None:
+    if arguments.show:
+        print(bundles.show_command(files, options))
+    else:
+        api.run_bundle(files, options)
+
+
+def _list(_: argparse.Namespace) -> None:
+    print(*bundles.table(), sep="\n")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    print(*bundles.describe(find_bundle(arguments.bundle)), sep="\n")
+
+
+def _segment(arguments: argparse.Namespace) -> None:
+    folder = find_bundle(arguments.bundle)
+    if not arguments.input and not arguments.table:
+        raise ConfigError("the input", "there is none", "give an image, a folder, or the files of the channels")
+    if arguments.input:
+        inputs = [path for word in arguments.input for path in (sorted(glob.glob(word)) or [word])]
+        _check_there(*inputs)
+        files, options = _prepared(
+            arguments, "inference", output_dir=arguments.out, save_attention=arguments.attention or None,
+            checkpoint=bundles.own_weights(folder, arguments.checkpoint),
+        )  # fmt: skip
+        _run(arguments, *api.with_images(files, options, inputs, arguments.shard))
+    if arguments.table and not arguments.show:
+        from monai_attn.run.report import write_table
+
+        write_table(arguments.out, arguments.table)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    places = dict.fromkeys(("output_dir", "ckpt_dir"), arguments.out)
+    _run(arguments, *_prepared(arguments, "train", dataset_dir=arguments.dataset_dir, **places))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    checkpoint = bundles.own_weights(find_bundle(arguments.bundle), arguments.checkpoint)
+    own = {"dataset_dir": arguments.dataset_dir, "output_dir": arguments.out, "val_section": arguments.section}
+    _run(arguments, *_prepared(arguments, "evaluate", checkpoint=checkpoint, **own))
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    kind = "inference" if arguments.input else "train"
+    files, options = _prepared(arguments, kind, dataset_dir=arguments.dataset_dir)
     from tqdm import tqdm
 
     from monai_attn.run.workflow import check_bundle
 
     lines = check_bundle(
-        arguments.bundle,
-        dataset_dir=arguments.dataset_dir,
+        str(files[0].parents[1]),
         images=arguments.input,
         sections=arguments.section,
-        configs=arguments.config,
-        overrides=arguments.set,
+        configs=[file.stem for file in files],
+        overrides=options,
     )
     for line in lines:
         with tqdm.external_write_mode():  # the progress bar steps aside
             print(line, flush=True)
 
 
-def _prepare(arguments: argparse.Namespace) -> None:
-    from monai_attn.data.prepare import prepare
-    from monai_attn.errors import DataError
+def _phantom(arguments: argparse.Namespace) -> None:
+    name = find_bundle(arguments.bundle).name
+    from monai_attn.data.phantom import make_phantom
 
+    folder = make_phantom(name, arguments.out, cases=arguments.cases, seed=arguments.seed)
+    print(f"{arguments.cases} made-up cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
+
+
+def _data_sets() -> str:
+    """Return the data sets of the bundles as lines of a help text."""
+    table = json.loads((Path(__file__).parent / "data/sources.json").read_text(encoding="utf-8"))
+    texts = {
+        name: found if isinstance(found, str) else " or ".join(s["name"] for s in found)
+        for name, found in table.items()
+    }
+    return "\ndata sets:\n" + "".join(f"  {name}: {text}\n" for name, text in texts.items())
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    name = find_bundle(arguments.bundle).name
     sections: dict[str, str] = {}
     for option in arguments.split:
         section, _, path = option.partition("=")
@@ -151,12 +278,22 @@ def _prepare(arguments: argparse.Namespace) -> None:
             sections |= dict.fromkeys(Path(path).read_text(encoding="utf-8").split(), section)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(option, f"it cannot be read: {error}", "give SECTION=FILE, a name in each line") from error
-    for line in prepare(arguments.bundle, Path(arguments.downloaded), Path(arguments.out), sections):
+    from monai_attn.data.prepare import prepare
+
+    for line in prepare(name, Path(arguments.downloaded), Path(arguments.out), sections):
         print(line, flush=True)
 
 
-def _make_phantom(arguments: argparse.Namespace) -> None:
-    from monai_attn.data.phantom import make_phantom
+def _export(arguments: argparse.Namespace) -> None:
+    folder = find_bundle(arguments.bundle)
+    _, options = _prepared(arguments, "inference")
+    api.export(folder, arguments.file, checkpoint=arguments.checkpoint, **options)
+    print(f"written: {arguments.file}")
 
-    folder = make_phantom(arguments.bundle, arguments.out, cases=arguments.cases, seed=arguments.seed)
-    print(f"{arguments.cases} made-up cases in {folder}; give it to the bundle with --dataset_dir {folder}")
+
+def _copy(arguments: argparse.Namespace) -> None:
+    folder, target = find_bundle(arguments.bundle), Path(arguments.folder)
+    if target.exists():
+        raise DataError(str(target), "it is there already", "give a folder that is to be made")
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("eval", "__pycache__"))
+    print(f"written: {target}; next: monai-attn info {target}")

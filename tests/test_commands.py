@@ -16,6 +16,8 @@ import pytest
 from monai.bundle import ConfigComponent, ConfigParser, run
 
 from monai_attn import cli
+from monai_attn.errors import ConfigError
+from monai_attn.run.bundles import config_files, find_bundle, read_entries
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bundles/*/docs/README.md")])
@@ -84,10 +86,13 @@ def check(words: Sequence[str]) -> bool:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), words[1]
     elif own := {"monai-attn", "monai_attn"}.intersection(words):
-        arguments = cli._parser().parse_args(words[words.index(own.pop()) + 1 :])
-        if arguments.command == "check":
-            config = configuration(f"bundles/{arguments.bundle}/configs/train.json")
-            assert all(is_entry(config, entry.split("=")[0]) for entry in arguments.set), arguments.set
+        arguments, others = cli._parser().parse_known_args(words[words.index(own.pop()) + 1 :])
+        assert arguments.takes_options or not others, others
+        if hasattr(arguments, "bundle"):
+            bundle = find_bundle(arguments.bundle)
+            kind = "train" if arguments.command in ("train", "evaluate", "check") else "inference"
+            config = read_entries(config_files(bundle, kind, getattr(arguments, "config", ())))
+            assert all(is_entry(config, word[2:].split("=")[0]) for word in others if word.startswith("--")), others
     elif "monai.bundle" in words and "…" not in words:
         given = options(words[words.index("monai.bundle") :])
         if "run" in words:
@@ -115,12 +120,13 @@ def test_files_and_options_of_a_pages_commands_exist(page):
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/training.json",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --epoch 3",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --optimizer @adam",
-        "monai-attn check hippocampus_mri_scse_segmentation --set epoch=3",
+        "monai-attn check hippocampus_mri_scse --epoch 3",
+        "monai-attn copy hipocampus_mri_scse there",
         "make nothing",
     ],
 )
 def test_the_check_of_commands_finds_what_does_not_exist(command):
-    with pytest.raises((AssertionError, SystemExit)):
+    with pytest.raises((AssertionError, ConfigError)):
         check(shlex.split(command))
 
 

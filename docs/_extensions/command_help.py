@@ -15,9 +15,9 @@ __all__ = ["help_texts"]
 
 
 def help_texts() -> dict[str, str]:
-    """Return the help of every command, under the words that call it; that of ``monai-attn`` has an example of each."""
+    """Return the help of every command, under the words that call it."""
     main = _help()
-    commands = dict.fromkeys(re.findall(r"^  monai-attn (\w+)", main, flags=re.MULTILINE))
+    commands = re.findall(r"^    ([a-z]+)(?: |$)", main, flags=re.MULTILINE)
     return {"monai-attn": main} | {f"monai-attn {command}": _help(command) for command in commands}
 
 

@@ -77,20 +77,20 @@ class AttentionMaps(CasePictures):
         self.spatial_dim = spatial_dim
         self.maps = GateMaps(network)
         self.amp = False
-        in_grey = output_ext == ".png"
+        in_gray = output_ext == ".png"
         files: dict[str, Any] = {"output_dir": output_dir, "output_ext": output_ext, "provenance": provenance}
-        files["output_dtype"] = torch.uint8 if in_grey else torch.float32
+        files["output_dtype"] = torch.uint8 if in_gray else torch.float32
         steps: list[Transform] = []
+        writers: list[Transform] = []
         for name in self.maps.names:
             is_scale = name in self.maps.layers
             steps += [
                 Invertd(name, transform, CommonKeys.IMAGE, nearest_interp=is_scale),
                 AsLabelMapd(name, dtype=files["output_dtype"] if is_scale else torch.float32),
-                SafeSaveImaged(
-                    name, output_postfix=f"attention_{name}", scale=255 if in_grey and not is_scale else None, **files
-                ),
             ]
-        self.postprocessing = Compose(steps)
+            scale = 255 if in_gray and not is_scale else None
+            writers.append(SafeSaveImaged(name, output_postfix=f"attention_{name}", scale=scale, **files))
+        self.postprocessing, self.write = Compose(steps), Compose(writers)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -99,7 +99,8 @@ class AttentionMaps(CasePictures):
 
     def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
         """Save the maps of a case and draw them."""
-        maps = self._save(case[CommonKeys.IMAGE])
+        maps = self.write({**self.compute(case[CommonKeys.IMAGE]), CommonKeys.IMAGE: case[CommonKeys.IMAGE]})
+        maps = {name: maps[name] for name in self.maps.names}
         return figures.overlay(
             image,
             masks,
@@ -109,14 +110,14 @@ class AttentionMaps(CasePictures):
             class_names=self.class_names,
         )
 
-    def _save(self, image: MetaTensor) -> dict[str, torch.Tensor]:
-        """Save and return the maps on the file's grid."""
+    def compute(self, image: MetaTensor) -> dict[str, MetaTensor]:
+        """Return the maps of a preprocessed image (C, *spatial) on its file's grid, by the names of their gates."""
         batch = image[None]
         with eval_mode(self.network), torch.autocast("cuda", enabled=self.amp):
             maps = self.maps.split(self.inferer(batch, self.maps), batch)
         layers = {name: MetaTensor(layer[0].float()) for name, layer in maps.items()}
-        saved = self.postprocessing({**layers, CommonKeys.IMAGE: image})
-        return {name: saved[name] for name in layers}
+        found = self.postprocessing({**layers, CommonKeys.IMAGE: image})
+        return {name: found[name] for name in layers}
 
 
 class AttentionMapHandler:

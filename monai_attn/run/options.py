@@ -11,7 +11,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from numbers import Number
 from textwrap import shorten
@@ -19,7 +19,7 @@ from typing import Any
 
 from monai_attn.errors import ConfigError
 
-__all__ = ["is_reference", "parse_options", "parts_of"]
+__all__ = ["is_reference", "parse_options", "parts_of", "read_options"]
 
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
 _OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
@@ -57,6 +57,31 @@ def parse_options(
         read[key] = _read(key, options[key], default)
         _put(known, key, read[key])
     return {key: read[key] for key in options}
+
+
+def read_options(words: Sequence[str]) -> dict[str, str]:
+    """Read ``--key value ...`` and ``--key=value``; several values are a list, none is True.
+
+    Raises:
+        ConfigError: for a value without a key.
+
+    Example:
+        >>> read_options(["--structures", "liver", "spleen", "--amp", "--lr=0.1"])
+        {'structures': '[liver,spleen]', 'amp': 'True', 'lr': '0.1'}
+    """
+    options: dict[str, list[str]] = {}
+    key = ""
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            options[key] = [value] if equals else []
+        elif not key:
+            raise ConfigError(word, "it belongs to no option", "give it behind a --key, or see --help")
+        else:
+            options[key].append(word)
+    return {
+        key: (values or ["True"])[0] if len(values) < 2 else f"[{','.join(values)}]" for key, values in options.items()
+    }
 
 
 def parts_of(key: str) -> list[str]:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import ignite.distributed as idist
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
-from monai_attn.data import common_root
+from monai_attn.data import case_name, common_root
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
 from monai_attn.handlers.settings import describe, digest
@@ -80,6 +81,7 @@ class FinishedCases:
         postprocessing: transforms, with :class:`monai_attn.transforms.SafeSaveImaged`.
         overwrite: whether to segment everything again.
         handlers: handlers of the evaluator, such as :class:`monai_attn.handlers.CasePictures`.
+        shard: part of the cases, such as ``"3/16"``, by a hash of their names, for independent workers.
 
     Raises:
         ConfigError: if ``overwrite`` is not True or False.
@@ -88,7 +90,9 @@ class FinishedCases:
         ``CaseDataset(find_images("scans"), preprocessing, unfinished=FinishedCases(postprocessing))``
     """
 
-    def __init__(self, postprocessing: Compose, overwrite: bool = False, handlers: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, postprocessing: Compose, overwrite: bool = False, handlers: Sequence[Any] = (), shard: str = ""
+    ) -> None:
         if not isinstance(overwrite, bool):  # the string "false" would be true
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
         self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
@@ -99,6 +103,7 @@ class FinishedCases:
         for provenance in set(self.provenances):  # a saver holds its provenance, which so cannot be given the saver
             provenance.parts.extend(step for step in steps if not isinstance(step, SafeSaveImaged))
         self.overwrite = overwrite
+        self.part, self.parts = map(int, (shard or "1/1").split("/"))
         self.finished = 0
 
     def __call__(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,6 +120,9 @@ class FinishedCases:
             self._check_images(images, saver)
         for provenance in self.provenances:
             provenance.images.update(files)  # a result knows its first file only
+        # the folders and clashes of results are those of all cases, whatever part of them this worker has
+        mine = [i for i, image in enumerate(images) if crc32(case_name(image).encode()) % self.parts == self.part - 1]
+        cases, images = [cases[i] for i in mine], [images[i] for i in mine]
         unfinished = gather(self._unfinished(cases, images) if idist.get_rank() == 0 else [])
         self.finished = len(cases) - len(unfinished)
         return [unfinished[index] for index in share(unfinished)]

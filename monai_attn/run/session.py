@@ -26,19 +26,9 @@ from monai_attn.errors import CasesError, ConfigError, DataError, InputError, ro
 from monai_attn.run.checks import check_command
 
 __all__ = [
-    "EXIT_BAD_INPUT",
-    "EXIT_FAILURE",
-    "EXIT_INCOMPLETE",
-    "EXIT_INTERRUPTED",
-    "finish",
-    "gather",
-    "handlers_of_rank",
-    "join",
-    "open_log",
-    "share",
-    "start",
-    "summarize",
-]
+    "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "gather", "handlers_of_rank",
+    "join", "open_log", "per_process", "report", "share", "start", "summarize",
+]  # fmt: skip
 
 
 # a process waits for the others as long as their cases take; the launcher sees to those that have died
@@ -108,11 +98,8 @@ def per_process(batch_size: int) -> int:
     """
     share, rest = divmod(batch_size, idist.get_world_size())
     if rest or not share:
-        raise ConfigError(
-            f"--batch_size {batch_size}",
-            f"{idist.get_world_size()} processes cannot share it equally",
-            f"give a multiple of {idist.get_world_size()}, or start another number of processes",
-        )
+        problem = f"{idist.get_world_size()} processes cannot share it equally"
+        raise ConfigError(f"--batch_size {batch_size}", problem, "give a multiple, or start other processes")
     return share
 
 
@@ -256,6 +243,22 @@ def open_log() -> None:
     """Open the log of the current run, if any."""
     if _current is not None:
         _current.open_log()
+
+
+def report(error: BaseException) -> int:
+    """Report an error of the current run, if any, and end it; return the exit code."""
+    global _current
+    message, code = summarize(error)
+    if _current is None:
+        if code == EXIT_FAILURE:
+            traceback.print_exception(error)
+        else:
+            print(f"monai-attn: {message}", file=sys.stderr)
+        return code
+    with suppress(SystemExit):
+        _current.report(type(error), error, error.__traceback__)
+    _current = None
+    return code
 
 
 def finish() -> None:

@@ -14,32 +14,16 @@ from monai.utils import ensure_tuple
 from monai_attn.data.checking import check_cases
 from monai_attn.data.datalist import cases, find_images
 from monai_attn.errors import ConfigError
+from monai_attn.run.bundles import find_bundle
 from monai_attn.run.checks import check_overrides
 from monai_attn.run.session import start
 
-__all__ = ["Workflow", "check_bundle", "components", "find_bundle", "parse_override", "read_bundle"]
+__all__ = ["Workflow", "check_bundle", "components", "read_bundle"]
 
 
 _CHECKS = [
     f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
 ]
-
-
-def find_bundle(bundle: str) -> Path:
-    """Return the folder of a bundle, also in ``./bundles``.
-
-    Raises:
-        ConfigError: if there is no such bundle, with the available ones.
-    """
-    for folder in (Path(bundle), Path("bundles") / bundle):
-        if (folder / "configs").is_dir():
-            return folder
-    present = sorted(path.parent.name for path in Path("bundles").glob("*/configs"))
-    raise ConfigError(
-        bundle,
-        f"there is no such bundle; in {Path('bundles').absolute()} there are: {', '.join(present) or 'none'}",
-        "give the folder of a bundle",
-    )
 
 
 def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
@@ -58,22 +42,6 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
     parser.read_config([str(file) for file in files])
     parser.update({"bundle_root": str(folder), **read})
     return parser
-
-
-def parse_override(text: str) -> tuple[str, str]:
-    """Split an override ``KEY=VALUE``.
-
-    Raises:
-        ConfigError: if there is no ``=``.
-
-    Example:
-        >>> parse_override("structures=['fluid']")
-        ('structures', "['fluid']")
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(text, "it is no override of an entry", "give KEY=VALUE")
-    return key, value
 
 
 def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:
@@ -95,17 +63,17 @@ def check_bundle(
     images: Sequence[str] = (),
     sections: Sequence[str] = ("training", "validation"),
     configs: Sequence[str] = (),
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Load every case as a bundle does; yield a report.
 
     Args:
-        bundle: folder of the bundle, or the name of one in ``./bundles``.
+        bundle: see :func:`monai_attn.run.bundles.find_bundle`.
         dataset_dir: the data set; by default that of the bundle.
         images: check these for inference instead: an image, a folder or a data set, or the files of one image.
         sections: sections of the data set.
         configs: configurations; by default ``train``, or ``inference`` for ``images``.
-        overrides: overrides of entries, ``KEY=VALUE``.
+        overrides: values of entries.
 
     Raises:
         ConfigError: if the bundle or an override cannot be used.
@@ -114,7 +82,7 @@ def check_bundle(
     Example:
         ``for line in check_bundle("hippocampus_mri_scse_segmentation", dataset_dir="my_data"): print(line)``
     """
-    entries = dict(map(parse_override, overrides)) | ({"dataset_dir": dataset_dir} if dataset_dir else {})
+    entries = dict(overrides or {}) | ({"dataset_dir": dataset_dir} if dataset_dir else {})
     parser = read_bundle(find_bundle(bundle), configs or ["inference" if images else "train"], entries)
     if images:
         source, parts = ", ".join(images), {"input": find_images(images[0] if len(images) == 1 else images)}

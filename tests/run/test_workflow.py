@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from monai_attn.errors import ConfigError
-from monai_attn.run.workflow import components, find_bundle, parse_override, read_bundle
+from monai_attn.run.workflow import components, read_bundle
 
 
 @pytest.fixture
@@ -24,15 +24,6 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_bundle_is_a_folder_or_a_name_below_bundles(bundle, tmp_path, monkeypatch):
-    assert find_bundle(str(bundle)) == bundle
-    monkeypatch.chdir(tmp_path)
-    assert find_bundle("toy") == Path("bundles/toy")
-    with pytest.raises(ConfigError, match=r"there are: toy\n") as caught:
-        find_bundle("tay")
-    assert caught.value.what == "tay"
-
-
 def test_configurations_go_over_each_other_and_overrides_over_all(bundle):
     assert read_bundle(bundle, ["train"], {})["rate"] == 0.5
     parser = read_bundle(bundle, ["train", "more"], {"train#steps#0": "c"})
@@ -44,10 +35,6 @@ def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_tha
         read_bundle(bundle, ["inference"], {})
     with pytest.raises(ConfigError, match="did you mean --rate"):
         read_bundle(bundle, ["train"], {"rats": 1})
-
-
-def test_an_override_is_split_at_the_first_sign():
-    assert parse_override("a#b=x=y") == ("a#b", "x=y")
 
 
 def test_a_component_is_built_wherever_it_stands_with_what_it_refers_to(bundle):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train, evaluate and apply a bundle: ``python -m monai_attn.demo``.
+"""Train, evaluate and apply a bundle: ``python docs/demo.py``.
 
 It downloads data, then runs the commands that a user would type, and draws what the network attends to.
 """
@@ -10,22 +10,20 @@ import argparse
 import os
 import shlex
 import socket
-import time
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai.apps import DecathlonDataset
-from monai.bundle import run
 from monai.transforms import LoadImage
 
+from monai_attn import cli
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.data.phantom import make_phantom
 from monai_attn.visualize import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["draw_summary", "find_data", "main"]
 
 BUNDLE = "hippocampus_mri_scse_segmentation"
 _STRUCTURES = ("anterior", "posterior")
@@ -39,9 +37,6 @@ def find_data(root: Path) -> Path:
 
     In ``root``, which is ``$MONAI_DATA_DIRECTORY``, it is ``hippocampus`` with its ``dataset.json``, else
     ``Task04_Hippocampus`` (27 MB to download), else, without a network, a phantom.
-
-    Example:
-        ``find_data(Path("data"))``
     """
     prepared = root / "hippocampus"
     if (prepared / "dataset.json").is_file():
@@ -65,51 +60,31 @@ def find_data(root: Path) -> Path:
 
 
 def main() -> None:
-    """Run the demo.
-
-    Example:
-        ``python -m monai_attn.demo --output_dir demo``
-    """
-    parser = argparse.ArgumentParser(prog="python -m monai_attn.demo", description=__doc__)
-    parser.add_argument("--bundle_root", default=f"bundles/{BUNDLE}", help="folder of the bundle (%(default)s)")
-    parser.add_argument("--output_dir", default="demo", help="folder for weights, tables and pictures (%(default)s)")
-    parser.add_argument("--epochs", type=int, help="train for another number of epochs than the bundle's")
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--out", default="demo", help="folder for weights, tables and pictures (%(default)s)")
+    parser.add_argument("--epochs", help="train for another number of epochs than the bundle's")
     arguments = parser.parse_args()
-    bundle, output = Path(arguments.bundle_root), Path(arguments.output_dir)
     data = find_data(Path(os.environ.get("MONAI_DATA_DIRECTORY", "data")))
-    case = cases(data, "validation")[0]
-    weights = str(output / "model.pt")
-
-    begun = time.perf_counter()
-    common = {"bundle_root": str(bundle), "dataset_dir": str(data)}
-    training = {**common, "output_dir": str(output), "ckpt_dir": str(output)}
-    inference = {**common, "output_dir": str(output / "segmentation"), "input": case["image"], "checkpoint": weights}
-    inference |= {"save_attention": True, "overwrite": True}  # what an earlier demo has left
-    _run("1/3 train", bundle, ["train"], {**training, **({"epochs": arguments.epochs} if arguments.epochs else {})})
-    _run("2/3 evaluate", bundle, ["train", "evaluate"], training)
-    _run("3/3 segment a case", bundle, ["inference"], inference)
-    figures.save(draw_summary(case, output / "segmentation"), output / "summary.png")
-    print(
-        f"\nDone in {time.perf_counter() - begun:.0f} s. In {output}: summary.png (what the network sees "
-        "and attends to), *_overlay.png (results), val_mean_dice_raw.csv (Dice of every case), segmentation/."
-    )
-
-
-def _run(title: str, bundle: Path, configs: list[str], overrides: dict[str, Any]) -> None:
-    files = [str(bundle / "configs" / f"{name}.json") for name in configs]
-    shown = files[0] if len(files) == 1 else f'"{files}"'
-    options = [f"--{key} {shlex.quote(str(value))}" for key, value in overrides.items()]
-    print(f"\n{title}:\n{' '.join(['python -m monai.bundle run --config_file', shown, *options])}", flush=True)
-    run(config_file=files, **overrides)
+    case, out = cases(data, "validation")[0], arguments.out
+    segmentation, weights = f"{out}/segmentation", ["--checkpoint", f"{out}/model.pt"]
+    epochs = ["--epochs", arguments.epochs] if arguments.epochs else []
+    for words in (
+        ["train", BUNDLE, "-d", str(data), "-o", out, *epochs],
+        ["evaluate", BUNDLE, "-d", str(data), "-o", out, *weights],
+        ["segment", BUNDLE, case["image"], "-o", segmentation, "--attention", "--overwrite", "True", *weights],
+    ):
+        print(f"\nmonai-attn {shlex.join(words)}", flush=True)
+        if code := cli.main(words):
+            sys.exit(code)
+    figures.save(draw_summary(case, Path(segmentation)), f"{out}/summary.png")
+    print(f"\nsummary.png in {out} shows what the network sees and attends to")
 
 
 def draw_summary(case: dict[str, Any], results: Path) -> Figure:
     """Draw image, label, prediction and attention map of a case.
 
     ``results`` is the folder of its segmentation and attention maps.
-
-    Example:
-        ``figures.save(draw_summary(case, Path("demo/segmentation")), "summary.png")``
     """
     name = case_name(case["image"])
     load = LoadImage(image_only=True, ensure_channel_first=True)

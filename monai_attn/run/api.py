@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run, load, apply and export bundles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_attn.errors import ConfigError, DataError, InputError
+from monai_attn.run.bundles import config_files, find_bundle, own_weights, read_entries
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.data import MetaTensor
+
+__all__ = ["export", "load", "report", "run_bundle", "segment", "with_images"]
+
+
+def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Run a bundle's configurations by :class:`monai_attn.run.Workflow`.
+
+    Example:
+        ``run_bundle(config_files(folder, "train"), {"bundle_root": str(folder), "dataset_dir": "data"})``
+    """
+    from monai_attn.run.workflow import Workflow
+
+    workflow = Workflow([str(file) for file in files], **options)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def report(error: BaseException) -> int:
+    """Print an error as short as it can be; return the exit code."""
+    if isinstance(error, InputError) and "torch" not in sys.modules:  # answered at once
+        print(f"monai-attn: {error}", file=sys.stderr)
+        return 2
+    from monai_attn.run.session import report
+
+    return report(error)
+
+
+def with_images(
+    files: Sequence[Path], options: Mapping[str, Any], inputs: Sequence[str], shard: str | None = None
+) -> tuple[Sequence[Path], dict[str, Any]]:
+    """Return configurations and options of an inference of these images.
+
+    Args:
+        files: configurations of the inference.
+        options: its options.
+        inputs: files, folders and data sets, or the files of one image's channels if there are as many.
+        shard: part of the images, such as ``"3/16"``, with a log and a manifest of its own.
+
+    Raises:
+        ConfigError: if there is no such part.
+        DataError: if there is no image.
+    """
+    entries = read_entries(files)
+    added: dict[str, Any] = {"input": inputs[0] if len(inputs) == 1 else list(inputs)}
+    if len(inputs) > 1 and len(inputs) != options.get("in_channels", entries.get("in_channels", 1)):
+        from monai_attn.data.datalist import find_images
+
+        added["dataset#data"] = [case for path in inputs for case in find_images(path)]
+    if shard:
+        part, _, parts = shard.partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise ConfigError(f"--shard {shard}", "it is no part such as 3/16", "give K/N with K from 1 to N")
+        name = f"inference_{part}_of_{parts}"
+        manifest = next(i for i, part in enumerate(entries["handlers"]) if part["_target_"].endswith(".RunManifest"))
+        added |= {"unfinished#shard": shard, f"handlers#{manifest}#name": name}
+        added["initialize#0"] = entries["initialize"][0].replace("'inference'", f"'{name}'")
+    return files, {**options, **added}
+
+
+def load(
+    bundle: str | Path, *, checkpoint: str | Path | None = None, device: str = "cpu", **options: Any
+) -> torch.nn.Module:
+    """Return the network of a bundle with its weights, in evaluation mode.
+
+    Args:
+        bundle: see :func:`monai_attn.run.bundles.find_bundle`.
+        checkpoint: weights of your own; by default those that come with the bundle.
+        device: where to put it.
+        **options: entries of the bundle's configuration, such as ``structures=["liver"]``.
+
+    Raises:
+        ConfigError: if there is no such bundle or option, or it comes without weights.
+
+    Example:
+        >>> load("hippocampus_mri_scse")(torch.rand(1, 1, 32, 48)).shape
+        torch.Size([1, 3, 32, 48])
+    """
+    return _parsed(bundle, checkpoint, device, options).get_parsed_content("network")
+
+
+def segment(
+    bundle: str | Path,
+    image: str | Path | Sequence[str | Path] | np.ndarray | torch.Tensor,
+    *,
+    spacing: Sequence[float] | None = None,
+    affine: np.ndarray | torch.Tensor | None = None,
+    attention: bool = False,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> MetaTensor | tuple[MetaTensor, dict[str, MetaTensor]]:
+    """Segment an image as ``monai-attn segment`` does, without writing a file.
+
+    Args:
+        bundle: see :func:`monai_attn.run.bundles.find_bundle`.
+        image: a file, a DICOM folder, a file for each channel, or an array (C, *spatial) or (*spatial) in RAS order.
+        spacing: voxel sizes of an array in mm; by default 1.
+        affine: affine of an array, instead of ``spacing``.
+        attention: whether to return the attention maps too.
+        checkpoint: see :func:`load`.
+        device: see :func:`load`.
+        **options: see :func:`load`.
+
+    Returns:
+        The label map on the image's grid; with ``attention`` also the maps on that grid by the names of their gates.
+
+    Raises:
+        InputError: if the image, the bundle or an option cannot be used.
+
+    Example:
+        ``mask = monai_attn.segment("hippocampus_mri_scse", "scan.nii.gz")``
+    """
+    import torch
+    from monai.data import list_data_collate
+    from monai.transforms import Compose
+
+    from monai_attn.data.datalist import find_images
+    from monai_attn.run.workflow import components
+
+    parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
+    network, before, after, inferer, evaluator_amp = (
+        parser.get_parsed_content(name) for name in ("network", "preprocessing", "postprocessing", "inferer", "amp")
+    )
+    if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
+        case = before(find_images(image)[0])
+    else:
+        case = Compose(before.transforms[1:])({"image": _as_image(image, spacing, affine, before.transforms)})
+    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=evaluator_amp):
+        case["pred"] = inferer(list_data_collate([case])["image"].to(device), network)[0].float()
+    steps = [step for step in after.transforms if "SaveImage" not in type(step).__name__]
+    mask = Compose(steps)(case)["pred"]
+    if not attention:
+        return mask
+    return mask, components(parser, ["monai_attn.handlers.AttentionMaps"])[0].compute(case["image"])
+
+
+def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | None = None, **options: Any) -> None:
+    """Export the network of a bundle.
+
+    Args:
+        bundle: see :func:`monai_attn.run.bundles.find_bundle`.
+        file: ``.ts`` for TorchScript, ``.onnx`` for ONNX, ``.pt2`` for :func:`torch.export.save`.
+        checkpoint: see :func:`load`.
+        **options: see :func:`load`.
+
+    Raises:
+        ConfigError: for another ending.
+
+    Example:
+        ``export("hippocampus_mri_scse", "model.onnx")``
+    """
+    import torch
+    from monai.bundle import ckpt_export, onnx_export
+
+    folder, ending = find_bundle(bundle), Path(file).suffix
+    metadata = folder / "configs" / "metadata.json"
+    if ending not in (".ts", ".onnx", ".pt2"):
+        raise ConfigError(str(file), "it has none of the endings .ts, .onnx, .pt2", "give one of these")
+    if ending == ".pt2":
+        image = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["inputs"]["image"]
+        network = load(folder, checkpoint=checkpoint, **options)
+        example = torch.rand(2, image["num_channels"], *[64] * len(image["spatial_shape"]))
+        any_size = dict.fromkeys(range(example.ndim), torch.export.Dim.AUTO)
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(any_size,)), file)
+        return
+    (ckpt_export if ending == ".ts" else onnx_export)(
+        net_id="network_def",
+        filepath=str(file),
+        ckpt_file=own_weights(folder, checkpoint),
+        meta_file=str(metadata),
+        config_file=[str(path) for path in config_files(folder, "inference")],
+        **options,
+    )
+
+
+def _parsed(bundle: str | Path, checkpoint: str | Path | None, device: str, options: Mapping[str, Any]) -> ConfigParser:
+    """Return the inference of a bundle, whose network has its weights."""
+    from monai_attn.run.workflow import read_bundle
+    from monai_attn.weights import load_weights
+
+    folder = find_bundle(bundle)
+    weights = own_weights(folder, checkpoint)
+    parser = read_bundle(folder, ["inference"], {**options, "checkpoint": weights, "device": device})
+    network = parser.get_parsed_content("network")
+    load_weights(network, weights)
+    network.eval()
+    return parser
+
+
+def _as_image(image: Any, spacing: Sequence[float] | None, affine: Any, preprocessing: Sequence[Any]) -> MetaTensor:
+    """Return an array as MetaTensor (C, *spatial)."""
+    import torch
+    from monai.data import MetaTensor
+
+    dims = next(step.spatial_dims for step in preprocessing if hasattr(step, "spatial_dims"))
+    if image.ndim not in (dims, dims + 1):
+        problem = f"it has {image.ndim} dimensions, expected {dims}, or {dims + 1} with channels first"
+        raise DataError("the array", problem, "give (*spatial) or (C, *spatial)")
+    if affine is None:
+        affine = torch.eye(4, dtype=torch.float64)
+        affine[range(dims), range(dims)] = torch.tensor(spacing or [1.0] * dims, dtype=torch.float64)
+    values = torch.as_tensor(image, dtype=torch.float32)
+    return MetaTensor(values if image.ndim > dims else values[None], affine=torch.as_tensor(affine))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import monai_attn
+from monai_attn.cli import main
+from monai_attn.data import cases
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.run.bundles import config_files, find_bundle, named_bundles
+
+BUNDLE = "hippocampus_mri_scse"
+
+
+@pytest.fixture
+def scan(phantom):
+    return cases(phantom(f"{BUNDLE}_segmentation"), "validation")[0]["image"]
+
+
+def test_a_bundle_is_found_by_its_folder_its_name_or_a_part_of_it():
+    assert len(named_bundles()) == 11
+    for name, folder in named_bundles().items():
+        assert find_bundle(name) == find_bundle(folder) == find_bundle(name.removesuffix("_segmentation")) == folder
+    with pytest.raises(ConfigError, match="several bundles are named so: hippocampus_mri_egcnn_segmentation, hippo"):
+        find_bundle("hippocampus")
+    with pytest.raises(ConfigError, match="did you mean kits_ct_egcnn"):
+        find_bundle("kits_egcn")
+    with pytest.raises(ConfigError, match="it has baselines, evaluate"):
+        config_files(find_bundle("kits_ct"), "train", ["official"])
+
+
+def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan, tmp_path):
+    mask, maps = monai_attn.segment(BUNDLE, scan, attention=True)
+    assert main(["segment", BUNDLE, scan, "-o", str(tmp_path), "--attention"]) == 0
+    (written,) = tmp_path.glob("*_seg.nii.gz")
+    image = nibabel.load(written)
+    assert mask.dtype == torch.uint8
+    assert np.array_equal(mask[0], image.dataobj)
+    assert np.allclose(mask.affine, image.affine)
+    for name, found in maps.items():
+        (path,) = tmp_path.glob(f"*_attention_{name}.nii.gz")
+        assert np.allclose(found[0], nibabel.load(path).get_fdata(), atol=1e-6)
+    ras = nibabel.as_closest_canonical(nibabel.load(scan))
+    same = monai_attn.segment(BUNDLE, ras.get_fdata(), affine=ras.affine)
+    assert np.array_equal(same[0], nibabel.as_closest_canonical(image).dataobj)
+    assert monai_attn.segment(BUNDLE, ras.get_fdata()[None], spacing=(1, 1, 1)).shape == same.shape
+    with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
+        monai_attn.segment(BUNDLE, np.zeros((8, 8)))
+
+
+def test_load_gives_the_network_with_its_weights_and_options(train_bundle):
+    network = monai_attn.load(BUNDLE)
+    shipped = torch.load(find_bundle(BUNDLE) / "models" / "model.pt", weights_only=True)
+    assert not network.training
+    assert all(torch.equal(value, shipped[key]) for key, value in network.state_dict().items())
+    with pytest.raises(ConfigError, match="it comes without weights"):
+        monai_attn.load("kits_ct")
+    with pytest.raises(DataError, match="no such file"):
+        monai_attn.load(BUNDLE, checkpoint="nowhere.pt")
+    assert {"load", "segment"} <= set(dir(monai_attn))
+
+
+def test_independent_workers_share_the_cases_of_a_folder(phantom, tmp_path):
+    folder = phantom(f"{BUNDLE}_segmentation") / "images"
+    for part in (1, 2, 3):
+        assert main(["segment", BUNDLE, str(folder), "-o", str(tmp_path), "--shard", f"{part}/3"]) == 0
+    manifests = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("inference_*_of_3_run.json"))]
+    counts = [manifest["cases"]["segmented"] for manifest in manifests]
+    assert (len(counts), sum(counts)) == (3, len(list(folder.iterdir())))
+    assert len(list(tmp_path.glob("*_seg.nii.gz"))) == sum(counts)
+    assert main(["segment", BUNDLE, str(folder), "-o", str(tmp_path), "--shard", "4/3"]) == 2
+
+
+def test_several_files_are_several_images_unless_they_are_the_channels(phantom, tmp_path, capsys):
+    scans = [case["image"] for case in cases(phantom(f"{BUNDLE}_segmentation"), "training")[:2]]
+    assert main(["segment", BUNDLE, *scans, "-o", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*_seg.nii.gz"))) == 2
+    channels = cases(phantom("brats_mri_egcnn_segmentation"), "training")[0]["image"]
+    weights = str(find_bundle(BUNDLE) / "models" / "model.pt")
+    command = ["segment", "brats_mri_egcnn", *channels, "-o", str(tmp_path), "--checkpoint", weights, "--show"]
+    assert main(command) == 0
+    assert f"--input '{channels}'".replace("'", "") in capsys.readouterr().out.replace("'", "").replace('"', "")
+
+
+@pytest.mark.parametrize("ending", ["ts", "onnx", "pt2"])
+def test_a_network_is_exported_by_the_ending_of_the_file(tmp_path, ending):
+    assert main(["export", BUNDLE, str(tmp_path / f"model.{ending}")]) == 0
+    assert (tmp_path / f"model.{ending}").stat().st_size > 10_000
+    assert main(["export", BUNDLE, str(tmp_path / "model.pth")]) == 2
+
+
+@pytest.mark.slow  # it installs the package
+def test_the_wheel_works_in_an_empty_folder(tmp_path):
+    root = find_bundle(BUNDLE).parents[1]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(root)], check=True)
+    (wheel,) = tmp_path.glob("monai_attn-*-py3-none-any.whl")
+    assert wheel.stat().st_size < 25e6
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    (work := tmp_path / "work").mkdir()
+    for words in (
+        "list",
+        f"phantom {BUNDLE} -o data --cases 3",
+        f"check {BUNDLE} -d data",
+        f"segment {BUNDLE} data/images -o out",
+    ):
+        command = [sys.executable, "-m", "monai_attn", *words.split()]
+        done = subprocess.run(
+            command, cwd=work, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(list((work / "out").glob("*_seg.nii.gz"))) == 3
