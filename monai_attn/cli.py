@@ -178,7 +178,7 @@ def _prepared(arguments: argparse.Namespace, kind: str, **own: Any) -> tuple[lis
     folder = find_bundle(arguments.bundle)
     files = bundles.config_files(folder, kind, arguments.config)
     _check_there(own.get("dataset_dir"))
-    given = parse_options(arguments.options.items(), bundles.read_entries(files))
+    given = parse_options(arguments.options, bundles.read_entries(files))
     return files, {"bundle_root": str(folder), **{key: own[key] for key in own if own[key] is not None}, **given}
 
 

@@ -7,7 +7,6 @@ written only where their values change.
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import io
 import json
@@ -78,7 +77,7 @@ def prepare(bundle: str, downloaded: Path, folder: Path, sections: Mapping[str, 
     All labels are read before anything is written; what is up to date is left alone.
 
     Args:
-        bundle: name of the bundle, or an unambiguous part of it.
+        bundle: name of the bundle.
         downloaded: folder of the unpacked download.
         folder: folder to make, with a ``dataset.json``.
         sections: section by the name of a case: ``training``, ``validation``, ``test``, or another one to leave it out.
@@ -87,13 +86,13 @@ def prepare(bundle: str, downloaded: Path, folder: Path, sections: Mapping[str, 
         the lines of a report.
 
     Raises:
-        ConfigError: if the bundle is unknown, or has no public data set.
+        ConfigError: if the bundle has no public data set.
         DataError: if files are missing, have no partner or unknown values, or the folder holds another data set.
 
     Example:
-        ``for line in prepare("kits_ct_egcnn", Path("kits19"), Path("data/kits19"), {}): print(line)``
+        ``for line in prepare("kits_ct_egcnn_segmentation", Path("kits19"), Path("data/kits19"), {}): print(line)``
     """
-    bundle, sources = _sources(bundle)
+    sources = _sources(bundle)
     root, out = Path(os.path.abspath(downloaded)), Path(os.path.abspath(folder))
     own = out if root in out.parents else None  # no part of the download
     paths = (path for path in sorted(root.rglob("[!.]*")) if path.is_file() and own not in path.parents)
@@ -128,17 +127,13 @@ def _numbers(entries: Sequence[Any]) -> list[int]:
     return [number for entry in entries for number in (range(*entry) if isinstance(entry, list) else [entry])]
 
 
-def _sources(bundle: str) -> tuple[str, list[_Source]]:
-    """Return the name of a bundle, and the sources of its data."""
+def _sources(bundle: str) -> list[_Source]:
+    """Return the sources of a bundle's data."""
     table = json.loads(Path(__file__).with_name("sources.json").read_text(encoding="utf-8"))
-    name = Path(bundle).name
-    matches = [known for known in table if name == known] or [known for known in table if name in known]
-    if len(matches) != 1:
-        nearest = matches or difflib.get_close_matches(name, table, n=1, cutoff=0)
-        raise ConfigError(bundle, f"{len(matches)} bundles have that name", f"did you mean {' or '.join(nearest)}?")
-    if isinstance(table[matches[0]], str):
-        raise ConfigError(matches[0], table[matches[0]], "see its card")
-    return matches[0], [_Source(**entry) for entry in table[matches[0]]]
+    entries = table.get(bundle, "no data set is known for it")
+    if isinstance(entries, str):
+        raise ConfigError(bundle, entries, "see its card, or docs/own_data.md")
+    return [_Source(**entry) for entry in entries]
 
 
 def _find(source: _Source, files: Mapping[str, Path], sections: Mapping[str, str]) -> list[_Case]:
@@ -192,7 +187,7 @@ def _list(source: _Source, cases: list[_Case], target: Path, bundle: str) -> tup
     report += ["  a fifth of the training cases validates"] * bool(items["training"] and not items["validation"])
     options = [f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in content.get("options", {}).items()]
     if options:
-        report += [f"  add --{' --'.join(options)}", f"  (for monai-attn check: --set {' '.join(options)})"]
+        report.append(f"  add --{' --'.join(options)}")
 
     def name(path: Path) -> str:
         return path.relative_to(target).as_posix() if target in path.parents else str(path)

@@ -130,8 +130,8 @@ def kits(root: Path) -> None:
 
 DOWNLOADS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     # the bundle, how its download looks, a label, and an image
-    "malc": ("brain_mri_scse", malc, "training-labels/1000_3_glm.nii", "testing-images/1003_3.nii"),
-    "freesurfer": ("brain_mri_scse", freesurfer, "ernie/mri/aseg.mgz", "bert/mri/orig.mgz"),
+    "malc": ("brain_mri_scse_segmentation", malc, "training-labels/1000_3_glm.nii", "testing-images/1003_3.nii"),
+    "freesurfer": ("brain_mri_scse_segmentation", freesurfer, "ernie/mri/aseg.mgz", "bert/mri/orig.mgz"),
     "visceral": (
         "whole_body_ct_scse",
         visceral,
@@ -219,7 +219,7 @@ def test_a_download_becomes_a_folder_that_the_bundle_accepts(tmp_path, prepared,
         if section != "test" or "test" in content
     }
     assert tuple(len(found.get(section, ())) for section in ("training", "validation", "test")) == sizes
-    options = [f"{key}={value}" for key, value in content.get("options", {}).items()]
+    options = content.get("options", {})
     bundle = re.search(r"monai-attn check (\S+)", text)[1]
     lines = list(check_bundle(str(ROOT / "bundles" / bundle), dataset_dir=str(data), sections=found, overrides=options))
     assert lines[-1].endswith("0 cannot; 0 with warnings"), lines
@@ -261,9 +261,9 @@ def test_values_become_the_classes_of_the_bundle():
         config = ConfigParser.load_config_file(str(ROOT / f"bundles/{bundle}_segmentation/configs/train.json"))
         return ["background", *config["structures"]]
 
-    malc, freesurfer = (source.values for source in _sources("brain_mri_scse")[1])
+    malc, freesurfer = (source.values for source in _sources("brain_mri_scse_segmentation")[1])
     (organs,) = (source.values for source in _sources("whole_body_ct_scse")[1])
-    brain, body = names("brain_mri_scse"), names("whole_body_ct_scse")
+    brain, body = names("brain_mri_scse_segmentation"), names("whole_body_ct_scse")
     for value, name in {
         35: "brain stem", 4: "3rd ventricle", 11: "4th ventricle", 45: "L cerebral WM", 44: "R cerebral WM",
         101: brain[2],
@@ -363,8 +363,8 @@ def test_segmentations_of_kits_are_no_scans_to_segment(tmp_path):
 @pytest.mark.parametrize(
     ("bundle", "out", "words"),
     [
-        ("brian_mri_scse", "data", "did you mean brain_mri_scse_segmentation?"),
-        ("mri", "data", "did you mean brain_mri_scse_segmentation or "),
+        ("brian_mri_scse", "data", "did you mean brain_mri_scse?"),
+        ("mri", "data", "several bundles are named so: brain_mri_scse"),
         ("pelvic", "data", "the paper's data are private"),
         ("hippocampus_mri_scse", "data", "needs no preparation"),
         ("kits", "data", "expected KiTS 2019"),
@@ -386,7 +386,7 @@ def test_the_two_folders_may_lie_anywhere(tmp_path, monkeypatch, capsys, out):
     malc(tmp_path / "raw")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main(["prepare", "brain_mri_scse", "raw", "-o", out]) == 0
+        assert main(["prepare", "brain_mri_scse_segmentation", "raw", "-o", out]) == 0
         assert "left out: 0 other files" in capsys.readouterr().out
     assert all(Path(item["image"]).is_file() for item in cases(out))
 

@@ -36,9 +36,9 @@ def test_the_data_set_of_the_bundle_is_looked_at_by_default_by_the_rules_of_the_
     assert [row.split()[0] for row in rows] == ["phantom_000.nii.gz", "phantom_001.nii.gz", "phantom_005.nii.gz"]
     assert all(row.endswith("1 x 1 x 1           0-2           ok") for row in rows)
     assert summary == "3 cases: 3 can be used, 0 cannot; 0 with warnings"
-    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides=["structures=['hippocampus']"])
+    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides={"structures": ["hippocampus"]})
     assert any("the values 2, expected 0, 1" in line for line in lines)
-    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides=["network_def#in_channels=2"])
+    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides={"network_def#in_channels": 2})
     assert any("it is 3D, 1 channel, expected 3D, 2 channels" in line for line in lines)
 
 
@@ -63,7 +63,7 @@ def test_another_configuration_has_other_rules(tmp_path):
     ("bundle", "options", "words"),
     [
         ("hippocampus", {}, "hippocampus_mri_egcnn_segmentation, hippocampus_mri_scse_segmentation"),
-        (HIPPOCAMPUS, {"overrides": ["structures"]}, "KEY=VALUE"),
+        (HIPPOCAMPUS, {"overrides": {"structure": 1}}, "did you mean"),
         (HIPPOCAMPUS, {"configs": ["metadata"]}, "no component"),
     ],
 )
