@@ -19,9 +19,10 @@ from monai_attn.handlers.checkpoint import AtomicSaver
 from monai_attn.handlers.settings import describe, differences
 from monai_attn.weights.checkpoint import load_weights, read_tensors, unwrapped
 
-__all__ = ["BEST", "FINAL", "LATEST", "TrainingCheckpoint"]
+__all__ = ["BEST", "FINAL", "LATEST", "TrainingCheckpoint", "resumed"]
 
 BEST, FINAL, LATEST = "model.pt", "model_final.pt", "checkpoint_latest.pt"
+_ENDS = ("T_max", "total_iters", "total_steps", "t_total")  # of schedules that know the last epoch
 _logger = logging.getLogger(__name__)
 
 
@@ -39,6 +40,7 @@ class TrainingCheckpoint(Checkpoint):
         to_save: the network as ``model``, and whatever else has a state, such as ``optimizer`` and ``lr_scheduler``.
         evaluator: the engine of the validation.
         resume: ``"auto"`` to resume from ``checkpoint_latest.pt`` if it exists, the path of a checkpoint, or ``""``.
+            The number of epochs may be higher than then, unless the schedule of the learning rate ends.
 
     Raises:
         ConfigError: if ``interval`` is below 1; at the start, if the checkpoint's training had other settings.
@@ -57,7 +59,7 @@ class TrainingCheckpoint(Checkpoint):
         super().__init__(dict(to_save), self.saver, filename_pattern=LATEST)
         self.network = unwrapped(to_save["model"])
         self.evaluator = evaluator
-        self.resume = "auto" if resume is True else resume  # what `--resume` without a value gives
+        self.resume = resume
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
@@ -79,8 +81,8 @@ class TrainingCheckpoint(Checkpoint):
             # registered as late as this, it comes behind validation, schedule and curves
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         folder = self.saver.save_dir
-        if self.resume and (self.resume != "auto" or (folder / LATEST).exists()):
-            self._restore(folder / LATEST if self.resume == "auto" else Path(self.resume))
+        if (path := resumed(self.resume, folder)) is not None:
+            self._restore(path)
         elif idist.get_rank() == 0 and _stopped_training(folder):
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), _move_aside, folder)
         gathered: Any = idist.all_gather([engine.state.epoch])
@@ -104,12 +106,14 @@ class TrainingCheckpoint(Checkpoint):
                 str(path), "another version of monai_attn wrote it", "finish it with that one, or start anew"
             )
         load_weights(self.network, checkpoint, str(path))
-        if different := differences(checkpoint["trainer"]["settings"], self.progress.settings):
-            raise ConfigError(
-                f"--resume {path}",
-                f"its training was set up in another way: {different}",
-                "give the same overrides as then, or for a new training leave out --resume",
-            )
+        then, now = checkpoint["trainer"]["settings"], self.progress.settings
+        longer = {**then, "epochs": now["epochs"]} if int(now["epochs"]) > int(then["epochs"]) else then
+        ends = any(key.startswith("lr_scheduler") and key.endswith(_ENDS) for key in then)
+        if different := differences(then if ends else longer, now):
+            fix = "give the same overrides as then, or for a new training leave out --resume"
+            if longer is not then and ends:
+                fix = f"its learning rate has ended with its epochs; fine-tune with --pretrained {path.with_name(BEST)}"
+            raise ConfigError(f"--resume {path}", f"its training was set up in another way: {different}", fix)
         for name, part in self.to_save.items():
             if name != "model" and name in checkpoint:  # a scaler is there with mixed precision only
                 part.load_state_dict(checkpoint[name])
@@ -149,8 +153,16 @@ class _Progress:
         best.best_metric, best.best_metric_epoch = state_dict["best_metric"], state_dict["best_metric_epoch"]
         best.metrics = dict(state_dict["metrics"])
         _logger.info(f"going on after epoch {state.epoch} of {state.max_epochs}")
-        if state_dict["finished"]:
+        stopped_early = state.epoch < state_dict["max_epochs"]
+        if state_dict["finished"] and (stopped_early or state.epoch >= state.max_epochs):
             self.trainer.terminate()
+
+
+def resumed(resume: str | bool, save_dir: str | Path) -> Path | None:
+    """Return the checkpoint that a training resumes from, if any."""
+    if resume in ("auto", True):  # what `--resume` without a value gives
+        return path if (path := Path(save_dir) / LATEST).exists() else None
+    return Path(str(resume)) if resume else None
 
 
 def _settings(trainer: Any, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ _MODULES = {
         "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "handlers_of_rank",
         "per_process", "share", "start", "summarize",
     ),
-    "workflow": ("Workflow",),
+    "workflow": ("Workflow", "use_pretrained"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -10,15 +10,18 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
+from torch import nn
 
 from monai_attn.data.checking import check_cases
 from monai_attn.data.datalist import cases, find_images
 from monai_attn.errors import ConfigError
+from monai_attn.handlers.resume import BEST, resumed
 from monai_attn.run.bundles import find_bundle
 from monai_attn.run.checks import check_overrides
 from monai_attn.run.session import start
+from monai_attn.weights import load_pretrained
 
-__all__ = ["Workflow", "check_bundle", "components", "read_bundle"]
+__all__ = ["Workflow", "check_bundle", "components", "read_bundle", "use_pretrained"]
 
 
 _CHECKS = [
@@ -42,6 +45,31 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
     parser.read_config([str(file) for file in files])
     parser.update({"bundle_root": str(folder), **read})
     return parser
+
+
+def use_pretrained(
+    network: nn.Module, pretrained: str, bundle_root: str, *, partial: bool, resume: str | bool, ckpt_dir: str
+) -> None:
+    """Load pretrained weights, unless a training resumes.
+
+    Args:
+        network: the network of the bundle.
+        pretrained: a file (:func:`monai_attn.weights.load_pretrained`), ``"shipped"`` for the bundle's own weights, or
+            ``""`` for none.
+        bundle_root: folder of the bundle.
+        partial: whether less than half of the weights may fit.
+        resume: see :class:`monai_attn.handlers.TrainingCheckpoint`.
+        ckpt_dir: folder of its checkpoints.
+
+    Raises:
+        DataError: if the file cannot be read, or too little fits.
+
+    Example:
+        ``"$run.use_pretrained(@network_def, @pretrained, @bundle_root, partial=False, resume='', ckpt_dir=@ckpt_dir)"``
+    """
+    if pretrained and resumed(resume, ckpt_dir) is None:
+        path = Path(bundle_root, "models", BEST) if pretrained == "shipped" else pretrained
+        load_pretrained(network, path, 0 if partial else 0.5)
 
 
 def components(parser: ConfigParser, targets: Sequence[str]) -> list[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from monai_attn.weights.authors import (
     load_autofocus_weights,
     load_keras_weights,
+    load_pretrained,
     load_quicknat_weights,
     load_relaynet_weights,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "load_autofocus_weights",
     "load_exported",
     "load_keras_weights",
+    "load_pretrained",
     "load_quicknat_weights",
     "load_relaynet_weights",
     "load_weights",

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,17 @@ from torch import nn
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.nets import AFNet, FocusNet, ReLayNet, SCSEFCDenseNet, SqueezeExciteFCN
-from monai_attn.weights.checkpoint import fill, read_state_dict
+from monai_attn.weights.checkpoint import fill, load_weights, read_state_dict
 
-__all__ = ["load_autofocus_weights", "load_keras_weights", "load_quicknat_weights", "load_relaynet_weights"]
+__all__ = [
+    "load_autofocus_weights",
+    "load_keras_weights",
+    "load_pretrained",
+    "load_quicknat_weights",
+    "load_relaynet_weights",
+]
+
+Source = str | os.PathLike | Mapping[str, Any]
 
 # how names begin here, and how in the authors' code
 _AUTOFOCUS = {
@@ -63,7 +72,7 @@ _KERAS_KINDS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]
 }
 
 
-def load_autofocus_weights(network: AFNet, source: str | os.PathLike | Mapping[str, Any]) -> AFNet:
+def load_autofocus_weights(network: AFNet, source: Source, least: float | None = None) -> AFNet:
     """Load weights of Basic or AFN-1 to AFN-6 (yaq007/Autofocus-Layer).
 
     The network then gives the authors' outputs, with ``padding="official"`` at their size. AFNet has no biases before
@@ -73,6 +82,7 @@ def load_autofocus_weights(network: AFNet, source: str | os.PathLike | Mapping[s
         network: a network with 3 spatial dimensions, batch normalization, and the ``n_autofocus``, ``channels`` and
             number of classes of the checkpoint. It is changed in place and returned.
         source: the file, or the checkpoint or its ``state_dict`` as a dictionary.
+        least: see :func:`load_pretrained`; by default all must fit.
 
     Raises:
         DataError: if the file cannot be read, or entries are missing, left over, or of another shape. The network is
@@ -89,11 +99,11 @@ def load_autofocus_weights(network: AFNet, source: str | os.PathLike | Mapping[s
         bias = other.removesuffix("weight") + "bias"
         if is_conv and mean in theirs and bias in theirs and theirs[bias].shape == theirs[mean].shape:
             theirs[mean] = theirs[mean] - theirs.pop(bias)
-    fill(network, theirs, ours, name)
+    fill(network, theirs, ours, name, least)
     return network
 
 
-def load_quicknat_weights(network: SCSEFCDenseNet, source: str | os.PathLike | Mapping[str, Any]) -> SCSEFCDenseNet:
+def load_quicknat_weights(network: SCSEFCDenseNet, source: Source, least: float | None = None) -> SCSEFCDenseNet:
     """Load weights of quickNAT_pytorch into an SCSEFCDenseNet.
 
     The authors' code runs with ``se_block`` ``"NONE"`` (``se=None`` here) and ``"SSE"`` (``se="sse"``). The excitation
@@ -103,6 +113,7 @@ def load_quicknat_weights(network: SCSEFCDenseNet, source: str | os.PathLike | M
         network: a network with 2 spatial dimensions, ``bottleneck="dense"``, ``act="prelu"``, batch normalization, and
             the number of filters and classes of the checkpoint. It is changed in place and returned.
         source: see :func:`load_autofocus_weights`.
+        least: see :func:`load_pretrained`.
 
     Raises:
         ConfigError: if the network's skip connections carry the features before the excitation.
@@ -117,11 +128,11 @@ def load_quicknat_weights(network: SCSEFCDenseNet, source: str | os.PathLike | M
     name, state = read_state_dict(source)
     theirs = {key: value for key, value in state.items() if not key.startswith("bottleneck.SELayer.")}
     # their forward runs decode4, then decode1, decode2 and decode3
-    fill(network, theirs, _ai_med_names(network, 4, _QUICKNAT_STAGE), name)
+    fill(network, theirs, _ai_med_names(network, 4, _QUICKNAT_STAGE), name, least)
     return network
 
 
-def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping[str, Any]) -> ReLayNet:
+def load_relaynet_weights(network: ReLayNet, source: Source, least: float | None = None) -> ReLayNet:
     """Load weights of relaynet_pytorch into a ReLayNet without excitations.
 
     Args:
@@ -129,6 +140,7 @@ def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping
             number of classes of the checkpoint; the authors' have kernels 3 high and 7 wide, PReLU, and 9 classes. It
             is changed in place and returned.
         source: see :func:`load_autofocus_weights`.
+        least: see :func:`load_pretrained`.
 
     Raises:
         DataError: see :func:`load_autofocus_weights`.
@@ -137,17 +149,18 @@ def load_relaynet_weights(network: ReLayNet, source: str | os.PathLike | Mapping
         ``load_relaynet_weights(ReLayNet(2, 1, 9, se=None, kernel_size=(3, 7), act="prelu"), "relaynet.pth")``
     """
     name, theirs = read_state_dict(source)
-    fill(network, theirs, _ai_med_names(network, 1, _RELAYNET_STAGE), name)
+    fill(network, theirs, _ai_med_names(network, 1, _RELAYNET_STAGE), name, least)
     return network
 
 
-def load_keras_weights(network: FocusNet, source: str | os.PathLike | Mapping[str, Sequence[ArrayLike]]) -> FocusNet:
+def load_keras_weights(network: FocusNet, source: Source, least: float | None = None) -> FocusNet:
     """Load Keras weights into a FocusNet with ``padding="tf"``.
 
     Args:
         network: network of the same variant and widths, which is changed in place and returned.
         source: Keras' layer names with the arrays of each layer in Keras' order, or an ``.h5`` file that Keras'
             ``save`` or ``save_weights`` wrote (needs h5py).
+        least: see :func:`load_pretrained`.
 
     Raises:
         ConfigError: if the network has PyTorch's padding, or h5py is missing.
@@ -182,8 +195,38 @@ def load_keras_weights(network: FocusNet, source: str | os.PathLike | Mapping[st
         for name, arrays in layers.items()
         for index, array in enumerate(arrays)
     }
-    fill(network, theirs, names, origin)
+    fill(network, theirs, names, origin, least)
     return network
+
+
+def load_pretrained(network: nn.Module, source: str | os.PathLike, least: float = 0.5) -> None:
+    """Load the weights that fit by name and shape, to fine-tune.
+
+    What does not fit, as a rule the classifier, is logged and stays as it is.
+
+    Args:
+        network: the network, which is changed in place.
+        source: a file of our weights, or of the authors', which get our names first.
+        least: fraction of the network's values that must fit.
+
+    Raises:
+        DataError: if the file cannot be read, or too little fits. The network is then unchanged.
+
+    Example:
+        ``load_pretrained(SCSEUNet(2, 1, 2), "models/model.pt")``
+    """
+    if isinstance(network, FocusNet) and Path(source).suffix in (".h5", ".hdf5"):
+        load_keras_weights(network, source, least)
+        return
+    is_theirs = any(key.startswith(("fc.", "encode1.")) for key in read_state_dict(source)[1])
+    if isinstance(network, AFNet) and is_theirs:
+        load_autofocus_weights(network, source, least)
+    elif isinstance(network, SCSEFCDenseNet) and is_theirs:
+        load_quicknat_weights(network, source, least)
+    elif isinstance(network, ReLayNet) and is_theirs:
+        load_relaynet_weights(network, source, least)
+    else:
+        load_weights(network, source, least=least)
 
 
 def _autofocus_names(entries: Iterable[str], basic: bool) -> dict[str, str]:

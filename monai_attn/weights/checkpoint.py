@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import zipfile
@@ -18,6 +19,8 @@ from monai_attn.errors import DataError
 __all__ = ["check_whole", "fill", "load_exported", "load_weights", "read_state_dict", "read_tensors", "unwrapped"]
 
 
+State = Mapping[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
 _LFS_POINTER = b"version https://git-lfs"
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
 _AGAIN = "copy or download it again"
@@ -123,8 +126,8 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
     return name, {key.removeprefix("module."): value for key, value in entries}
 
 
-def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[str, str], name: str) -> None:
-    """Fill a state dict, using every checkpoint tensor exactly once.
+def fill(network: nn.Module, theirs: State, ours: Mapping[str, str], name: str, least: float | None = None) -> None:
+    """Fill a state dict, by default using every checkpoint tensor exactly once.
 
     A checkpoint may lack ``num_batches_tracked``, as before PyTorch 0.4.1; it is then 0.
 
@@ -133,20 +136,24 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
         theirs: the checkpoint's tensors.
         ours: for each entry of the network's state dict the name of the tensor that belongs there.
         name: the checkpoint's name in errors.
+        least: fraction of the values that must fit (at least one tensor), while others stay as they are.
 
     Raises:
-        DataError: if entries are missing, left over, or of another shape; the network is then unchanged.
+        DataError: if entries are missing, left over, or of another shape, or less than ``least`` or nothing fits; the
+            network is then unchanged.
     """
     state = network.state_dict()
     counters = {other: torch.tensor(0) for mine, other in ours.items() if mine.endswith("num_batches_tracked")}
     theirs = {**counters, **theirs}
+    fits = {mine: theirs[other] for mine, other in ours.items() if other in theirs}
+    fits = {mine: value for mine, value in fits.items() if value.shape == state[mine].shape}
     problems = {
         "missing in it": [other for other in ours.values() if other not in theirs],
         "not of this network": [key for key in theirs if key not in ours.values()],
         "of another shape": [
             f"{other} {tuple(theirs[other].shape)}, expected {tuple(state[mine].shape)}"
             for mine, other in ours.items()
-            if other in theirs and theirs[other].shape != state[mine].shape
+            if other in theirs and mine not in fits
         ],
     }
     text = "; ".join(
@@ -154,18 +161,34 @@ def fill(network: nn.Module, theirs: Mapping[str, torch.Tensor], ours: Mapping[s
         for kind, keys in problems.items()
         if keys
     )
+    fix = f"build the {type(network).__name__} with the arguments that it was trained with"
+    if least is not None:
+        sizes = {mine: value.numel() for mine, value in state.items() if ours[mine] not in counters}
+        fitting = [size for mine, size in sizes.items() if mine in fits]
+        share = sum(fitting) / sum(sizes.values())
+        text = f"{len(fitting)} of {len(sizes)} tensors fit, {share:.1%} of the weights{'; ' * bool(text)}{text}"
+        if fitting and share >= least:
+            _logger.info(f"{name}: {text}")
+            text = ""
+        fix = "give weights of such a network, or --pretrained_partial True if some are enough"
     if text:
-        raise DataError(name, text, f"build the {type(network).__name__} with the arguments that it was trained with")
-    network.load_state_dict({mine: theirs[other] for mine, other in ours.items()})
+        raise DataError(name, text, fix)
+    network.load_state_dict({**state, **fits})
 
 
-def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, Any], origin: str | None = None) -> None:
-    """Load trained weights into a network, all or nothing.
+def load_weights(
+    network: nn.Module,
+    source: str | os.PathLike | Mapping[str, Any],
+    origin: str | None = None,
+    least: float | None = None,
+) -> None:
+    """Load trained weights into a network, by default all or nothing.
 
     Args:
         network: the network, alone or wrapped for several processes.
         source: the file (``model.pt`` or a checkpoint), or its content.
         origin: the source's name in errors, by default the file.
+        least: see :func:`fill`.
 
     Raises:
         DataError: if the file cannot be read, its weights are NaN or infinite, or they do not fit the network.
@@ -179,7 +202,7 @@ def load_weights(network: nn.Module, source: str | os.PathLike | Mapping[str, An
     if broken:
         raise DataError(name, f"{len(broken)} entries are NaN or infinite: {broken[0]} …", "take an earlier checkpoint")
     network = unwrapped(network)
-    fill(network, state, {key: key for key in network.state_dict()}, name)
+    fill(network, state, {key: key for key in network.state_dict()}, name, least)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

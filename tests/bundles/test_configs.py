@@ -26,6 +26,10 @@ ENTRIES = {
     "train": {
         "resume": "",
         "ckpt_interval": 1,
+        "pretrained": "",
+        "pretrained_partial": False,
+        "initialize#3": "$run.use_pretrained(@network_def, @pretrained, @bundle_root, partial=@pretrained_partial, "
+        "resume=@resume, ckpt_dir=@ckpt_dir)",
         "train#dataset#data": "$datalist.training_cases(@dataset_dir)",
         "train#dataset#copy_cache": False,
         "train#dataloader#sampler": "@train#sampler",
@@ -203,7 +207,7 @@ def test_the_network_as_it_stands_learns_from_monais_tensors(bundle):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_bundle_starts_by_plain_calls(bundle, name):
     config = load(bundle, name)
-    start, seed, check = config["initialize"]
+    start, seed, check = config["initialize"][:3]
     assert start.startswith(f"$run.start('{name}', @output_dir")
     assert seed == "$monai.utils.set_determinism(@seed)"
     assert check.startswith("$run.check_settings(@device, @network_def, ")

@@ -285,6 +285,26 @@ def test_a_training_that_is_set_up_in_another_way_is_refused(tmp_path, changed, 
     assert expected in refused(what, resumed.run, kind=ConfigError).problem
 
 
+@pytest.mark.parametrize("stop", [2, 0], ids=["stopped", "ended"])
+def test_a_training_whose_schedule_does_not_end_gets_more_epochs(tmp_path, stop):
+    through = training(tmp_path / "through", schedule="steps", epochs=5)
+    through.run()
+    training(tmp_path / "stopped", schedule="steps", epochs=3).run(stop_in_epoch=stop)
+    longer = training(tmp_path / "stopped", schedule="steps", epochs=5, resume="auto")
+    longer.run()
+    assert_same(through, longer)
+    with pytest.raises(ConfigError, match="epochs 5, now 4"):
+        training(tmp_path / "stopped", schedule="steps", epochs=4, resume="auto").run()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "iterations"])
+def test_more_epochs_than_its_schedule_are_refused(tmp_path, schedule):
+    training(tmp_path, schedule=schedule, epochs=2).run(stop_in_epoch=2)
+    longer = training(tmp_path, schedule=schedule, epochs=4, resume="auto")
+    fix = refused(f"--resume {tmp_path / 'checkpoint_latest.pt'}", longer.run, kind=ConfigError).fix
+    assert f"--pretrained {tmp_path / 'model.pt'}" in fix
+
+
 def test_a_checkpoint_of_other_processes_or_of_another_version_is_refused(tmp_path, monkeypatch):
     training(tmp_path, epochs=3).run(stop_in_epoch=3)
     with monkeypatch.context() as patch:

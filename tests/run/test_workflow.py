@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from monai_attn.errors import ConfigError
-from monai_attn.run.workflow import components, read_bundle
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.run.workflow import components, read_bundle, use_pretrained
 
 
 @pytest.fixture
@@ -35,6 +37,25 @@ def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_tha
         read_bundle(bundle, ["inference"], {})
     with pytest.raises(ConfigError, match="did you mean --rate"):
         read_bundle(bundle, ["train"], {"rats": 1})
+
+
+def test_pretrained_weights_are_a_file_or_the_bundles_own_unless_a_training_resumes(tmp_path):
+    (tmp_path / "models").mkdir()
+    for number, path in enumerate([tmp_path / "models" / "model.pt", tmp_path / "mine.pt"]):
+        torch.save({"weight": torch.full((1, 2), float(number)), "bias": torch.ones(1)}, path)
+
+    def use(pretrained: str, classes: int = 1, *, partial: bool = False, resume: str = "auto") -> float:
+        network = torch.nn.Linear(2, classes)
+        before = copy.deepcopy(network.state_dict())
+        use_pretrained(network, pretrained, str(tmp_path), partial=partial, resume=resume, ckpt_dir=str(tmp_path))
+        return None if torch.equal(network.weight, before["weight"]) else network.weight[0, 0].item()
+
+    assert (use("shipped"), use(str(tmp_path / "mine.pt")), use("")) == (0, 1, None)
+    with pytest.raises(DataError, match="0 of 2 tensors fit"):
+        use("shipped", classes=2, partial=True)
+    (tmp_path / "checkpoint_latest.pt").write_text("of a training that was stopped")
+    assert use("shipped") is None
+    assert use("shipped", resume="") == 0
 
 
 def test_a_component_is_built_wherever_it_stands_with_what_it_refers_to(bundle):

@@ -14,7 +14,7 @@ from torch import nn
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.nets import AFNet, ReLayNet, SCSEFCDenseNet
-from monai_attn.weights import load_autofocus_weights, load_quicknat_weights, load_relaynet_weights
+from monai_attn.weights import load_autofocus_weights, load_pretrained, load_quicknat_weights, load_relaynet_weights
 
 from ..conftest import count
 
@@ -113,7 +113,12 @@ def autofocus_output(state: State, x: torch.Tensor, training: bool) -> torch.Ten
 
 
 def afnet(**options: Any) -> AFNet:
-    return AFNet(3, 2, 3, **{"n_autofocus": 1, "channels": CHANNELS, "padding": "official", **options})
+    return AFNet(
+        3,
+        2,
+        options.pop("out_channels", 3),
+        **{"n_autofocus": 1, "channels": CHANNELS, "padding": "official", **options},
+    )
 
 
 @pytest.mark.parametrize(("n", "training"), [(0, False), (1, False), (3, True), (6, False)])
@@ -301,6 +306,15 @@ def test_a_checkpoint_loads_from_its_file_or_from_memory_and_stays_as_it_was(tmp
     assert {int(value) for key, value in loaded[0].items() if key.endswith("num_batches_tracked")} == {7}
     assert state.keys() == before.keys()
     assert all(torch.equal(state[key], before[key]) for key in before)
+
+
+def test_the_authors_weights_start_a_training_with_other_classes(tmp_path, code):
+    state, fewer = code.state(), code.ours(out_channels=2)
+    whole = code.load(code.ours(), state).state_dict()
+    torch.save(state, tmp_path / "theirs.pth.tar")
+    load_pretrained(fewer, tmp_path / "theirs.pth.tar")
+    same = [key for key, value in fewer.state_dict().items() if torch.equal(value, whole[key])]
+    assert fewer.state_dict().keys() - same == {"classifier.weight", "classifier.bias"}
 
 
 def test_a_checkpoint_from_before_pytorch_counted_batches_loads(code):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import logging
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from monai_attn.errors import DataError
 from monai_attn.nets import SCSEUNet
-from monai_attn.weights import load_exported, load_weights
+from monai_attn.weights import load_exported, load_pretrained, load_weights
 from monai_attn.weights.checkpoint import read_state_dict, read_tensors, unwrapped
 
 from ..conftest import refused as refuse
@@ -174,6 +175,34 @@ def test_another_number_of_classes_or_width_is_refused_with_the_key_and_both_num
     path = tmp_path / "model.pt"
     assert expected in refuse(path, load_weights, target, path).problem
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_pretrained_weights_are_taken_where_they_fit_and_the_others_named(tmp_path, caplog):
+    theirs, ours = network(), network(classes=5)
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    before = copy.deepcopy(ours.state_dict())
+    with caplog.at_level(logging.INFO, "monai_attn"):
+        load_pretrained(ours, tmp_path / "model.pt")
+        load_pretrained(network(), tmp_path / "model.pt")
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, (before if key.startswith("classifier") else theirs.state_dict())[key])
+    total = sum(not key.endswith("num_batches_tracked") for key in before)
+    assert f"{total - 2} of {total} tensors fit, " in caplog.text
+    assert f"{total} of {total} tensors fit, 100.0% of the weights\n" in caplog.text
+    assert "classifier.weight (3, 4, 1, 1), expected (5, 4, 1, 1), classifier.bias (3,), expected (5,)" in caplog.text
+
+
+def test_pretrained_weights_of_which_less_than_half_fits_are_refused(tmp_path):
+    path, wide = tmp_path / "model.pt", network(features=6)
+    torch.save({**network().state_dict(), "classifier.bias": torch.full((3,), 7.0)}, path)
+    error = refuse(path, load_pretrained, wide, path)
+    assert " tensors fit, " in error.problem
+    assert "--pretrained_partial True" in error.fix
+    assert not wide.classifier.bias.eq(7).any()
+    load_pretrained(wide, path, least=0)
+    assert wide.classifier.bias.eq(7).all()
+    torch.save(STATE, path)
+    assert refuse(path, load_pretrained, wide, path, least=0).problem.startswith("0 of ")
 
 
 def test_weights_of_a_training_that_diverged_are_refused():

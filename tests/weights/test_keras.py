@@ -8,7 +8,7 @@ import torch
 
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.nets import FocusNet
-from monai_attn.weights import load_keras_weights
+from monai_attn.weights import load_keras_weights, load_pretrained
 
 from ..conftest import count
 
@@ -136,11 +136,11 @@ def write_h5(path, layers, group=None):
 def test_a_file_of_save_weights_or_save_gives_the_same_as_the_mapping(pair, tmp_path):
     theirs, ours = pair
     expected = {name: value.clone() for name, value in load_keras_weights(ours, layers_of(theirs)).state_dict().items()}
-    for group in (None, "model_weights"):
+    for group, load in ((None, load_keras_weights), ("model_weights", load_pretrained)):
         write_h5(tmp_path / "focusnet.h5", {"input_1": [], **layers_of(theirs)}, group)
         for parameter in ours.parameters():
             torch.nn.init.zeros_(parameter)
-        load_keras_weights(ours, tmp_path / "focusnet.h5")
+        load(ours, tmp_path / "focusnet.h5")
         assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
 
 
