@@ -80,9 +80,35 @@ def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp
         (["train", BUNDLE, "-d", ".", "-o", "a", "--config", "official"], "it has baselines"),
         (["evaluate", "kits_ct", "-d", ".", "-o", "a"], "give those of your training: --checkpoint FILE"),
         (["copy", BUNDLE, "."], "it is there already"),
+        (["info", "hipocampus_scse"], "did you mean hippocampus_mri_scse?"),
+        (["info", "mri"], "several bundles are named so"),
+        (["info", BUNDLE, "--verbose"], "has no such option"),
+        (["list", "all"], "has no such option"),
+        (["phantom", "brain", "-o", "a", "--cases", "1.5"], "invalid int value: '1.5'"),
+        (["segment", BUNDLE, ".", "-o", "a", "--checkpoint", "nowhere.pt"], "there is no such file"),
+        (["segment", "kits_ct", ".", "-o", "a"], "it comes without weights"),
+        (["segment", BUNDLE, ".", "-o", "a", "--atention"], "no entry named 'atention'"),
+        (
+            ["segment", BUNDLE, ".", "-o", "a", "--network_def#aggregaton", "max"],
+            "did you mean --network_def#aggregation?",
+        ),
+        (["segment", BUNDLE, ".", "-o", "a", "--crop_sizes", "3"], "no entry named 'crop_sizes'"),
+        (["segment", BUNDLE, ".", "-o", "a", "--overwrite", "perhaps"], "expected True or False"),
+        (["segment", BUNDLE, ".", "-o", "a", "--num_workers", "two"], "expected a number"),
+        (["segment", BUNDLE, ".", "-o", "a", "--config", "none_such"], "has no such configuration"),
+        (["train", BUNDLE, "-d", ".", "-o", "a", "--lr", "[1,2]"], "expected a number"),
+        (["train", BUNDLE, "-d", ".", "-o", "a", "--epochs", "2.5"], "expected a whole number"),
+        (["train", BUNDLE, "-d", ".", "-o", "a", "--structures", "7"], "expected a list"),
+        (["train", BUNDLE, "-d", ".", "-o", "a", "--train#trainer#max_epoch", "1"], "max_epochs"),
+        (["train", BUNDLE, "-d", "."], "required: -o/--out"),
+        (["train", BUNDLE, "-o", "a"], "required: -d/--dataset_dir"),
+        (["train", "-d", ".", "-o", "a"], "required: bundle"),
+        (["evaluate", BUNDLE, "-d", ".", "-o", "a", "--checkpoint", "a#b.pt"], "there is no such file"),
+        (["export", BUNDLE], "required: file"),
+        (["prepare", BUNDLE, ".", "-o", "a", "--split", "test=nowhere.txt"], "it cannot be read"),
     ],
 )
-def test_wrong_usage_is_answered_in_four_lines_before_anything_heavy(arguments, message, tmp_path):
+def test_a_mistake_is_answered_in_four_lines_before_anything_heavy(arguments, message, tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "monai_attn", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
