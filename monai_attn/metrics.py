@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the ISIC 2017 challenge, part 1.
+"""Metrics of the ISIC 2017 challenge, and volumes of label maps.
 
-Codella et al. 2017, https://arxiv.org/abs/1710.05006. They are computed per image and then averaged, whereas MONAI's
-``ConfusionMatrixMetric`` by default pools all images, which favors large lesions, and drops images without a lesion.
+The challenge, part 1: Codella et al. 2017, https://arxiv.org/abs/1710.05006. Its metrics are computed per image and
+then averaged, whereas MONAI's ``ConfusionMatrixMetric`` by default pools all images, which favors large lesions, and
+drops images without a lesion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric, get_confusion_matrix
-from monai.utils import look_up_option
+from monai.utils import MetaKeys, look_up_option
 
-__all__ = ["ISICSegmentationMetric"]
+__all__ = ["ISICSegmentationMetric", "measure"]
 
 
 class ISICSegmentationMetric(CumulativeIterationMetric):
@@ -88,3 +91,44 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
         if not isinstance(scores, torch.Tensor):
             raise ValueError("there is nothing to average; call the metric with masks first.")
         return scores.nanmean(dim=0)
+
+
+def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the volumes of a label map, and what is odd about it.
+
+    Args:
+        label_map: the labels (1, *spatial) or (*spatial), on the grid of the image file.
+        class_names: names of the classes 1, 2, …
+
+    Returns:
+        ``values`` by class, their ``unit`` (ml, or pixels for 2D images), and ``warnings``: the mask is empty, or
+        structures are cut off by the border of the image. A structure that runs through from one border to the
+        opposite one is not.
+
+    Example:
+        >>> measure(MetaTensor(torch.ones(1, 10, 10, 10)), ["liver"])["values"]
+        {'liver': 1.0}
+    """
+    labels = label_map.as_tensor().to("cpu", torch.uint8)
+    spatial_shape = label_map.meta.get(MetaKeys.SPATIAL_SHAPE, labels.shape[1:])
+    labels = labels[0] if labels.ndim > len(spatial_shape) else labels
+    names = list(class_names) or [f"class {index}" for index in range(1, int(labels.max()) + 1)]
+    labels = labels.clamp(max=1) if len(names) == 1 else labels  # pictures of a single structure hold 255
+    counts = torch.bincount(labels.flatten(), minlength=len(names) + 1).tolist()
+    ml = abs(float(torch.linalg.det(label_map.affine[:3, :3]))) / 1000
+    unit, size = ("ml", ml) if labels.ndim == 3 else ("pixels", 1)
+    warnings = [] if any(counts[1:]) else ["the mask is empty"]
+    cut = [name for index, name in enumerate(names, 1) if counts[index] and _is_cut(labels, index)]
+    warnings += [f"at the border of the image: {', '.join(cut)}"] if cut else []
+    return {
+        "unit": unit,
+        "values": dict(zip(names, (round(size * count, 3) for count in counts[1:]))),
+        "warnings": warnings,
+    }
+
+
+def _is_cut(labels: torch.Tensor, index: int) -> bool:
+    axes = [axis for axis, length in enumerate(labels.shape) if length > 1]
+    ends = [[bool((labels.select(axis, end) == index).any()) for end in (0, -1)] for axis in axes]
+    through = [all(pair) for pair in ends]
+    return any(map(any, ends)) and (all(through) or not any(through))

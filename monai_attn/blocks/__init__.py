@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from monai_attn.blocks.autofocus import AutofocusConv
-from monai_attn.blocks.edge_gate import EdgeGate
-from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.gate import EdgeGate, Gate
 from monai_attn.blocks.residual import PreActResidual
 from monai_attn.blocks.squeeze_excite import (
     ChannelGate,

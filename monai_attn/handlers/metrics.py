@@ -87,7 +87,35 @@ class CaseMetricsSaver(MetricsSaver):
         return [f"class {index}" for index in range(1, max(channels) + 1)]
 
 
-class MeanDiceOrNaN(MeanDice):
+def by_structure(scores: torch.Tensor, structures: Sequence[str]) -> dict[str, float]:
+    """Return the mean scores, over cases, of named structures.
+
+    Args:
+        scores: scores (cases, structures), such as ``engine.state.metric_details`` holds; NaN is left out.
+        structures: their names; unless their number fits, classes are numbered.
+
+    Example:
+        >>> by_structure(torch.tensor([[0.5], [1.0]]), ["liver"])
+        {'liver': 0.75}
+    """
+    means = scores.nanmean(0).tolist()
+    names = structures if len(structures) == len(means) else [f"class {index}" for index in range(1, len(means) + 1)]
+    return dict(zip(names, means))
+
+
+class _ByCase(IgniteMetricHandler):
+    """Tell the scores of a case to other handlers."""
+
+    def update(self, output: Sequence[Any]) -> None:
+        """Add a case, and set ``engine.state.case_scores`` if this is the key metric."""
+        super().update(output)
+        state: Any = self._engine.state if self._engine is not None else None
+        if state is not None and self._name == getattr(state, "key_metric_name", None):
+            buffers: Any = self.metric_fn._buffers  # those of this process; get_buffer() would gather all
+            state.case_scores = buffers[0][-1][None], getattr(self.metric_fn, "names", ())
+
+
+class MeanDiceOrNaN(_ByCase, MeanDice):
     """Compute ``MeanDice``, but NaN rather than 0 without any structure.
 
     It takes the arguments of MONAI's ``MeanDice``.
@@ -103,7 +131,7 @@ class MeanDiceOrNaN(MeanDice):
         return math.nan if isinstance(scores, torch.Tensor) and scores.isnan().all() else mean
 
 
-class ISICSegmentation(IgniteMetricHandler):
+class ISICSegmentation(_ByCase):
     """Compute the five ISIC segmentation metrics of binary masks.
 
     The result is the Jaccard index, by which the challenge ranks; ``engine.state.metrics`` also gets the other four,

@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["CasePictures", "CurveSaver", "OverlaySaver"]
 
 
+def names_of(engine: Engine) -> dict[str, str]:
+    """Return the names of an engine's cases by image file.
+
+    Example:
+        ``names_of(evaluator)["scans/case_1.nii.gz"]``
+    """
+    items = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+    return case_names(str(ensure_tuple(item[CommonKeys.IMAGE])[0]) for item in items)
+
+
 class CasePictures:
     """Save a picture per case; subclasses implement ``draw``.
 
@@ -70,8 +80,7 @@ class CasePictures:
         raise NotImplementedError
 
     def _name(self, engine: Engine) -> None:
-        items = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        self.names = case_names(str(ensure_tuple(item[CommonKeys.IMAGE])[0]) for item in items)
+        self.names = names_of(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Draw the cases that the evaluator has just segmented."""

@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
 from ignite.utils import manual_seed
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 from torch import nn
+from tqdm import tqdm
 
 from monai_attn.data.datalist import case_name
 from monai_attn.errors import DataError
+from monai_attn.handlers.metrics import by_structure
 
 __all__ = [
     "AverageStatistics",
@@ -201,19 +205,76 @@ def training_loss(output: dict[str, Any]) -> float:
     return float(output[CommonKeys.LOSS].detach())
 
 
-class EpochProgressBar(ProgressBar):
-    """Show a progress bar with the loss, on terminals only.
+class EpochProgressBar:
+    """Show the progress of a run as a bar, or a line per epoch.
+
+    On a terminal it is one bar for the whole run, with the loss, the time that is left and the last scores, and one for
+    each validation. Elsewhere it is a line per epoch of a training, which the log file has anyway.
+
+    Args:
+        show_loss: whether the engine is a trainer (with ``decollate=False``).
+        desc: name of the bar, by default the epoch.
+        evaluator: the engine of the validations.
+        structures: names of the structures in its key metric.
 
     Example:
-        ``SupervisedTrainer(..., train_handlers=[EpochProgressBar()])``
+        ``SupervisedTrainer(..., train_handlers=[EpochProgressBar(evaluator=evaluator, structures=["liver"])])``
     """
 
-    def __init__(self, show_loss: bool = True, desc: str = "") -> None:
-        super().__init__(desc=desc, disable=not sys.stderr.isatty() or idist.get_rank() > 0)
+    def __init__(
+        self, show_loss: bool = True, desc: str = "", evaluator: Engine | None = None, structures: Sequence[str] = ()
+    ) -> None:
         self.show_loss = show_loss
+        self.desc = desc
+        self.evaluator = evaluator
+        self.structures = structures
+        self.bar: Any = None
 
-    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Attach to an engine."""
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine, and to the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        if self.evaluator is not None:
+            EpochProgressBar(show_loss=False, desc="validation").attach(self.evaluator)
+
+    def _begin(self, engine: Engine) -> None:
+        state: Any = engine.state
+        self.begun, self.total, self.count = time.perf_counter(), torch.zeros(()), 0
+        if self.bar is None:
+            total = state.epoch_length * (state.max_epochs if self.show_loss else 1)
+            hidden = not sys.stderr.isatty() or idist.get_rank() > 0
+            own = {"leave": self.desc != "validation", "dynamic_ncols": True, "disable": hidden}
+            self.bar = tqdm(total=total, initial=state.iteration, **own)
+        self.bar.set_description(f"epoch {state.epoch}/{state.max_epochs}" if self.show_loss else self.desc or "cases")
+
+    def _advance(self, engine: Engine) -> None:
+        output: Any = engine.state.output
         if self.show_loss:
-            kwargs.setdefault("output_transform", lambda output: {"loss": training_loss(output)})
-        super().attach(engine, *args, **kwargs)
+            self.total, self.count = self.total + output[CommonKeys.LOSS].detach().cpu(), self.count + 1
+            if not self.bar.disable:
+                self.bar.set_postfix_str(self._text(), refresh=False)
+        self.bar.update()
+
+    def _text(self, epoch: int = 0) -> str:
+        """Return the loss so far and the last scores, or those of an epoch only."""
+        values = {"loss": float(self.total) / self.count}
+        state: Any = getattr(self.evaluator, "state", None)
+        if state is not None and state.metrics and epoch in (0, state.epoch):
+            name = state.key_metric_name
+            values |= {name: state.metrics[name], **by_structure(state.metric_details[name], self.structures)}
+        return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+    def _end(self, engine: Engine) -> None:
+        state: Any = engine.state
+        if self.show_loss:
+            seconds = time.perf_counter() - self.begun
+            logging.getLogger("monai_attn.progress").log(
+                logging.INFO if self.bar.disable else logging.DEBUG,  # a terminal has the bar
+                f"epoch {state.epoch}/{state.max_epochs}: {self._text(state.epoch)}, {seconds:.1f} s",
+            )
+
+    def _close(self, _engine: Engine) -> None:
+        self.bar.close()
+        self.bar = None

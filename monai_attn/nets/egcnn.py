@@ -25,7 +25,7 @@ from monai.utils import look_up_option
 from torch import nn
 
 from monai_attn.adapt.features import FeatureExtractor, features_of
-from monai_attn.blocks.edge_gate import EdgeGate
+from monai_attn.blocks.gate import EdgeGate
 from monai_attn.blocks.residual import PreActResidual
 
 __all__ = ["EGCNN", "AllOutputs"]

@@ -6,13 +6,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import ignite.distributed as idist
@@ -23,24 +26,35 @@ from monai.utils import ensure_tuple
 import monai_attn
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import atomic_write
+from monai_attn.handlers.metrics import by_structure
+from monai_attn.run.bundles import named_bundles
+from monai_attn.run.report import CaseReport
 from monai_attn.run.session import gather, open_log
 
 __all__ = ["RunManifest", "file_hash", "fingerprint", "image_hash"]
 
 _END = 1 << 16
 _PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk", "pytorch-ignite")
+_FILES = ("*_seg.*", "*_overlay.png", "*_raw.csv", "curves.png", "report.html")
+_PROGRESS = logging.getLogger("monai_attn.progress")
 
 
 class RunManifest:
-    """Save ``<name>_run.json``: command, versions, data, device, state and results.
+    """Say what a run does, and save it as ``<name>_run.json``.
 
-    It is written when the engine starts and however it ends, for an inference with the failed cases. It must be the
-    first handler, to see errors before MONAI's ``StatsHandler`` raises them again.
+    The manifest holds command, versions, data, device, state and results. It is written when the engine starts and
+    however it ends, for an inference with the failed cases. Bundle, cases, network and classes are told at the start,
+    each case as it is finished, and at the end where everything is. Inference and evaluation of several cases have a
+    page, ``report.html``, that grows with them (:mod:`monai_attn.run.report`). It must be the first handler, to see
+    errors before MONAI's ``StatsHandler`` raises them again.
 
     Args:
         name, output_dir, seed: name of the run, folder for the manifest, and seed of the run.
         data, weights: the data set or the input, to be fingerprinted, and files of weights, to be hashed.
         evaluator: the engine with the results, if it is not the one attached to.
+        bundle: folder of the bundle.
+        class_names: names of the classes 1, 2, … of a label map.
+        structures: names of what an evaluation scores.
 
     Raises:
         DataError: at the start, if the folder is not writable.
@@ -59,19 +73,26 @@ class RunManifest:
         data: str | Sequence[str] | None = None,
         weights: Sequence[str] | str = (),
         evaluator: Engine | None = None,
+        bundle: str = "",
+        class_names: Sequence[str] = (),
+        structures: Sequence[str] = (),
     ) -> None:
         self.path = Path(output_dir) / f"{name}_run.json"
         self.seed = seed
         self.data = data
         self.weights = ensure_tuple(weights)
         self.evaluator = evaluator
+        self.bundle = Path(bundle).absolute()
         self.content: dict[str, Any] = {}
+        self.report = CaseReport(Path(output_dir), f"{name}: {self.bundle.name}", class_names, structures)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer or an evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        if self.evaluator is None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.report)
 
     def _start(self, engine: Engine) -> None:
         self.begun, self.worked = time.perf_counter(), time.process_time()
@@ -90,8 +111,10 @@ class RunManifest:
             "versions": _versions(),
             "revision": _git_revision(),
         }
+        self.report.begin(engine)
         open_log()
         self._write()
+        _PROGRESS.info("\n".join(_introduction(self, engine)))
 
     def _finish(self, engine: Engine) -> None:
         measured: Any = (self.evaluator or engine).state
@@ -105,6 +128,9 @@ class RunManifest:
             self.content["best"] = float(measured.best_metric)
         failed = self._account(engine)
         self._write()
+        if self.evaluator is None:
+            self.report.write(last=True)
+        _PROGRESS.info("\n".join(_conclusion(self, measured)))
         if failed is not None and idist.get_rank() == 0:  # one list is enough
             raise failed
 
@@ -143,6 +169,47 @@ class RunManifest:
             raise DataError(str(self.path.parent), problem, "give another output_dir") from error
         with atomic_write(self.path) as draft:
             draft.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def _introduction(run: RunManifest, engine: Engine) -> Iterator[str]:
+    """Say what the run works on, with what."""
+    yield run.report.title
+    loaders = {"training": engine, "validation": run.evaluator} if run.evaluator else {"": engine}
+    sizes = [f"{_count(getattr(part, 'data_loader', None))} {section}" for section, part in loaders.items()]
+    yield f"  cases:   {', '.join(sizes).strip()} in {', '.join(map(str, ensure_tuple(run.data)))}"
+    yield f"  device:  {run.content['device']}, {idist.get_world_size()} process(es)"
+    network = getattr(engine, "network", None)
+    if network is not None:
+        size = sum(parameter.numel() for parameter in network.parameters())
+        weights = f", weights {', '.join(run.weights)}" if run.weights else ""
+        yield f"  network: {type(getattr(network, 'module', network)).__name__}, {size:,} parameters{weights}"
+    yield f"  classes: {shorten(', '.join(run.report.class_names), 100, placeholder=' …')}"
+
+
+def _conclusion(run: RunManifest, measured: Any) -> Iterator[str]:
+    """Say what has been measured and written."""
+    for name, scores in getattr(measured, "metric_details", {}).items() if run.evaluator is None else ():
+        means = by_structure(scores, run.report.structures)
+        text = ", ".join(f"{structure} {mean:.3f}" for structure, mean in means.items())
+        yield f"{name}: {measured.metrics[name]:.4f} ({text})"
+    folder = run.path.parent
+    saver = getattr(measured, "to_save", {}).get("best_model")
+    files = [pattern for pattern in (*_FILES, run.path.name) if next(folder.rglob(pattern), None)]
+    yield f"in {folder}: {', '.join(files)}"
+    if saver is not None:
+        weights = saver.save.save_dir / saver.filename
+        yield f"weights in {weights}: {measured.key_metric_name} {measured.best_metric:.4f}"
+        bundle = str(run.bundle) if named_bundles().get(run.bundle.name) != run.bundle else run.bundle.name
+        command = ["monai-attn", "segment", bundle, "IMAGE", "-o", "OUT", "--checkpoint", str(weights)]
+        yield f"next: {shlex.join(command)}"
+
+
+def _count(loader: Any) -> int:
+    """Return the number of cases that a loader has, in all processes."""
+    dataset: Any = getattr(loader, "dataset", ())
+    if not hasattr(dataset, "finished"):
+        return len(dataset)
+    return sum(gather([sum(item["image"] != "" for item in dataset.data)]))  # each process has its own
 
 
 def _versions() -> dict[str, str]:

@@ -19,11 +19,12 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from monai.apps import get_logger
 from monai.handlers import StatsHandler, TensorBoardHandler
+from tqdm import tqdm
 
 from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
 from monai_attn.run.checks import check_command
+from monai_attn.run.report import tidy_screen
 
 __all__ = [
     "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "gather", "handlers_of_rank",
@@ -139,13 +140,11 @@ class _Run:
         self.name, self.log, self.append = name, log, append
         # nothing is written before the run works: a program may only be looking at the bundle
         self.buffer = MemoryHandler(capacity=0)
+        self.restore = tidy_screen()
         # MONAI's logger of losses and metrics does not propagate to the root
-        self.loggers = [logging.getLogger(), get_logger("monai.handlers.StatsHandler")]
-        self.consoles = list(logging.getLogger().handlers)
-        for logger in self.loggers:
+        for logger in (logging.getLogger(), logging.getLogger("monai.handlers.StatsHandler")):
             logger.addHandler(self.buffer)
-        for console in self.consoles:
-            console.addFilter(_without_traces)
+            self.restore.callback(logger.removeHandler, self.buffer)
         self.hook, sys.excepthook = sys.excepthook, self.report
 
     def open_log(self) -> None:
@@ -175,10 +174,7 @@ class _Run:
         """Restore the logging and the exception hook."""
         if sys.excepthook == self.report:
             sys.excepthook = self.hook
-        for logger in self.loggers:
-            logger.removeHandler(self.buffer)
-        for console in self.consoles:
-            console.removeFilter(_without_traces)
+        self.restore.close()
         if self.buffer.target is not None:
             self.buffer.target.close()
         self.buffer.close()
@@ -198,6 +194,8 @@ class _Run:
         self.end()
         if not of_run or os.environ.get("MONAI_ATTN_DEBUG") == "1":
             self.hook(kind, error, trace)
+        for bar in list(getattr(tqdm, "_instances", ())):  # the message begins a line of its own
+            bar.close()
         if of_run:
             if code == EXIT_INTERRUPTED and self.name == "train":
                 message += "; --resume auto goes on after the last whole epoch"
@@ -233,7 +231,8 @@ def start(name: str, output_dir: str | None = None, append: bool = False) -> Non
         _current.end()
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
-    logging.getLogger("ignite").setLevel(logging.WARNING)
+    for package in ("ignite", "monai.bundle.workflows"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append)
     check_command(sys.argv)
     join()
@@ -292,8 +291,3 @@ def summarize(error: BaseException) -> tuple[str, int]:
     lines = [line for part in (cause, error) for line in str(part).strip().splitlines()[:1]]
     context = f"\n  in: {shorten(lines[1], 150)}" if cause is not error and len(lines) > 1 else ""
     return f"{type(cause).__name__}: {lines[0] if lines else ''}{context}", EXIT_FAILURE
-
-
-def _without_traces(record: logging.LogRecord) -> bool:
-    """Keep traces, which the log file has, off the screen."""
-    return not record.exc_info and not (record.name.startswith("ignite") and record.levelno >= logging.ERROR)

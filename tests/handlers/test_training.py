@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import logging
 import random
 import sys
 from unittest.mock import Mock
@@ -272,10 +273,25 @@ def test_the_terms_of_egcnn_are_shown():
 
 
 @pytest.mark.parametrize("terminal", [Terminal(), io.StringIO()])
-def test_the_bar_shows_epoch_and_loss_on_a_terminal_only(monkeypatch, terminal):
+def test_progress_is_a_bar_on_a_terminal_and_a_line_per_epoch_elsewhere(monkeypatch, caplog, terminal):
     monkeypatch.setattr(sys, "stderr", terminal)
-    engine = Engine(lambda engine, batch: {"loss": torch.tensor(0.25)})
-    EpochProgressBar().attach(engine)
+    engine, evaluator = Engine(lambda engine, batch: {"loss": torch.tensor(batch / 8)}), Engine(lambda *_: None)
+    scores = {"key_metric_name": "dice", "metric_details": {"dice": torch.tensor([[0.5, torch.nan], [1.0, 0.25]])}}
+    for name, value in scores.items():
+        setattr(evaluator.state, name, value)
+
+    def validate(engine):
+        evaluator.run([1], max_epochs=engine.state.epoch)
+        evaluator.state.metrics["dice"] = 0.5
+
+    engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), validate)
+    caplog.set_level(logging.INFO, "monai_attn.progress")
+    EpochProgressBar(evaluator=evaluator, structures=["liver", "tumor"]).attach(engine)
     engine.run([1, 2, 3], max_epochs=2)
     text = terminal.getvalue()
-    assert ("[2/2]" in text, "loss=0.25" in text, bool(text)) == (terminal.isatty(),) * 3
+    assert ("epoch 2/2: 100%" in text, "loss 0.25, dice 0.5, liver 0.75, tumor 0.25" in text, "validation" in text) == (
+        (terminal.isatty(),) * 3
+    )
+    lines = [message.rsplit(", ", 1)[0] for message in caplog.messages]
+    expected = ["epoch 1/2: loss 0.25, dice 0.5, liver 0.75, tumor 0.25", "epoch 2/2: loss 0.25"]
+    assert lines == ([] if terminal.isatty() else expected)
