@@ -3,30 +3,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from itertools import groupby
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from monai.config import NdarrayOrTensor
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import LoadImage, MapLabelValue, Orientation
 from monai.utils import CommonKeys, convert_to_tensor, ensure_tuple
 from tqdm import tqdm
 
-from monai_attn.data.datalist import common_root
-from monai_attn.data.layouts import LISTINGS, read_listing
+from monai_attn.data.datalist import common_root, structure_names
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 
-__all__ = ["check_cases", "format_ranges", "label_values", "median_frequency_weights"]
-__all__ += ["structure_names"]
+__all__ = ["MANY_VALUES", "check_cases", "format_ranges", "label_values", "map_labels", "median_frequency_weights"]
+
+_EXPECTED = ("spatial_dims", "channels", "values", "label_map")
+MANY_VALUES = 150
+"""More distinct values than label maps have."""
 
 
 class _Report(NamedTuple):
@@ -35,21 +40,26 @@ class _Report(NamedTuple):
     verdict: str
     columns: tuple[str, str, str] = ("-", "-", "-")
     reasons: Sequence[str] = ()
-    empty: bool = True
+    shape: Sequence[int] = ()  # of the image, with channels
+    values: Sequence[float] = ()  # of the label
 
 
 def check_cases(
-    steps: Sequence[Callable[[Any], Any]], sections: Mapping[str, Sequence[Mapping[str, Any]]], source: str
+    steps: Sequence[Callable[[Any], Any]],
+    sections: Mapping[str, Sequence[Mapping[str, Any]]],
+    source: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Load and report on all cases, with a progress bar.
 
     Args:
         steps: transforms that load and check the image and label of a case.
         sections: cases of each section, as :func:`monai_attn.data.cases` returns them.
-        source: name of the data set in errors.
+        source: the data set.
+        settings: entries of the bundle that the data decide on, such as ``structures``.
 
     Yields:
-        the lines of a table and of a summary.
+        the lines of a table and of a summary, with the options of the bundle that fit the data, if others do.
 
     Raises:
         DataError: at the end, if cases cannot be used, or all labels of the section ``training`` are empty.
@@ -71,47 +81,84 @@ def check_cases(
         yield from (f"    {reason}" for reason in report.reasons)
     bad = [name for name, report in zip(names, reports) if report.verdict == "cannot be used"]
     odd = sum(report.verdict == "warning" for report in reports)
+    expected = {key: value for step in steps for key, value in vars(step).items() if key in _EXPECTED}
+    notes, options = _fit_labels(
+        {value for report in reports for value in report.values}, {**expected, **settings}, structure_names(source)
+    )
+    channels = {report.shape[0] for report in reports if len(report.shape) - 1 == expected.get("spatial_dims")}
+    if len(channels) == 1 and expected["channels"] not in (None, *channels):
+        options["in_channels" if "in_channels" in settings else "network_def#in_channels"] = channels.pop()
+    words = [str(value) if isinstance(value, dict) else json.dumps(value) for value in options.values()]
+    fix = "add " + " ".join(f"--{key} {shlex.quote(word)}" for key, word in zip(options, words))
+    yield from notes
     yield f"{len(reports)} cases: {len(reports) - len(bad)} can be used, {len(bad)} cannot; {odd} with warnings"
+    if options:
+        yield fix
     if bad:
         more = " …" if len(bad) > 5 else ""
-        raise DataError(source, f"{len(bad)} of {len(reports)} cases: {', '.join(bad[:5])}{more}", "see the table")
-    training = [report.empty for (section, _), report in zip(pairs, reports) if section == "training"]
-    if training and all(training):
+        problem = f"{len(bad)} of {len(reports)} cases: {', '.join(bad[:5])}{more}"
+        raise DataError(source, problem, fix if options else "see the table")
+    training = [report for (section, _), report in zip(pairs, reports) if section == "training"]
+    if training and not any(map(any, (report.values for report in training))):
         problem = f"the labels of all its {len(training)} cases for training are empty"
         raise DataError(source, problem, "give other labels")
 
 
 def _check_case(steps: Sequence[Callable[[Any], Any]], item: Any) -> _Report:
-    failure, loaded = None, {}
+    failure, case = None, item
     with _collected_records() as records:
         try:
-            loaded = reduce(lambda case, step: step(case), steps, item)
+            for step in steps:
+                case = step(case)
         except DataError as error:
             failure = error
     warnings = [record.getMessage() for record in records]
+    image, label = case[CommonKeys.IMAGE], case.get(CommonKeys.LABEL)
+    shape = image.shape if isinstance(image, torch.Tensor) else ()
+    values = label_values(label) if isinstance(label, torch.Tensor) and len(label) == 1 else []
     if failure is not None:
-        return _Report("cannot be used", reasons=[*warnings, *str(failure).splitlines()])
-    image, label = loaded[CommonKeys.IMAGE], loaded.get(CommonKeys.LABEL)
-    values = label.unique().tolist() if isinstance(label, torch.Tensor) else []
+        reasons = [*warnings, *str(failure).splitlines()]
+        return _Report("cannot be used", reasons=reasons, shape=shape, values=values)
     spacing = image.pixdim.tolist() if image.ndim == 4 else []
-    voxels, size = (" x ".join(f"{length:.4g}" for length in lengths) or "-" for lengths in (image.shape[1:], spacing))
-    return _Report("warning" if warnings else "ok", (voxels, size, format_ranges(values)), warnings, not any(values))
+    voxels, size = (" x ".join(f"{length:.4g}" for length in lengths) or "-" for lengths in (shape[1:], spacing))
+    return _Report("warning" if warnings else "ok", (voxels, size, format_ranges(values)), warnings, shape, values)
 
 
-def structure_names(folder: Path) -> dict[int, str]:
-    """Return the names of label values in a ``dataset.json``.
-
-    Example:
-        ``structure_names(Path("data/hippocampus"))`` is ``{1: "anterior", 2: "posterior"}``.
-    """
-    listing = folder / LISTINGS[0]
-    labels = read_listing(listing).get("labels") if listing.is_file() else None
-    pairs = labels.items() if isinstance(labels, dict) else ()
-    try:  # the Decathlon has names by values, nnU-Net values by names
-        named = dict((int(a), str(b)) if str(a).isdigit() else (int(b), str(a)) for a, b in pairs)
-    except (TypeError, ValueError):  # regions
-        return {}
-    return {value: named[value] for value in sorted(named) if value > 0}
+def _fit_labels(
+    found: set[float], settings: Mapping[str, Any], named: Mapping[int, str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Return notes on the values of labels, and the options that fit them if the bundle's do not."""
+    structures, allowed = settings.get("structures"), settings.get("values")
+    whole = all(value >= 0 and value % 1 == 0 for value in found) and 1 < len(found | {0}) <= MANY_VALUES
+    if not (structures and allowed and whole) or settings.get("label_map"):
+        return [], {}
+    ignored = {0, settings.get("ignore_index")}
+    expected = {*allowed} - ignored
+    found = found - ignored if found - ignored and found - ignored <= expected else found - {0}
+    classes = sorted({*named} if found <= {*named} else map(int, found))
+    numbers = range(1, len(classes) + 1)
+    label_map = {value: number for value, number in zip(classes, numbers) if value != number}
+    unnamed = [f"structure {number}" for number in numbers]
+    names = [*named.values()] if len(named) == len(classes) else unnamed
+    notes: list[str] = []
+    if len(structures) == settings["out_channels"] == 1:  # all foreground is one structure
+        label_map = {value: 1 for value in classes if value not in allowed}
+        names = names if len(named) == 1 else structures
+    elif found <= expected:
+        if unused := [name for value, name in enumerate(structures, 1) if value in expected - found]:
+            more = " …" if len(unused) > 3 else ""
+            notes = [f"{len(unused)} of {len(structures)} structures in no label: {', '.join(unused[:3])}{more}"]
+        few = 2 * len(classes) <= len(expected) and not label_map  # else some just do not occur
+        if not (few or named) or ({*classes} == expected and (label_map or names == unnamed)):
+            return notes, {}
+    options: dict[str, Any] = {"label_map": label_map} if label_map else {}
+    if [name.lower() for name in names] != [name.lower() for name in structures]:
+        options["structures"] = [re.sub(r"[#@$%]", "", name) for name in names]
+        if "regions" in settings:
+            notes.append(f"the regions {settings['regions']} do not apply")
+            options |= {"regions": [[number] for number in numbers], "region_names": options["structures"]}
+            options |= {"region_values": [*numbers]} if "region_values" in settings else {}
+    return notes, options
 
 
 def format_ranges(values: Sequence[float]) -> str:
@@ -140,7 +187,11 @@ def _collected_records() -> Iterator[list[logging.LogRecord]]:
 
 
 def median_frequency_weights(
-    labels: Iterable[torch.Tensor | str], num_classes: int, *, spatial_dim: int | None = None
+    labels: Iterable[torch.Tensor | str],
+    num_classes: int,
+    *,
+    spatial_dim: int | None = None,
+    label_map: Mapping[Any, int] | None = None,
 ) -> torch.Tensor:
     r"""Return class weights (num_classes,) by median frequency balancing.
 
@@ -152,6 +203,7 @@ def median_frequency_weights(
         num_classes: number of classes, with the background.
         spatial_dim: axis along which a slice-wise network cuts volumes, whose slices then count as images. By default a
             volume is one image.
+        label_map: see :class:`monai_attn.transforms.CheckLabeld`.
 
     Raises:
         DataError: if a label cannot be read, or has a value outside 0 … num_classes - 1.
@@ -161,7 +213,8 @@ def median_frequency_weights(
         >>> median_frequency_weights([torch.tensor([[[0, 0, 0, 1]]])], 2)
         tensor([0.6667, 2.0000])
     """
-    counts = torch.cat([_count(label, num_classes, spatial_dim) for label in labels] or [torch.zeros(0, num_classes)])
+    none = torch.zeros(0, num_classes)
+    counts = torch.cat([none, *(_count(label, num_classes, spatial_dim, label_map) for label in labels)])
     if len(counts) == 0:
         raise ValueError("labels is empty; give the training labels.")
     occurring = counts.sum(0)
@@ -176,16 +229,16 @@ def median_frequency_weights(
     return weights
 
 
-def _count(label: torch.Tensor | str, num_classes: int, spatial_dim: int | None) -> torch.Tensor:
+def _count(label: torch.Tensor | str, num_classes: int, spatial_dim: int | None, label_map: Any) -> torch.Tensor:
     """Count the pixels of each class in each image of a label, (images, num_classes)."""
-    volume = _read(label) if isinstance(label, str) else label
+    volume = map_labels(_read(label) if isinstance(label, str) else label, label_map)
     images = (volume if spatial_dim is None else volume.movedim(spatial_dim + 1, 0)).long()
     low, high = int(images.min()), int(images.max())
     if low < 0 or high >= num_classes:
         raise DataError(
             label if isinstance(label, str) else "a label",
             f"it has values from {low} to {high}, expected 0 to {num_classes - 1}",
-            "map its values, or name all structures (num_classes)",
+            "map its values (label_map), or name all structures (num_classes)",
         )
     return torch.stack([torch.bincount(image.flatten(), minlength=num_classes) for image in images])
 
@@ -211,3 +264,17 @@ def label_values(label: NdarrayOrTensor) -> list[float]:
     if not torch.equal(as_bytes.to(voxels.dtype), voxels):
         return voxels.unique().tolist()
     return torch.bincount(as_bytes).nonzero().flatten().tolist()  # ten times as fast as sorting
+
+
+def map_labels(label: Any, label_map: Mapping[Any, int] | None) -> Any:
+    """Return a label map with other values, of the same type.
+
+    Keys may be text, as in JSON.
+
+    Example:
+        >>> map_labels(torch.tensor([0, 255], dtype=torch.uint8), {255: 1})
+        tensor([0, 1], dtype=torch.uint8)
+    """
+    if not label_map:
+        return label
+    return MapLabelValue([int(value) for value in label_map], [*label_map.values()], dtype=label.dtype)(label)

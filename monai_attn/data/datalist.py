@@ -20,7 +20,8 @@ from monai_attn.data.layouts import Sections, case_name, read_sections, say
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 
-__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "training_cases"]
+__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "structure_names"]
+__all__ += ["training_cases"]
 
 _VALIDATION_FRACTION = 0.2
 _SLICE = re.compile(r"(.+)[_-](slice|z|b)[_-]?[0-9]+", re.IGNORECASE)
@@ -175,6 +176,22 @@ def locate(*names: str) -> str:
     return str(next(found, root / names[-1]))
 
 
+def structure_names(dataset_dir: str | Path) -> dict[int, str]:
+    """Return the names of label values in a ``dataset.json``.
+
+    Example:
+        ``structure_names("data/hippocampus")`` is ``{1: "anterior", 2: "posterior"}``.
+    """
+    listing = Path(dataset_dir) / "dataset.json"
+    labels = layouts.read_listing(listing).get("labels") if listing.is_file() else None
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    try:  # the Decathlon has names by values, nnU-Net values by names
+        named = dict((int(a), str(b)) if str(a).isdigit() else (int(b), str(a)) for a, b in pairs)
+    except (TypeError, ValueError):  # regions
+        return {}
+    return {value: named[value] for value in sorted(named) if value > 0}
+
+
 def _hold_out(training: Sequence[dict[str, Any]]) -> Sections:
     """Divide patients into training and validation."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -195,7 +212,7 @@ def _patients(items: Sequence[Mapping[str, Any]], least: int) -> list[str]:
     matches = [_SLICE.fullmatch(case_name(file)) for file in files]
     slices = all(matches) and len({match[1] for match in matches if match}) >= least
     names = [match[1] if match and slices else file for match, file in zip(matches, files)]
-    return [str(item.get("group", name)) for item, name in zip(items, names)]
+    return [name if item.get("group") in (None, "") else str(item["group"]) for item, name in zip(items, names)]
 
 
 def _say_if_shared(folder: Path, sections: Sections) -> None:

@@ -136,10 +136,11 @@ def _listed(content: Mapping[str, Any], listing: Path) -> Sections:
                     raise DataError(path, problem, "give an absolute path instead")
             if not next(_strings(item.get("image")), ""):
                 raise DataError(str(listing), f"the case {item} has no 'image'", "give every case an image")
-            sections.setdefault(name, []).append(_absolute(item, listing.parent))
+            parts = {part: _absolute(item[part], listing.parent, part in ("image", "label")) for part in item}
+            sections.setdefault(name, []).append(parts)
     _check_names(content, listing, sections)
     training = sections.get("training", [])
-    folds = sorted({item["fold"] for item in training if "fold" in item})
+    folds = sorted({item["fold"] for item in training if "fold" in item}, key=str)
     if len(folds) > 1 and "validation" not in sections:
         sections["validation"] = [item for item in training if item.get("fold") == folds[0]]
         sections["training"] = [item for item in training if item.get("fold") != folds[0]]
@@ -159,15 +160,12 @@ def _first(entry: Any) -> str:
     return next(_strings(entry), "")
 
 
-def _absolute(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a case with absolute paths; of other entries only those that exist are paths."""
-    absolute = dict(item)
-    for key, value in item.items():
-        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        paths = [os.path.normpath(folder / name) for name in names if isinstance(name, str)]
-        if paths and (key in ("image", "label") or all(map(os.path.exists, paths))):
-            absolute[key] = paths[0] if isinstance(value, str) else paths
-    return absolute
+def _absolute(value: Any, folder: Path, is_file: bool) -> Any:
+    """Return an entry with absolute paths; what may be no file is a path if it exists."""
+    if isinstance(value, list):
+        return [_absolute(part, folder, is_file) for part in value]
+    path = os.path.normpath(folder / value) if isinstance(value, str) else value
+    return path if is_file or (isinstance(value, str) and os.path.exists(path)) else value
 
 
 def _check_names(content: Mapping[str, Any], listing: Path, sections: Sections) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Workflow", "check_bundle", "components", "read_bundle", "use_pretrai
 _CHECKS = [
     f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
 ]
+_SETTINGS = ("structures", "out_channels", "in_channels", "regions", "region_values", "ignore_index")
 
 
 def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]) -> ConfigParser:
@@ -117,7 +118,8 @@ def check_bundle(
     else:
         source = str(parser.get_parsed_content("dataset_dir"))
         parts = {section: cases(source, section) for section in sections}
-    yield from check_cases(components(parser, _CHECKS), parts, source)
+    settings = {key: parser.get_parsed_content(key) for key in _SETTINGS if key in parser.get()}
+    yield from check_cases(components(parser, _CHECKS), parts, source, settings)
 
 
 def _find(config: Any, target: str, path: str = "") -> Iterator[str]:

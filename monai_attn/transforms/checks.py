@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, look_up_option
 
-from monai_attn.data.checking import label_values
+from monai_attn.data.checking import MANY_VALUES, label_values, map_labels
 from monai_attn.errors import DataError
 from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of
 
@@ -113,19 +113,16 @@ class CheckImaged(MapTransform):
         return voxels.where(finite, 0)
 
 
-_MANY_VALUES = 150  # more than label maps have
-_LOGGER = logging.getLogger(__name__)
-
-
 class CheckLabeld(MapTransform):
     """Check labels: class indices on the grid of their image.
 
-    Empty labels give a warning.
+    Their values can be mapped before. Empty labels give a warning.
 
     Args:
         keys, allow_missing_keys: see MONAI's ``MapTransform``; label maps (1, *spatial).
         image_key: key of the image (C, *spatial), checked before.
         values: the allowed values; any whole numbers that are not negative if ``None``.
+        label_map: new values by those in the files, such as ``{255: 1}``; others stay.
         assume_orientation: see :class:`CheckImaged`.
 
     Raises:
@@ -146,11 +143,13 @@ class CheckLabeld(MapTransform):
         image_key: str = "image",
         values: Iterable[int] | None = None,
         *,
+        label_map: Mapping[Any, int] | None = None,
         assume_orientation: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
+        self.label_map = label_map
         self.values = None if values is None else sorted(values)
         self.assume_orientation = assume_orientation
 
@@ -167,6 +166,7 @@ class CheckLabeld(MapTransform):
             problem = f"it has {label.shape[0]} channels or volumes (one-hot?), expected one label map"
             raise DataError(name, problem, "save the class of every voxel, the argmax over the channels")
         check_shape(label, name, image.ndim - 1, 1)
+        label = map_labels(label, self.label_map)
         found = label_values(label)
         wrong = [value for value in found if not self._may_be(value)]
         if wrong:
@@ -187,9 +187,9 @@ class CheckLabeld(MapTransform):
         problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"
         if not np.isfinite(wrong).all():
             return problem, "repair the label"
-        if number > _MANY_VALUES:
+        if number > MANY_VALUES:
             return f"{problem}; it looks like an image", "give the label, and see that image and label are not swapped"
         if not all(float(value).is_integer() for value in wrong):
             return problem, "save the label as integers; if you resample it, by nearest neighbour"
         pair = f"{{{wrong[-1]:g}: {max(self.values) if self.values else 1}}}"
-        return problem, f"map the values in the file, such as {pair}, by MONAI's MapLabelValue, or name all structures"
+        return problem, f'map the values, such as --label_map "{pair}", or name all structures'

@@ -12,6 +12,7 @@ from monai.data.utils import is_no_channel
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
+from monai_attn.data.checking import map_labels
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 from monai_attn.transforms.grid import CHANNEL_FILES
@@ -83,17 +84,25 @@ class ReloadImaged(MapTransform):
 
     An inverted prediction is then compared with the original label, not with one that was resampled twice.
 
+    Args:
+        keys, allow_missing_keys: see MONAI's ``MapTransform``.
+        label_map: see :class:`CheckLabeld`.
+
     Example:
         ``Compose([Invertd("pred", preprocessing, orig_keys="image"), ReloadImaged("label")])``
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, label_map: Mapping[Any, int] | None = None, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.label_map = label_map
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Reload the files to the devices of the images."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]).to(item[key].device)
+            image = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]).to(item[key].device)
+            item[key] = map_labels(image, self.label_map)
         return item

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from monai_attn.data import median_frequency_weights
-from monai_attn.data.checking import check_cases
+from monai_attn.data.checking import _fit_labels, check_cases
 from monai_attn.errors import DataError
 
 IMAGE = MetaTensor(torch.rand(1, 8, 9, 10), affine=torch.diag(torch.tensor([1.0, 1, 2.5, 1])))
@@ -74,11 +74,48 @@ def test_training_labels_that_are_all_empty_are_an_error():
     assert len(list(check_cases([load], {"validation": empty}, "my data"))) == 3
 
 
+ATRIUM = {"structures": ["a", "b"], "out_channels": 3}
+BRATS = {"structures": ["a", "b", "c", "d"], "out_channels": 5, "regions": [[1, 2, 3, 4], [4]], "in_channels": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "found", "named", "options"),
+    [
+        (ATRIUM, range(3), {1, 2}, {}, {}),
+        (ATRIUM, range(3), {1, 2}, {1: "A", 2: "B"}, {}),
+        (ATRIUM, range(3), {1}, {}, {"structures": ["structure 1"]}),
+        (ATRIUM, range(3), {1}, {1: "left atrium"}, {"structures": ["left atrium"]}),
+        (ATRIUM, range(3), {2}, {}, {}),  # one that happens not to occur
+        (ATRIUM, range(3), {1, 2, 4}, {}, {"label_map": {4: 3}, "structures": [f"structure {n}" for n in (1, 2, 3)]}),
+        (ATRIUM, range(3), {128, 255}, {1: "x", 2: "$y"}, {"label_map": {128: 1, 255: 2}, "structures": ["x", "y"]}),
+        (ATRIUM, range(3), {0.5, 1}, {}, {}),
+        (ATRIUM, range(3), {*range(1, 200)}, {}, {}),
+        (ATRIUM | {"ignore_index": 255}, [0, 1, 2, 255], {1, 2, 255}, {}, {}),
+        (ATRIUM | {"ignore_index": 255}, [0, 1, 2, 255], {255}, {1: "x"}, {"label_map": {255: 1}, "structures": ["x"]}),
+        (BRATS, range(5), {1}, {}, {"structures": ["structure 1"], "regions": [[1]], "region_names": ["structure 1"]}),
+        (BRATS | {"region_values": [2, 4], "out_channels": 2}, [0, 1, 2, 4], {1, 2, 4}, {1: "a", 2: "b", 4: "d"}, {}),
+        ({"structures": ["lesion"], "out_channels": 1}, [0, 1, 255], {255}, {}, {}),
+        ({"structures": ["lesion"], "out_channels": 1}, [0, 1, 255], {1, 2}, {}, {"label_map": {2: 1}}),
+    ],
+)
+def test_the_options_of_a_bundle_fit_the_values_of_labels(settings, values, found, named, options):
+    assert _fit_labels(found, settings | {"values": [*values]}, named)[1] == options
+
+
+def test_what_a_bundle_has_and_no_label_has_is_told():
+    assert _fit_labels({1}, ATRIUM | {"values": [0, 1, 2]}, {})[0] == ["1 of 2 structures in no label: b"]
+    assert _fit_labels({1}, BRATS | {"values": [*range(5)]}, {})[0][1] == "the regions [[1, 2, 3, 4], [4]] do not apply"
+
+
 def test_weights_of_two_images_by_hand():
     # class 0: 3 + 2 of 8 pixels, class 1: 1 of the 4 pixels of the first image, class 2: 2 of the 4 of the second
     labels = [torch.tensor([[[0, 0], [0, 1]]]), torch.tensor([[[0, 0], [2, 2]]])]
     frequency = torch.tensor([5 / 8, 1 / 4, 2 / 4])
     assert torch.allclose(median_frequency_weights(labels, 3), frequency.median() / frequency)
+    unmapped = [label * 5 for label in labels]
+    assert torch.allclose(
+        median_frequency_weights(unmapped, 3, label_map={5: 1, 10: 2}), frequency.median() / frequency
+    )
 
 
 def test_an_absent_class_gets_no_weight_and_a_warning():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from monai_attn.data import cases, find_images
-from monai_attn.data.checking import structure_names
+from monai_attn.data.datalist import structure_names
 
 from .test_datalist import listing, names, pairs, refused, touch
 

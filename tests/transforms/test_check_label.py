@@ -39,7 +39,9 @@ def test_class_indices_pass_as_they_are_with_all_other_entries(values, caplog):
 def test_another_value_is_refused_with_those_allowed_and_a_way_to_map_it(value):
     found = error(case([1, value]), values=[0, 1])
     assert found.problem == f"it has the values {value}, expected 0, 1"
-    assert f"{{{value}: 1}}, by MONAI's MapLabelValue" in found.fix
+    assert f'--label_map "{{{value}: 1}}"' in found.fix
+    mapped = CheckLabeld("label", values=[0, 1], label_map={str(value): 1})(case([1, value]))["label"]
+    assert (mapped.unique().tolist(), mapped.dtype) == ([0, 1], torch.float32)
 
 
 @pytest.mark.parametrize("values", [None, [0, 1]])

@@ -118,4 +118,7 @@ def test_a_resampled_label_becomes_what_its_file_holds(case):
     assert transformed["label"].shape != (1, 6, 5, 4)
     reloaded = ReloadImaged(["label", "absent"], allow_missing_keys=True)(transformed)
     assert torch.equal(reloaded["label"].as_tensor(), load(case)["label"].as_tensor())
+    mapped = ReloadImaged("label", {1: 7})(transformed)["label"]
+    assert torch.equal(mapped.as_tensor(), 7 * load(case)["label"].as_tensor())
+    assert mapped.meta.keys() == reloaded["label"].meta.keys()
     assert reloaded["image"] == case["image"]
