@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 from monai_attn.weights.checkpoint import load_weights
 
-__all__ = ["AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
+__all__ = ["DESCRIPTION", "AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
+
+DESCRIPTION = "model.json"
 
 
 def keep_state(engine: Engine, name: str, part: Any) -> None:
@@ -90,6 +93,7 @@ class BestModelSaver:
         network: the network, not wrapped.
         metric: name of the metric to compare, by default the evaluator's key metric.
         lower_is_better: whether the metric is a loss or a distance.
+        description: what ``model.json`` beside the file tells of it, such as classes; by default there is none.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[BestModelSaver("models", network)])``
@@ -103,12 +107,14 @@ class BestModelSaver:
         metric: str | None = None,
         lower_is_better: bool = False,
         filename: str = "model.pt",
+        description: Mapping[str, Any] | None = None,
     ) -> None:
         self.save = AtomicSaver(save_dir)
         self.network = network
         self.metric = metric
         self.sign = -1 if lower_is_better else 1
         self.filename = filename
+        self.description = description
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -126,9 +132,20 @@ class BestModelSaver:
         score = self.sign * float(state.metrics[self.metric or state.key_metric_name])
         if score > self.best:
             self.save(self.network.state_dict(), self.filename)
+            self.describe({"epoch": state.epoch, **state.metrics})
             self.best = score
         if math.isnan(state.best_metric):
             state.best_metric_epoch = -1  # MONAI finds no metric better than NaN: have it take the next one
+
+    def describe(self, validation: Mapping[str, Any] | None = None) -> None:
+        """Write ``model.json``, with the numbers of a validation."""
+        if self.description is None or idist.get_rank() > 0:
+            return
+        numbers = {key: value for key, value in (validation or {}).items() if isinstance(value, (int, float))}
+        with atomic_write(self.save.save_dir / DESCRIPTION, "make room, or give another ckpt_dir") as draft:
+            draft.write_text(
+                json.dumps({**self.description, "validation": numbers}, indent=2, default=str) + "\n", "utf-8"
+            )
 
     def state_dict(self) -> dict[str, float]:
         """Return the best score."""

@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.handlers.checkpoint import AtomicSaver
+from monai_attn.handlers.checkpoint import DESCRIPTION, AtomicSaver, BestModelSaver
 from monai_attn.handlers.settings import describe, differences
 from monai_attn.weights.checkpoint import load_weights, read_tensors, unwrapped
 
@@ -124,6 +124,8 @@ class TrainingCheckpoint(Checkpoint):
         best: Any = self.evaluator.state
         if best.best_metric_epoch < 1:  # no validation, as where a single case is labelled, or none with a number
             self.saver(weights, BEST)
+            if isinstance(saver := self.to_save.get("best_model"), BestModelSaver):
+                saver.describe()
 
 
 class _Progress:
@@ -226,11 +228,11 @@ def _move_aside(save_dir: Path) -> None:
     """
     folder = _free_folder(save_dir)
     folder.mkdir()
-    if (save_dir / BEST).exists():
+    for path in filter(Path.exists, (save_dir / BEST, save_dir / DESCRIPTION)):
         try:
-            (folder / BEST).hardlink_to(save_dir / BEST)
+            (folder / path.name).hardlink_to(path)
         except OSError:  # a file system without links
-            shutil.copy2(save_dir / BEST, folder / BEST)
+            shutil.copy2(path, folder / path.name)
     for name in (LATEST, FINAL):
         if (save_dir / name).exists():
             (save_dir / name).replace(folder / name)

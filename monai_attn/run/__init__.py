@@ -8,7 +8,7 @@ from typing import Any
 
 # imported when first used, so that the command line can answer before torch is imported
 _MODULES = {
-    "checks": ("check_overrides", "check_settings"),
+    "checks": ("check_overrides", "check_settings", "describe_model"),
     "manifest": ("RunManifest",),
     "results": ("FinishedCases", "Provenance"),
     "session": (

@@ -172,6 +172,8 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
     import torch
     from monai.bundle import ckpt_export, onnx_export
 
+    from monai_attn.run.workflow import with_model
+
     folder, ending = find_bundle(bundle), Path(file).suffix
     metadata = folder / "configs" / "metadata.json"
     if ending not in (".ts", ".onnx", ".pt2"):
@@ -183,12 +185,16 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
         any_size = dict.fromkeys(range(example.ndim), torch.export.Dim.AUTO)
         torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(any_size,)), file)
         return
+    weights = own_weights(folder, checkpoint)
+    files = [str(path) for path in config_files(folder, "inference")]
+    files, options = with_model(files, {**options, "checkpoint": weights})
+    options |= {key: "$None" for key, value in options.items() if value is None}  # MONAI would leave it out
     (ckpt_export if ending == ".ts" else onnx_export)(
         net_id="network_def",
         filepath=str(file),
-        ckpt_file=own_weights(folder, checkpoint),
+        ckpt_file=weights,
         meta_file=str(metadata),
-        config_file=[str(path) for path in config_files(folder, "inference")],
+        config_file=files,
         **options,
     )
 

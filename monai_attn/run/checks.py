@@ -18,12 +18,19 @@ from monai.utils import ensure_tuple
 from torch import nn
 
 from monai_attn.errors import ConfigError
-from monai_attn.run.options import parse_options
+from monai_attn.run.options import parse_options, parts_of
 
-__all__ = ["check_command", "check_overrides", "check_settings"]
+__all__ = ["check_command", "check_overrides", "check_settings", "describe_model", "remember", "shaping"]
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64)
 _locator = ComponentLocator()
+# entries of training and inference that each sets for itself, and entries of labels, which inference has not
+_OF_A_RUN = {
+    "imports", "bundle_root", "dataset_dir", "assume_orientation", "output_dir", "seed", "device", "amp", "num_workers",
+    "network", "initialize", "run", "finalize",
+}  # fmt: skip
+_OF_LABELS = {"ignore_index", "label_map", "regions", "region_names", "scored_classes"}
+_command: tuple[list[str], dict[str, Any]] | None = None
 
 
 def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -
         ``check_overrides(["configs/train.json"], {"epochs": 8})``
     """
     entries = ConfigParser.load_config_files([str(path) for path in config_files])
-    return parse_options(overrides, entries, _arguments)
+    return parse_options(overrides, {"bundle_root": ".", **entries}, _arguments)
 
 
 def _arguments(target: str) -> set[str] | None:
@@ -82,6 +89,50 @@ def check_command(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]] | Non
         if read not in (meant, better) and meant != (list(read) if isinstance(read, tuple) else read):
             raise ConfigError(f"--{name} {given[name]}", f"MONAI reads it as {read!r}", f'give --{name} "{better}"')
     return files, overrides
+
+
+def remember(command: tuple[list[str], dict[str, Any]] | None) -> None:
+    """Set the files and overrides of this run, if they are known."""
+    global _command
+    _command = command
+
+
+def shaping(folder: Path, configs: Sequence[str]) -> set[str]:
+    """Return the entries that shape network, classes or preprocessing.
+
+    Args:
+        folder: folder of the bundle's configurations.
+        configs: names of those that go over ``train`` and ``inference``, such as ``"baselines"``.
+    """
+    files = [folder / f"{name}.json" for name in ("train", "inference", *configs)]
+    train, inference, *others = (
+        {parts_of(key)[0] for key in (ConfigParser.load_config_file(file) if file.is_file() else ())} for file in files
+    )
+    return ((train & inference) - _OF_A_RUN).union(_OF_LABELS, *others)
+
+
+def describe_model(structures: Sequence[str]) -> dict[str, Any]:
+    """Return what ``model.json`` tells of this training: bundle, configurations, options and classes.
+
+    The options are those that evaluation and inference need too, if they are not the bundle's defaults. They are
+    missing in a training that was started by another program, which may have changed anything.
+
+    Example:
+        ``"$run.describe_model(@structures)"``
+    """
+    about: dict[str, Any] = {"classes": list(structures)}
+    if _command is None:
+        return about
+    files, overrides = [Path(file).absolute() for file in _command[0]], _command[1]
+    folder = files[0].parent
+    own = [str(file) for file in files if file.parent == folder]
+    foreign = [str(file) for file in files if file.parent != folder]
+    more = [name for file in own[1:] if not (name := Path(file).stem).startswith("multi_gpu")]
+    given = {**ConfigParser.load_config_files(foreign), **overrides}
+    defaults = ConfigParser(ConfigParser.load_config_files(own))
+    keys = [key for key in given if parts_of(key)[0] in shaping(folder, more)]
+    options = {key: given[key] for key in keys if key not in defaults or given[key] != defaults[key]}
+    return {"bundle": folder.parent.name, "configs": more, "options": options, **about}
 
 
 def check_settings(

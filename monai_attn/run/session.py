@@ -23,7 +23,7 @@ from monai.handlers import StatsHandler, TensorBoardHandler
 from tqdm import tqdm
 
 from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
-from monai_attn.run.checks import check_command
+from monai_attn.run.checks import check_command, remember
 from monai_attn.run.report import tidy_screen
 
 __all__ = [
@@ -234,7 +234,7 @@ def start(name: str, output_dir: str | None = None, append: bool = False) -> Non
     for package in ("ignite", "monai.bundle.workflows"):
         logging.getLogger(package).setLevel(logging.WARNING)
     _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append)
-    check_command(sys.argv)
+    remember(check_command(sys.argv))
     join()
 
 

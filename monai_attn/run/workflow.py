@@ -4,26 +4,35 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks import nets as monai_nets
 from monai.utils import ensure_tuple
 from torch import nn
 
+from monai_attn import nets
 from monai_attn.data.checking import check_cases
 from monai_attn.data.datalist import cases, find_images
-from monai_attn.errors import ConfigError
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.handlers.checkpoint import DESCRIPTION
 from monai_attn.handlers.resume import BEST, resumed
 from monai_attn.run.bundles import find_bundle
-from monai_attn.run.checks import check_overrides
+from monai_attn.run.checks import check_overrides, remember, shaping
+from monai_attn.run.options import parts_of
 from monai_attn.run.session import start
 from monai_attn.weights import load_pretrained
 
-__all__ = ["Workflow", "check_bundle", "components", "read_bundle", "use_pretrained"]
+__all__ = ["Workflow", "check_bundle", "components", "read_bundle", "use_pretrained", "with_model"]
 
 
+_PLACES = {"bundle_root", "checkpoint", "ckpt_dir"}
+_NETWORKS = {"": dir(monai_nets), "monai.networks.nets": dir(monai_nets), "monai_attn.nets": nets.__all__}
 _CHECKS = [
     f"monai_attn.transforms.{name}" for name in ("SafeLoadImaged", "SafeChannelFirstd", "CheckImaged", "CheckLabeld")
 ]
@@ -34,18 +43,80 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
     """Read a bundle's configuration; later files override earlier ones.
 
     Raises:
-        ConfigError: if there is no such configuration, or an override names no entry.
+        ConfigError: if there is no such configuration, or see :func:`with_model`.
     """
     files = [folder / "configs" / f"{name}.json" for name in names]
     for file in files:
         if not file.is_file():
             present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
             raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
-    read = check_overrides([str(file) for file in files], overrides)
+    return _parser(*with_model([str(file) for file in files], {"bundle_root": str(folder), **overrides}))
+
+
+def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Add the options in the ``model.json`` beside the weights.
+
+    Overrides win; their values are read as meant.
+
+    Returns:
+        The configurations, with those that the training had too, and the overrides.
+
+    Raises:
+        ConfigError: if an override cannot be used, or makes another network than that of the weights.
+        DataError: if ``model.json`` is not one of a training, or an option in it could run code.
+    """
+    parser = _parser(files, {key: overrides[key] for key in _PLACES & overrides.keys()})
+    checkpoint = str(parser.get_parsed_content("checkpoint")) if "checkpoint" in parser else ""
+    path, folder, present = Path(checkpoint).parent / DESCRIPTION, Path(files[0]).parent, [Path(f).stem for f in files]
+    if not checkpoint or not path.is_file():
+        return list(files), check_overrides(files, overrides)
+    try:
+        model = json.loads(path.read_text("utf-8"))
+        more, trained = list(model.get("configs", ())), model.get("options")
+        is_ours = {*more} <= {file.stem for file in folder.glob("*.json")}
+        is_ours = is_ours and {parts_of(key)[0] for key in trained or ()} <= shaping(folder, more)
+    except (OSError, ValueError, TypeError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        fix = "remove it, and give the options of the training by hand"
+        raise DataError(str(path), "it is not of a training of this bundle", fix)
+    files = [files[0], *(str(folder / f"{name}.json") for name in more if name not in present), *files[1:]]
+    if trained is None:
+        return files, check_overrides(files, overrides)
+    parser = _parser(files, {})
+    trained = {key: value for key, value in trained.items() if parts_of(key)[0] in parser}
+    for key in [key for key, value in trained.items() if _runs_code(key, value)]:
+        if key not in overrides:
+            raise DataError(str(path), f"its option {key} could run code", f"give --{key} by hand")
+        del trained[key]
+    given = check_overrides(files, {**trained, **overrides})
+    then = {key: trained.get(key, parser.get(key)) for key in overrides if parts_of(key)[0] in shaping(folder, more)}
+    changed = [key for key in then if then[key] != given[key]]
+    if changed and _tensors(_parser(files, trained)) != _tensors(_parser(files, given)):
+        what = " ".join(f"--{key} {given[key]}" for key in changed)
+        problem = f"the weights have other tensors: {path} says {', '.join(f'{key} {then[key]}' for key in changed)}"
+        raise ConfigError(what, problem, "leave it out, or give other weights")
+    return files, given
+
+
+def _parser(files: Iterable[str], overrides: Mapping[str, Any]) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    parser.update({"bundle_root": str(folder), **read})
+    parser.read_config(list(files))
+    parser.update(dict(overrides))
     return parser
+
+
+def _runs_code(key: str, value: Any) -> bool:
+    """Return whether a value is an expression, or a component other than a network."""
+    text = json.dumps({parts_of(key)[-1]: value})
+    networks = {f'"{home}.{name}"'.replace('".', '"') for home, names in _NETWORKS.items() for name in names}
+    targets = re.findall(r'"_target_": (.*?)[,}]', text)
+    return '"$' in text or '"%' in text or not networks.issuperset(targets)
+
+
+def _tensors(parser: ConfigParser) -> dict[str, torch.Size]:
+    network = parser.get_parsed_content("network_def")
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def use_pretrained(
@@ -148,6 +219,13 @@ class Workflow(ConfigWorkflow):
         name = Path(files[-1]).stem
         start(name)
         own = inspect.signature(ConfigWorkflow.__init__).parameters
-        check_overrides(files, {key: value for key, value in settings.items() if key not in own})
+        command = with_model(files, {key: value for key, value in settings.items() if key not in own})
         kind = "infer" if Path(files[0]).stem.startswith("inference") else "train"
-        super().__init__(files, **{"workflow_type": kind, **settings})
+        super().__init__(command[0], **{"workflow_type": kind, **settings, **command[1]})
+        self.command = command
+
+    def initialize(self) -> Any:
+        """Evaluate the bundle's ``initialize``."""
+        results = super().initialize()
+        remember(self.command)
+        return results

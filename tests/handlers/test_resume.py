@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +140,8 @@ def training(
         epoch_level=schedule != "iterations",
         step_transform=validation_loss if schedule == "plateau" else lambda engine: (),
     )
-    best = BestModelSaver(str(folder), network, metric="val_loss", lower_is_better=True)
+    about = {"seed": seed}
+    best = BestModelSaver(str(folder), network, metric="val_loss", lower_is_better=True, description=about)
     for handler in [step, best] if schedule == "plateau" else [best]:
         handler.attach(evaluator)
     parts = {"model": network, "optimizer": optim, "lr_scheduler": scheduler}
@@ -335,6 +337,8 @@ def test_a_new_training_moves_a_stopped_one_aside_and_says_how_to_go_on_with_it(
     assert "after epoch 2 of 5; --resume auto goes on with it" in caplog.text
     assert str(tmp_path / "previous_1") in caplog.text
     assert_equal(torch.load(tmp_path / "previous_1" / "model.pt", weights_only=True), weights)
+    seeds = [json.loads((folder / "model.json").read_text())["seed"] for folder in (tmp_path / "previous_1", tmp_path)]
+    assert seeds == [3, 4]
     assert (tmp_path / "model.pt").is_file()
     assert not (tmp_path / "model_final.pt").exists()
     # the second one has been stopped too, and may be continued as the first one may
