@@ -30,16 +30,14 @@ def bundle(request, train_bundle):
     ids=["Basic", "ASPP-s", "DeepMedic"],
 )
 def test_the_baselines_are_one_override_each(bundle, overrides, name):
-    small = {"channels": [4, 4, 4, 4, 4, 4, 6, 6], "dilations": [1, 3]}
     parser = ConfigParser()
-    for config in ("train", "inference"):
-        parser.read_config(bundle.config(config, "baselines"))
-        parser.update({"device": "cpu", **small, **overrides})
-        network = parser.get_parsed_content("network_def").eval()
-        assert type(network).__name__ == name
-        channels = bundle.entries("train")["in_channels"]
-        classes = len(bundle.entries("train")["structures"]) + 1
-        assert network(torch.rand(1, channels, 9, 10, 11)).shape == (1, classes, 9, 10, 11)
+    parser.read_config(bundle.config("train", "baselines"))
+    parser.update({"device": "cpu", "channels": [4, 4, 4, 4, 4, 4, 6, 6], "dilations": [1, 3], **overrides})
+    network = parser.get_parsed_content("network_def").eval()
+    assert type(network).__name__ == name
+    channels = bundle.entries("train")["in_channels"]
+    classes = len(bundle.entries("train")["structures"]) + 1
+    assert network(torch.rand(1, channels, 9, 10, 11)).shape == (1, classes, 9, 10, 11)
 
 
 def test_the_configuration_of_brats_is_that_of_the_authors_code(train_bundle):
@@ -140,19 +138,3 @@ def test_two_modalities_are_one_override(train_bundle, tmp_path):
     bundle.run("train", in_channels=2, **dict.fromkeys(("dataset_dir", "output_dir", "ckpt_dir"), str(tmp_path)))
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     assert next(value for name, value in state.items() if name.endswith("conv.weight")).shape[1] == 2
-
-
-def test_scale_maps_are_written_on_the_images_grid(bundle, tmp_path):
-    options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
-    bundle.run("inference", **options)
-    voxel = 3 ** (1 / 3) if bundle.root.name == PELVIS else 1  # 1 x 1 x 3 mm
-    for case in cases(bundle.data, "validation"):
-        first = case["image"] if isinstance(case["image"], str) else case["image"][0]
-        image = nibabel.load(first)
-        (path,) = tmp_path.glob(f"{case_name(first)}_attention_*.nii.gz")
-        assert path.name.endswith("_trunk.blocks.2.second.nii.gz")
-        scales = nibabel.load(path)
-        assert scales.shape == image.shape
-        assert np.allclose(scales.affine, image.affine)
-        millimetres = np.unique(scales.dataobj)
-        assert np.isclose(millimetres[:, None], [1 * voxel, 3 * voxel]).any(axis=1).all()

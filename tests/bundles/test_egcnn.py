@@ -25,15 +25,14 @@ def bundle(request, train_bundle):
 
 @pytest.mark.parametrize("stream", ["segresnet", "unet", "vnet"])
 def test_the_papers_main_streams_are_one_override_each_and_have_no_batch_norm(bundle, stream):
-    for name in ("train", "inference"):
-        config = bundle.parsed(name, main_stream=f"@{stream}", init_filters=8)
-        network = config.get_parsed_content("network_def").eval()
-        norms = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
-        assert norms == {"GroupNorm"}
-        with torch.no_grad():
-            segmentation, edges, _ = network.forward_all(torch.rand(1, config["in_channels"], 16, 32, 16))
-        assert segmentation.shape == (1, 3, 16, 32, 16)
-        assert edges.shape == (1, 1, 16, 32, 16)
+    config = bundle.parsed("train", main_stream=f"@{stream}", init_filters=8)
+    network = config.get_parsed_content("network_def").eval()
+    norms = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
+    assert norms == {"GroupNorm"}
+    with torch.no_grad():
+        segmentation, edges, _ = network.forward_all(torch.rand(1, config["in_channels"], 16, 32, 16))
+    assert segmentation.shape == (1, 3, 16, 32, 16)
+    assert edges.shape == (1, 1, 16, 32, 16)
 
 
 @pytest.mark.parametrize("name", [BRATS, KITS])

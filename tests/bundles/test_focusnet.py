@@ -22,8 +22,9 @@ def bundle(request, train_bundle):
     return train_bundle(request.param)
 
 
-@pytest.mark.parametrize("baseline", ["unet", "residual_unet"])
-def test_a_baseline_is_one_override(bundle, tmp_path, baseline):
+@pytest.mark.parametrize(("name", "baseline"), [(SKIN, "unet"), (LUNG, "residual_unet")])
+def test_a_baseline_is_one_override(train_bundle, tmp_path, name, baseline):
+    bundle = train_bundle(name)
     limits = {"network_def#channels": None, "channels": [8, 16, 16], "network_def": f"@{baseline}"}
     folder = {"output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
     bundle.run("train", "baselines", **folder, **limits)

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import nibabel
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +9,7 @@ from monai.transforms import (
     Compose,
     EnsureTyped,
     Invertd,
-    LoadImage,
-    Orientation,
     Orientationd,
-    SaveImage,
     SpatialPadd,
 )
 from monai.utils import convert_to_dst_type
@@ -94,21 +89,6 @@ def test_one_class_at_a_time_is_brought_back(monkeypatch):
     item, preprocessing = prepared((6, 7, 8))
     InvertArgmaxd("pred", preprocessing)({**item, "pred": item["image"].repeat(3, 1, 1, 1)})
     assert channels == [1, 1, 1]
-
-
-@pytest.mark.parametrize("axcodes", ["RAS", "PIR"])
-def test_a_label_map_of_an_image_with_channels_is_written_on_the_images_grid(tmp_path, axcodes):
-    affine = np.array([[1, 0.1, 0, 5], [-0.1, 2, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1.0]])
-    nibabel.save(nibabel.Nifti1Image(np.random.RandomState(0).rand(6, 5, 4, 2), affine), tmp_path / "image.nii.gz")
-    image = LoadImage(image_only=True, ensure_channel_first=True)(tmp_path / "image.nii.gz")
-    image = Orientation(axcodes=axcodes, labels=None)(image)
-    label_map = AsLabelMapd("pred")({"pred": (image[:1] > 0.5).float()})["pred"]
-    assert label_map.dtype == torch.uint8
-    SaveImage(output_dtype=np.uint8, resample=False, print_log=False)(label_map, filename=tmp_path / "pred")
-    written = nibabel.load(tmp_path / "pred.nii.gz")
-    assert written.shape == tuple(image.shape[1:])
-    assert np.allclose(written.affine, image.affine)
-    assert np.array_equal(np.asarray(written.dataobj), (image[0] > 0.5).numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
