@@ -74,8 +74,7 @@ class CasePictures:
     def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
         """Draw the picture of a case, the evaluator's output.
 
-        ``masks`` are label maps (1, *spatial) of truth (if any) and prediction, on the grid of the image file (C,
-        *spatial).
+        ``masks`` are label maps (1, *spatial) of truth (if any) and prediction, on the grid of the image file.
         """
         raise NotImplementedError
 

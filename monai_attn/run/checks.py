@@ -37,7 +37,7 @@ def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -
     """Return overrides with their values as meant.
 
     Raises:
-        ConfigError: for the first bad override, see :func:`monai_attn.run.options.parse_options`.
+        ConfigError: for the first bad override, see ``monai_attn.run.options.parse_options``.
 
     Example:
         ``check_overrides(["configs/train.json"], {"epochs": 8})``

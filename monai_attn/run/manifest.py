@@ -45,7 +45,7 @@ class RunManifest:
     The manifest holds command, versions, data, device, state and results. It is written when the engine starts and
     however it ends, for an inference with the failed cases. Bundle, cases, network and classes are told at the start,
     each case as it is finished, and at the end where everything is. Inference and evaluation of several cases have a
-    page, ``report.html``, that grows with them (:mod:`monai_attn.run.report`). It must be the first handler, to see
+    page, ``report.html``, that grows with them (``monai_attn.run.report``). It must be the first handler, to see
     errors before MONAI's ``StatsHandler`` raises them again.
 
     Args:

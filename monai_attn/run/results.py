@@ -31,7 +31,7 @@ class Provenance:
     """Return a line with hashes of weights, settings and image.
 
     It fits into the header of a result, to tell whether the result is up to date. The ``parts`` are network, transforms
-    and inferer (:func:`monai_attn.handlers.settings.describe`); :class:`FinishedCases` adds the post-processing.
+    and inferer (``monai_attn.handlers.settings.describe``); :class:`FinishedCases` adds the post-processing.
 
     Example:
         ``Provenance("models/model.pt", [network, preprocessing])("scan.nii.gz")`` is
