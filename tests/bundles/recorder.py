@@ -5,7 +5,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from torch.utils.data import ConcatDataset
+from torch.utils.data import Dataset
 
 
 class Recorder:
@@ -18,13 +18,15 @@ class Recorder:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self.write)
-        take = ConcatDataset.__getitem__  # of the data set that has each case as often as an epoch sees it
+        training = engine.data_loader.dataset
+        take = type(training).__getitem__
 
-        def note(dataset: ConcatDataset, index: int):
-            self.seen.setdefault(engine.state.epoch, []).append(index % len(dataset.datasets[0]))
+        def note(dataset: Dataset, index: int):
+            if dataset is training:
+                self.seen.setdefault(engine.state.epoch, []).append(int(index))
             return take(dataset, index)
 
-        ConcatDataset.__getitem__ = note
+        type(training).__getitem__ = note
 
     def write(self, _engine: Engine) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

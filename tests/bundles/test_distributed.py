@@ -145,7 +145,6 @@ def test_a_job_with_fewer_cases_than_processes_ends_with_the_fix_on_the_screen(m
     (bundle.data / "dataset.json").write_text(json.dumps(listing))
     screen = finish(bundle.launch(TRAIN, 2, output_dir=tmp_path, ckpt_dir=tmp_path), 1)
     assert "problem: there are only 1 cases for them\n  fix:     start fewer processes" in screen
-    assert json.loads((tmp_path / "train_run.json").read_text())["state"] == "failed"
     assert "ConfigError" in (tmp_path / "train.log").read_text()
 
 
