@@ -235,7 +235,6 @@ class EpochProgressBar:
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
-        engine.add_event_handler(Events.COMPLETED, self._close)
         if self.evaluator is not None:
             EpochProgressBar(show_loss=False, desc="validation").attach(self.evaluator)
 
@@ -269,12 +268,11 @@ class EpochProgressBar:
     def _end(self, engine: Engine) -> None:
         state: Any = engine.state
         if self.show_loss:
+            self.bar.set_postfix_str("" if self.bar.disable else self._text())
             seconds = time.perf_counter() - self.begun
             logging.getLogger("monai_attn.progress").log(
                 logging.INFO if self.bar.disable else logging.DEBUG,  # a terminal has the bar
                 f"epoch {state.epoch}/{state.max_epochs}: {self._text(state.epoch)}, {seconds:.1f} s",
             )
-
-    def _close(self, _engine: Engine) -> None:
-        self.bar.close()
-        self.bar = None
+        if state.epoch == state.max_epochs:  # before the run is summed up
+            self.bar = self.bar.close()

@@ -177,7 +177,7 @@ def _introduction(run: RunManifest, engine: Engine) -> Iterator[str]:
     loaders = {"training": engine, "validation": run.evaluator} if run.evaluator else {"": engine}
     sizes = [f"{_count(getattr(part, 'data_loader', None))} {section}" for section, part in loaders.items()]
     yield f"  cases:   {', '.join(sizes).strip()} in {', '.join(map(str, ensure_tuple(run.data)))}"
-    yield f"  device:  {run.content['device']}, {idist.get_world_size()} process(es)"
+    yield f"  device:  {run.content['device']}" + f", {idist.get_world_size()} processes" * (idist.get_world_size() > 1)
     network = getattr(engine, "network", None)
     if network is not None:
         size = sum(parameter.numel() for parameter in network.parameters())

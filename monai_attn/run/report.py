@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -122,13 +123,14 @@ class CaseReport:
         label_map = case[CommonKeys.PRED]
         measured = measure(label_map, self.class_names)
         if MetaKeys.SAVED_TO in label_map.meta:
-            mask = str(Path(label_map.meta[MetaKeys.SAVED_TO]).relative_to(self.output_dir))
+            mask = Path(os.path.relpath(label_map.meta[MetaKeys.SAVED_TO], self.output_dir)).as_posix()
             return {"case": mask.rsplit("_seg.", 1)[0], "mask": mask, **measured}
         path = str(label_map.meta[ImageMetaKey.FILENAME_OR_OBJ])
-        scores, names = state.case_scores
-        values = {name: round(value, 3) for name, value in by_structure(scores, names or self.structures).items()}
-        unit = "Dice" if "dice" in state.key_metric_name else ""
-        return {"case": self.names.get(path, case_name(path)), **measured, "unit": unit, "values": values}
+        if hasattr(state, "case_scores"):
+            scores = by_structure(state.case_scores[0], state.case_scores[1] or self.structures)
+            measured["values"] = {name: round(score, 3) for name, score in scores.items()}
+            measured["unit"] = "Dice" if "dice" in state.key_metric_name else ""
+        return {"case": self.names.get(path, case_name(path)), **measured}
 
     def write(self, last: bool = False) -> None:
         """Write the page, if there are several cases.
@@ -172,7 +174,7 @@ def read_cases(output_dir: Path, class_names: Sequence[str] = ()) -> list[dict[s
     masks = {}
     for path in sorted(output_dir.rglob("[!.]*_seg.*")):
         if path.name.endswith((".nii.gz", ".nii", ".png")):
-            masks[str(path.relative_to(output_dir)).rsplit("_seg.", 1)[0]] = path
+            masks[path.relative_to(output_dir).as_posix().rsplit("_seg.", 1)[0]] = path
     records = {}
     for case, mask in masks.items():
         saved = output_dir / "cases" / f"{case}.json"
@@ -181,7 +183,8 @@ def read_cases(output_dir: Path, class_names: Sequence[str] = ()) -> list[dict[s
     names = class_names or next((list(record["values"]) for record in records.values()), [])
     for case in masks.keys() - records.keys():
         label_map = LoadImage(image_only=True, ensure_channel_first=True)(masks[case])
-        records[case] = {"case": case, "mask": str(masks[case].relative_to(output_dir)), **measure(label_map, names)}
+        records[case] = {"case": case, "mask": masks[case].relative_to(output_dir).as_posix()}
+        records[case] |= measure(label_map, names)
         _save(output_dir / "cases", records[case])
     return [records[case] for case in masks]
 
@@ -223,7 +226,7 @@ def write_page(path: Path, title: str, records: Sequence[Mapping[str, Any]], fai
     usual = {name: _usual_range(name, records) for name, unit in columns if unit in ("ml", "pixels")}
     rows = sorted(_row(path.parent, record, [name for name, _ in columns], usual) for record in records)
     numbers = [f"{name}, {unit}" if unit else name for name, unit in columns]
-    heads = {"case": "", **dict.fromkeys([*numbers, "seconds"], ' class="number"'), "notes": ""}
+    heads = {"case": "", "notes": "", **dict.fromkeys([*numbers, "seconds"], ' class="number"')}
     noted = sum(bool(record["warnings"]) for record in records)
     page = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
@@ -258,7 +261,8 @@ def _row(
     image = f'<img src="{links.get("overlay")}" alt="overlay of {escape(case)}" loading="lazy">'
     links_shown = (f'<a href="{link}">{image if text == "overlay" else text}</a>' for text, link in links.items())
     cells = [f'<th scope="row"><span>{escape(case)}</span>{"".join(links_shown)}</th>']
+    cells += [f'<td class="notes">{escape("; ".join(notes))}</td>']
     for name, value in {**values, "": record.get("seconds", math.nan)}.items():
         mark = "number odd" if name in odd else "number"
         cells.append(f'<td class="{mark}" data-value="{value}">{"-" if math.isnan(value) else f"{value:,}"}</td>')
-    return order, f'<tr>{"".join(cells)}<td class="notes">{escape("; ".join(notes))}</td></tr>'
+    return order, f"<tr>{''.join(cells)}</tr>"

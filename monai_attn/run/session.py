@@ -199,6 +199,8 @@ class _Run:
         if of_run:
             if code == EXIT_INTERRUPTED and self.name == "train":
                 message += "; --resume auto goes on after the last whole epoch"
+            if code == EXIT_INTERRUPTED and self.name.startswith("inference"):
+                message += "; the same command goes on with the cases that are left"
             print(f"monai_attn: {message}", file=sys.stderr)
             print(f"  full trace: {self.log if logged else 'set MONAI_ATTN_DEBUG=1'}", file=sys.stderr)
             raise SystemExit(code)  # how the interpreter lets a hook choose the exit code
