@@ -234,7 +234,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     kind = "inference" if arguments.input else "train"
-    files, options = _prepared(arguments, kind, dataset_dir=arguments.dataset_dir)
+    own = {"dataset_dir": arguments.dataset_dir, "checkpoint": arguments.checkpoint if arguments.input else None}
+    files, options = _prepared(arguments, kind, **own)
     from tqdm import tqdm
 
     from monai_attn.run.workflow import check_bundle

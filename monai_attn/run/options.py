@@ -36,7 +36,7 @@ def parse_options(
     for a text or a path stays text. The type of a nested option is not checked: many arguments take several.
 
     Args:
-        options: values, or texts of a command line, or lists of texts, of which one is the text and none is True.
+        options: values, or texts of a command line.
         entries: the configuration, with the entries of later files, such as ``"validate#handlers"``, at the end.
         arguments: returns the arguments of a ``_target_``, or None for any; without it, only what nearly is an argument
             in the configuration is refused, since the classes are not known before they are imported.
@@ -135,23 +135,20 @@ def _check_absent(
     key: str, above: str, part: str, node: Any, arguments: Callable[[str], Collection[str] | None] | None
 ) -> None:
     """Raise unless an entry that is not there may be added."""
-    if not isinstance(node, dict):
-        found = f"a list of {len(node)}, counted from 0" if isinstance(node, list) else repr(node)
-        refers = isinstance(node, str) and node.startswith("@")
-        fix = f"give --{node[1:]}#{part}" if refers else f"give --{above} as a whole"
-        raise ConfigError(f"--{key}", f"{above} is {found}, and has no '{part}'", fix)
-    target = node.get("_target_")
+    target = node.get("_target_") if isinstance(node, dict) else None
     names = arguments(target) if target and arguments else None
     if target and part in (*_OF_ANY_COMPONENT, *(names or ())):
         return
     may_be = bool(target) and names is None
-    nearest = difflib.get_close_matches(part, {*node, *(names or ())}, n=1, cutoff=0.9 if may_be else 0.4)
+    present = node if isinstance(node, dict) else ()
+    nearest = difflib.get_close_matches(part, {*present, *(names or ())}, n=1, cutoff=0.9 if may_be else 0.4)
     if may_be and not nearest:
         return
     better = f"did you mean --{above}{'#' if above else ''}{nearest[0]}? " if nearest else ""
+    value = "" if isinstance(node, dict) else f", which is {shorten(str(node), 60)}"
     raise ConfigError(
         f"--{key}",
-        f"no entry named '{part}' in {above or 'the configuration'}",
+        f"no entry named '{part}' in {above or 'the configuration'}{value}",
         f"{better}The bundle's docs/README.md lists the entries",
     )
 
@@ -180,11 +177,6 @@ def _read(key: str, given: Any, default: Any) -> Any:
     last, nested = parts_of(key)[-1], len(parts_of(key)) > 1
     if is_path := last in _PATHS or last.endswith("_dir"):
         default = ""
-    items = {_kind(item) for item in default} if isinstance(default, list) else set()
-    if isinstance(given, (list, tuple)) and {*map(type, given)} == {str} and items != {"text"}:  # words
-        given = given[0] if len(given) == 1 else list(given) if is_path else [_literal(word) for word in given]
-    elif given == [] and not isinstance(default, list):  # a name alone
-        given = True
     value = _literal(given) if isinstance(given, str) else given
     value = list(value) if isinstance(value, tuple) else value
     if isinstance(value, str) and "#" in value and not is_reference(value):
@@ -192,10 +184,9 @@ def _read(key: str, given: Any, default: Any) -> Any:
         raise ConfigError(f"--{key} {given}", problem, "rename the folder or the file, or give the folder above it")
     if value is None or default is None or is_reference(value) or is_reference(default) or (nested and not is_path):
         return value
-    wanted = _kind(default)
+    wanted, items = _kind(default), {_kind(item) for item in default} if isinstance(default, list) else set()
     if wanted == "text":
-        plain = isinstance(value, (int, float)) and (value is not True or last != "resume")
-        return str(given) if plain else value
+        return str(given) if isinstance(value, (int, float)) and (key, value) != ("resume", True) else value
     if items == {"text"} and isinstance(value, str):
         value = [word.strip(" '\"") for word in value.strip("[] ").split(",")]
     if isinstance(default, bool) and value in (0, 1):

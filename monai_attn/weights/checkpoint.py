@@ -161,7 +161,7 @@ def fill(network: nn.Module, theirs: State, ours: Mapping[str, str], name: str, 
         for kind, keys in problems.items()
         if keys
     )
-    fix = f"build the {type(network).__name__} with the arguments that it was trained with"
+    fix = f"build the {type(network).__name__} with the arguments that it was trained with (see a model.json beside it)"
     if least is not None:
         sizes = {mine: value.numel() for mine, value in state.items() if ours[mine] not in counters}
         fitting = [size for mine, size in sizes.items() if mine in fits]

@@ -60,7 +60,15 @@ def tables_in(folder: Path) -> dict[str, str]:
 def test_two_processes_train_and_evaluate_and_write_what_one_does(make_bundle, tmp_path, name):
     bundle = make_bundle(name)
     finish(bundle.launch(TRAIN, 2, output_dir=bundle.output, ckpt_dir=bundle.output))
-    written = ["model.pt", "model_final.pt", "checkpoint_latest.pt", "curves.csv", "curves.png", "train.log"]
+    written = [
+        "model.json",
+        "model.pt",
+        "model_final.pt",
+        "checkpoint_latest.pt",
+        "curves.csv",
+        "curves.png",
+        "train.log",
+    ]
     assert files_in(bundle.output) == Counter([*written, "train_run.json", *["events"] * 4])
     manifest = json.loads((bundle.output / "train_run.json").read_text())
     assert (manifest["state"], manifest["processes"]) == ("finished", 2)
