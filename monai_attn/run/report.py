@@ -70,8 +70,7 @@ def _is_nothing(_record: logging.LogRecord) -> bool:
 
 def _is_shown(record: logging.LogRecord) -> bool:
     from_engine = record.name.startswith("ignite") and record.levelno >= logging.ERROR
-    from_other_process = record.name == _PROGRESS.name and idist.get_rank() > 0
-    return not (record.exc_info or from_engine or from_other_process)
+    return idist.get_rank() == 0 and not record.exc_info and not from_engine
 
 
 class CaseReport:

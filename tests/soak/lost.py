@@ -14,17 +14,18 @@ from PIL import Image
 from monai_attn.weights.checkpoint import read_tensors
 
 DRAFT = ".partial-"
+ENTRIES = ("state", "best", "results", "case", "values", "warnings")  # of manifests, and of what is known of a case
 
 
 def names(folder: Path) -> set[str]:
     """Return the files that must be whole whenever they are there: all but logs, and drafts that have no name yet."""
-    found = {path.name for path in folder.glob("*")}
-    return {name for name in found if not name.startswith((DRAFT, "events.out.")) and not name.endswith(".log")}
+    found = [path for path in folder.rglob("*") if path.suffix != ".log" and path != folder / "cases"]
+    return {str(path.relative_to(folder)) for path in found if not path.name.startswith((DRAFT, "events.out."))}
 
 
 def drafts(folder: Path) -> set[str]:
     """Return what is being written, or was when a process was killed."""
-    return {path.name for path in folder.glob(f"{DRAFT}*")}
+    return {str(path.relative_to(folder)) for path in folder.rglob(f"{DRAFT}*")}
 
 
 def damaged(folder: Path, reference: Path, at_end: bool = False) -> list[str]:
@@ -53,10 +54,13 @@ def _check(path: Path, reference: Path, at_end: bool) -> None:
         same = not at_end or _equal(state, read_tensors(reference))
     elif path.suffix == ".json":
         manifest, other = json.loads(path.read_text()), json.loads(reference.read_text())
-        same = not at_end or all(manifest.get(entry) == other.get(entry) for entry in ("state", "best", "results"))
+        same = not at_end or all(manifest.get(entry) == other.get(entry) for entry in ENTRIES)
     elif path.suffix == ".csv":  # a table of which more and more rows are there
         rows, whole = path.read_text().splitlines(True), reference.read_text().splitlines(True)
         same = rows == whole if at_end else rows[:1] == whole[:1] and set(rows) <= set(whole)
+    elif path.suffix == ".html":  # a page with a row for each case
+        rows, whole = (file.read_text().count("<tr><th") for file in (path, reference))
+        same = path.read_text().endswith("</html>\n") and (rows == whole if at_end else rows <= whole)
     elif path.suffix == ".png":
         pixels, other = (np.asarray(Image.open(file), dtype=int) for file in (path, reference))
         # the layout of matplotlib may move a letter by a part of a pixel
