@@ -143,6 +143,8 @@ def _fit_labels(
     notes: list[str] = []
     if len(structures) == settings["out_channels"] == 1:  # all foreground is one structure
         label_map = {value: 1 for value in classes if value not in allowed}
+        if not label_map:
+            return [], {}
         names = names if len(named) == 1 else structures
     elif found <= expected:
         if unused := [name for value, name in enumerate(structures, 1) if value in expected - found]:

@@ -92,9 +92,10 @@ def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list
     given = check_overrides(files, {**trained, **overrides})
     then = {key: trained.get(key, parser.get(key)) for key in overrides if parts_of(key)[0] in shaping(folder, more)}
     changed = [key for key in then if then[key] != given[key]]
-    if changed and _tensors(_parser(files, trained)) != _tensors(_parser(files, given)):
+    if changed and _tensors(before := _parser(files, trained)) != _tensors(_parser(files, given)):
         what = " ".join(f"--{key} {given[key]}" for key in changed)
-        problem = f"the weights have other tensors: {path} says {', '.join(f'{key} {then[key]}' for key in changed)}"
+        said = ", ".join(f"{key} {before.get_parsed_content(key)}" for key in changed)
+        problem = f"{checkpoint} has other tensors: {path.name} beside it says {said}"
         raise ConfigError(what, problem, "leave it out, or give other weights")
     return files, given
 

@@ -14,7 +14,7 @@ IMPORTED = r"\$import (sys|torch)|\$from monai_attn import run|\$from monai_attn
 IMPORTED += r"|\$from ignite import distributed as idist"
 # to add to these is to vouch for them
 NAMES = {"bool", "datalist", "enumerate", "idist", "len", "min", "monai", "range", "run", "sys", "torch", "_entry"}
-NAMES |= {"case", "i", "level", "name", "side", "size", "width"}
+NAMES |= {"case", "i", "level", "name", "region", "side", "size", "value", "width"}
 FORBIDDEN = {"bundle", "hub", "jit", "load", "modules", "package", "save", "serialization"}
 
 

@@ -261,8 +261,8 @@ def test_values_become_the_classes_of_the_bundle():
         config = ConfigParser.load_config_file(str(ROOT / f"bundles/{bundle}_segmentation/configs/train.json"))
         return ["background", *config["structures"]]
 
-    malc, freesurfer = (source.values for source in _sources("brain_mri_scse_segmentation")[1])
-    (organs,) = (source.values for source in _sources("whole_body_ct_scse")[1])
+    malc, freesurfer = (source.values for source in _sources("brain_mri_scse_segmentation"))
+    (organs,) = (source.values for source in _sources("whole_body_ct_scse_segmentation"))
     brain, body = names("brain_mri_scse_segmentation"), names("whole_body_ct_scse")
     for value, name in {
         35: "brain stem", 4: "3rd ventricle", 11: "4th ventricle", 45: "L cerebral WM", 44: "R cerebral WM",
