@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import locale
+import logging
 import os
 import shutil
 import subprocess
@@ -233,6 +234,13 @@ def train_bundle(
 @pytest.fixture(autouse=True)
 def same_random_numbers_in_every_run() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_log_to_the_screen_of_an_earlier_test() -> None:
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if getattr(getattr(handler, "stream", None), "closed", False)]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -56,8 +56,7 @@ def tidy_screen() -> ExitStack:
     undo, root, screen = ExitStack(), logging.getLogger(), _Screen(logging.INFO)
     screen.addFilter(_is_shown)
     for handler in [*root.handlers, *get_logger("monai.handlers.StatsHandler").handlers]:
-        stream = getattr(handler, "stream", None)  # the screen takes its place, also where somebody has closed it
-        if stream in (sys.stdout, sys.stderr) or getattr(stream, "closed", False):
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):  # the screen takes its place
             handler.addFilter(_is_nothing)
             undo.callback(handler.removeFilter, _is_nothing)
     root.addHandler(screen)

@@ -263,7 +263,7 @@ def test_values_become_the_classes_of_the_bundle():
 
     malc, freesurfer = (source.values for source in _sources("brain_mri_scse_segmentation"))
     (organs,) = (source.values for source in _sources("whole_body_ct_scse_segmentation"))
-    brain, body = names("brain_mri_scse_segmentation"), names("whole_body_ct_scse")
+    brain, body = names("brain_mri_scse"), names("whole_body_ct_scse")
     for value, name in {
         35: "brain stem", 4: "3rd ventricle", 11: "4th ventricle", 45: "L cerebral WM", 44: "R cerebral WM",
         101: brain[2],
