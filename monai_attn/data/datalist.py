@@ -140,7 +140,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
     if any(len(item["image"]) > 1 for item in joined):
         return joined
     images = sorted(filter(layouts.is_image, path.rglob("*")))
-    labels = [file for file in images if layouts.is_label(file, path)]
+    labels = layouts.find_labels(images, path)
     layouts.say_left_out(path, labels, "labels")
     found = sorted({*images} - {*labels})
     if not found:

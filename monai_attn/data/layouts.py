@@ -24,7 +24,7 @@ from monai.utils import ensure_tuple
 from monai_attn.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "LISTINGS", "Sections", "case_folders", "case_name", "content_of"]
-__all__ += ["is_image", "is_label", "read_listing", "read_sections", "say", "say_left_out"]
+__all__ += ["find_labels", "is_image", "read_listing", "read_sections", "say", "say_left_out"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 LISTINGS = ("dataset.json", "dataset.csv")
@@ -54,15 +54,15 @@ def is_image(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
     return path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file()
 
 
-def is_label(path: Path, root: Path) -> bool:
-    """Return whether an image below ``root`` is a label beside images, going by names."""
-    for folder in path.relative_to(root).parents:
-        siblings = (root / folder.parent / images for _, images, labels in _FOLDERS if folder.name == labels)
-        if any(sibling.is_dir() for sibling in siblings):
-            return True
-    if not _LABEL.fullmatch(case_name(path)):
-        return False
-    return any(is_image(other) and not _LABEL.fullmatch(case_name(other)) for other in path.parent.iterdir())
+def find_labels(images: Sequence[Path], root: Path) -> list[Path]:
+    """Return those of the images that are labels, by their names or folders."""
+    named = {path for path in images if _LABEL.fullmatch(case_name(path))}
+    beside = {path.parent for path in images if path not in named}
+    folders = {labels for _, _, labels in _FOLDERS}
+    return [
+        path for path in images
+        if folders.intersection(path.relative_to(root).parts[:-1]) or (path in named and path.parent in beside)
+    ]  # fmt: skip
 
 
 def content_of(folder: Path) -> str:

@@ -95,11 +95,9 @@ def test_the_options_that_the_check_ends_with_train_evaluate_and_segment(
     assert options == expected
     assert list(check_bundle(str(own.root), dataset_dir=str(own.data), overrides=options))[-1].startswith("4 cases: 4")
     own.run("train", output_dir=str(own.output), ckpt_dir=str(own.output), **options)
-    own.run("train", "evaluate", output_dir=str(tmp_path / "evaluation"), ckpt_dir=str(own.output), **options)
+    own.run("train", "evaluate", output_dir=str(tmp_path / "evaluation"), ckpt_dir=str(own.output))
     (row,) = read_csv(tmp_path / "evaluation" / f"{own.metric}_raw.csv")
     assert {*row} >= {*options.get("structures", ())}
-    known = {key: value for key, value in options.items() if key in own.entries("inference")}
     scans = tmp_path / "scans"
-    segmented = {"input": str(own.data), "output_dir": str(scans), "checkpoint": str(own.weights)}
-    own.run("inference", **segmented, **known)
+    own.run("inference", input=str(own.data), output_dir=str(scans), checkpoint=str(own.weights))
     assert len(list(scans.rglob(f"*_seg{own.suffix}"))) == (4 if source == "kits19_2d" else 1)

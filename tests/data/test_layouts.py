@@ -188,6 +188,6 @@ def test_labels_below_an_input_are_left_out_and_told(tmp_path, caplog):
         "c/s.nii",
         "c/s_seg.nii",
     )
-    assert paths(find_images(tmp_path), tmp_path) == ["a/images/1.png", "b/labels/3.png", "c/s.nii", "imagesTr/2.nii"]
-    assert "3 left out, labels: a/labels/1.png, c/s_seg.nii, labelsTr/2.nii" in caplog.text
+    assert paths(find_images(tmp_path), tmp_path) == ["a/images/1.png", "c/s.nii", "imagesTr/2.nii"]
+    assert "4 left out, labels: a/labels/1.png, b/labels/3.png, c/s_seg.nii …" in caplog.text
     assert paths(find_images(tmp_path / "a/labels"), tmp_path) == ["a/labels/1.png"]
