@@ -118,9 +118,10 @@ def _read_table(text: str) -> dict[str, Any]:
     """Return the rows of a CSV file like a ``dataset.json``; channels are separated by semicolons."""
     content: dict[str, Any] = {}
     for row in csv.DictReader(text.splitlines()):
-        files = [name.strip() for name in (row.get("image") or "").split(";")]
-        item = {key: row[key] for key in ("label", "group") if row.get(key)}
-        content.setdefault(row.get("section") or "training", []).append({"image": files, **item})
+        words = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
+        item: dict[str, Any] = {"image": [name.strip() for name in words.get("image", "").split(";")]}
+        item |= {key: words[key] for key in ("label", "group") if key in words}
+        content.setdefault(words.get("section", "training"), []).append(item)
     return content
 
 
@@ -175,11 +176,10 @@ def _check_names(content: Mapping[str, Any], listing: Path, sections: Sections) 
     unknown = []
     for key, entries in content.items():
         if key not in _SECTIONS and isinstance(entries, list) and not key.startswith("label"):
-            images = [_first(entry.get("image") if isinstance(entry, dict) else entry) for entry in entries]
+            images = [_first(entry.get("image")) for entry in entries if isinstance(entry, dict)]
+            images += [entry for entry in entries if isinstance(entry, str) and entry.lower().endswith(IMAGE_SUFFIXES)]
             paths = [os.path.normpath(listing.parent / image) for image in images if image]
-            unknown += (
-                [] if known.issuperset(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)) else [repr(key)]
-            )
+            unknown += [] if known.issuperset(paths) else [repr(key)]
     if unknown:
         problem = f"it lists cases under {', '.join(unknown)}; known are {', '.join(_SECTIONS)}"
         raise DataError(str(listing), problem, "rename the section, or take it out")

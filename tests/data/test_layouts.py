@@ -77,7 +77,7 @@ def test_a_table(tmp_path):
     rows = [
         "\ufeffimage,label,group,section,age",
         "a1.nii;a2.nii,a.nii,p,,7",
-        f"{tmp_path}/b1.nii; b2.nii,b.nii,q,validation,8",
+        f"{tmp_path}/b1.nii; b2.nii,b.nii,q, validation,8",
     ]
     (tmp_path / "dataset.csv").write_text("\r\n".join([*rows, "c.nii,,,test,"]), encoding="utf-8")
     assert cases(tmp_path) == [
@@ -120,7 +120,7 @@ def test_a_folder_for_each_case(tmp_path):
 
 @pytest.mark.parametrize("key", ["val", "train", "test_set"])
 def test_cases_under_an_unknown_name_are_named_and_not_left_out(tmp_path, key):
-    extra = ["images/c008.nii.gz"] if key == "test_set" else pairs(8)
+    extra = {"val": pairs(8), "train": [{"image": "series"}], "test_set": ["images/c008.nii.gz"]}[key]
     words = f"cases under '{key}'; known are training, validation, test, testing"
     assert refused(words, cases, listing(tmp_path, training=pairs(1, 2, 3), **{key: extra})) == str(
         tmp_path / "dataset.json"
