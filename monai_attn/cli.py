@@ -240,14 +240,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     from monai_attn.run.workflow import check_bundle
 
-    lines = check_bundle(
-        str(files[0].parents[1]),
-        images=arguments.input,
-        sections=arguments.section,
-        configs=[file.stem for file in files],
-        overrides=options,
-    )
-    for line in lines:
+    own = {"configs": [file.stem for file in files], "sections": arguments.section, "overrides": options}
+    for line in check_bundle(str(files[0].parents[1]), images=arguments.input, **own):
         with tqdm.external_write_mode():  # the progress bar steps aside
             print(line, flush=True)
 

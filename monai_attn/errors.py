@@ -117,7 +117,6 @@ class CasesError(RuntimeError):
     Args:
         failures: the failed cases.
         finished: number of the others.
-        noun: what cases are called.
 
     Example:
         >>> print(CasesError([Failure("a.nii", "it is empty", "copy it again")], finished=4))
@@ -129,11 +128,11 @@ class CasesError(RuntimeError):
 
     shown = 20
 
-    def __init__(self, failures: Sequence[Failure], finished: int, noun: str = "cases") -> None:
+    def __init__(self, failures: Sequence[Failure], finished: int) -> None:
         blocks = [str(failure) for failure in failures[: self.shown]]
         if len(failures) > self.shown:
             blocks.append(f"and {len(failures) - self.shown} more, which the manifest names")
         if len(failures) + finished > 1:
-            blocks.insert(0, f"{len(failures)} of {len(failures) + finished} {noun} have no result")
+            blocks.insert(0, f"{len(failures)} of {len(failures) + finished} cases have no result")
         super().__init__("\n".join(blocks))
         self.failures, self.finished = failures, finished

@@ -16,14 +16,6 @@ from monai_attn.blocks.squeeze_excite import (
 )
 
 __all__ = [
-    "AutofocusConv",
-    "ChannelGate",
-    "ChannelSE",
-    "ChannelSpatialSE",
-    "EdgeGate",
-    "Gate",
-    "PreActResidual",
-    "SpatialGate",
-    "SpatialSE",
-    "get_se_layer",
-]
+    "AutofocusConv", "ChannelGate", "ChannelSE", "ChannelSpatialSE", "EdgeGate", "Gate", "PreActResidual",
+    "SpatialGate", "SpatialSE", "get_se_layer",
+]  # fmt: skip

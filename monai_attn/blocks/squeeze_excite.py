@@ -21,15 +21,9 @@ from monai_attn.blocks.fast_max import larger_product
 from monai_attn.blocks.gate import Gate
 
 __all__ = [
-    "SE_POSITIONS",
-    "ChannelGate",
-    "ChannelSE",
-    "ChannelSpatialSE",
-    "SpatialGate",
-    "SpatialSE",
-    "complete_se",
+    "SE_POSITIONS", "ChannelGate", "ChannelSE", "ChannelSpatialSE", "SpatialGate", "SpatialSE", "complete_se",
     "get_se_layer",
-]
+]  # fmt: skip
 
 # Table IV: the parts of an encoder-decoder whose outputs are recalibrated
 SE_POSITIONS = {

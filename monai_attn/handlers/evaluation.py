@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
+from ignite.metrics import Loss
+from ignite.metrics.metric import MetricUsage
 from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple, look_up_option
 
@@ -68,37 +70,22 @@ class SkipFailedCases:
             return Failure.of(error, case)
 
 
-class ValidationLoss:
+class ValidationLoss(Loss):
     """Add the mean validation loss, ``val_loss``, to the metrics.
+
+    It is ignite's ``Loss`` of the network's output before the post-processing.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[ValidationLoss(loss)])``
     """
 
     def __init__(self, loss_function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self.loss_function = loss_function
-        self.total, self.count = 0.0, 0
+        super().__init__(loss_function, itemgetter(CommonKeys.PRED, CommonKeys.LABEL))
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:  # type: ignore[override]
         """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._update)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def _reset(self, _engine: Engine) -> None:
-        self.total, self.count = 0.0, 0
-
-    def _update(self, engine: Engine) -> None:
-        output: Any = engine.state.output
-        with torch.no_grad():
-            loss = self.loss_function(output[CommonKeys.PRED], output[CommonKeys.LABEL])
-        cases = len(output[CommonKeys.PRED])
-        self.total += float(loss) * cases
-        self.count += cases
-
-    def _finish(self, engine: Engine) -> None:
-        total, count = (float(idist.all_reduce(value)) for value in (self.total, float(self.count)))
-        engine.state.metrics["val_loss"] = total / count
+        usage = MetricUsage(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, IterationEvents.FORWARD_COMPLETED)
+        super().attach(engine, "val_loss", usage)
 
 
 def validation_loss(engine: Engine) -> float:

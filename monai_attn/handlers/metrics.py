@@ -24,12 +24,8 @@ from monai_attn.files import atomic_write, csv_cell
 from monai_attn.metrics import ISICSegmentationMetric
 
 __all__ = [
-    "CaseMetricsSaver",
-    "ISICSegmentation",
-    "MeanDiceOrNaN",
-    "SpacedHausdorffDistance",
-    "SpacedSurfaceDistance",
-]
+    "CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN", "SpacedHausdorffDistance", "SpacedSurfaceDistance",
+]  # fmt: skip
 
 
 def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

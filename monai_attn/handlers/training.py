@@ -13,6 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Average
 from ignite.utils import manual_seed
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
@@ -26,13 +27,8 @@ from monai_attn.errors import DataError
 from monai_attn.handlers.metrics import by_structure
 
 __all__ = [
-    "AverageStatistics",
-    "EpochProgressBar",
-    "EpochSeed",
-    "LossTerms",
-    "StopOnNonFinite",
-    "training_loss",
-]
+    "AverageStatistics", "EpochProgressBar", "EpochSeed", "LossTerms", "StopOnNonFinite", "training_loss",
+]  # fmt: skip
 
 
 class EpochSeed:
@@ -168,8 +164,7 @@ class LossTerms:
         if not isinstance(getattr(loss, "terms", None), dict):
             raise TypeError(f"loss must have a dictionary `terms`, as EGCNNLoss has; {type(loss).__name__} has none.")
         self.loss = loss
-        self.totals: dict[str, torch.Tensor] = {}
-        self.count = 0
+        self.means: dict[str, Average] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -177,23 +172,16 @@ class LossTerms:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._update)
 
     def _reset(self, engine: Engine) -> None:
-        for name in self.totals:
-            engine.state.metrics.pop(f"loss_{name}", None)
-        self.totals, self.count = {}, 0
+        for name in self.means:
+            engine.state.metrics.pop(name, None)
+        self.means = {}
 
     def _update(self, engine: Engine) -> None:
         for name, term in self.loss.terms.items():
-            self.totals[name] = self.totals.get(name, 0.0) + term
-        self.count += 1
+            self.means.setdefault(f"loss_{name}", Average()).update(term)
         state: Any = engine.state
-        if self.totals and state.iteration % state.epoch_length == 0:
-            state.metrics.update(self._means())
-
-    def _means(self) -> dict[str, float]:
-        totals = torch.stack(list(self.totals.values()))
-        reduced: Any = idist.all_reduce(torch.cat([totals, totals.new_tensor([self.count])]))
-        *sums, count = reduced.tolist()
-        return {f"loss_{name}": total / count for name, total in zip(self.totals, sums)}
+        if state.iteration % state.epoch_length == 0:
+            state.metrics.update({name: float(mean.compute()) for name, mean in self.means.items()})
 
 
 def training_loss(output: dict[str, Any]) -> float:

@@ -8,10 +8,5 @@ from monai_attn.losses.consistency import EdgeConsistencyLoss
 from monai_attn.losses.edge import BalancedBCELoss, EdgeLoss, EGCNNLoss
 
 __all__ = [
-    "BalancedBCELoss",
-    "ClassBalancedLoss",
-    "CropBorderLoss",
-    "EGCNNLoss",
-    "EdgeConsistencyLoss",
-    "EdgeLoss",
-]
+    "BalancedBCELoss", "ClassBalancedLoss", "CropBorderLoss", "EGCNNLoss", "EdgeConsistencyLoss", "EdgeLoss",
+]  # fmt: skip

@@ -10,16 +10,6 @@ from monai_attn.nets.focusnet import FocusNet
 from monai_attn.nets.scse import ReLayNet, SCSEFCDenseNet, SCSESDNet, SCSEUNet, SqueezeExciteFCN
 
 __all__ = [
-    "ASPP",
-    "EGCNN",
-    "AFNet",
-    "ASPPNet",
-    "AllOutputs",
-    "DeepMedic",
-    "FocusNet",
-    "ReLayNet",
-    "SCSEFCDenseNet",
-    "SCSESDNet",
-    "SCSEUNet",
-    "SqueezeExciteFCN",
-]
+    "ASPP", "EGCNN", "AFNet", "ASPPNet", "AllOutputs", "DeepMedic", "FocusNet", "ReLayNet", "SCSEFCDenseNet",
+    "SCSESDNet", "SCSEUNet", "SqueezeExciteFCN",
+]  # fmt: skip

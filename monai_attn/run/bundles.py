@@ -16,7 +16,8 @@ from typing import Any
 from monai_attn.errors import ConfigError, DataError
 
 __all__ = [
-    "config_files", "describe", "find_bundle", "named_bundles", "own_weights", "read_entries", "show_command", "table"
+    "config_files", "describe", "find_bundle", "named_bundles", "named_configs", "own_weights", "read_entries",
+    "show_command", "table",
 ]  # fmt: skip
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -78,13 +79,21 @@ def config_files(folder: Path, kind: str, more: Sequence[str] = ()) -> list[Path
     names = ["inference", *more] if kind == "inference" else ["train", *more, *(["evaluate"] * (kind == "evaluate"))]
     if kind != "inference" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         names.append(f"multi_gpu_{kind}")
+    return named_configs(folder, names)
+
+
+def named_configs(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the configurations of these names.
+
+    Raises:
+        ConfigError: if the bundle has no such configuration.
+    """
     files = [folder / "configs" / f"{name}.json" for name in names]
     for file in files:
         if not file.is_file():
             present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
-            raise ConfigError(
-                file.stem, f"{folder.name} has no such configuration; it has {present}", "give one of these"
-            )
+            problem = f"{folder.name} has no such configuration; it has {present}"
+            raise ConfigError(file.stem, problem, "give one of these")
     return files
 
 

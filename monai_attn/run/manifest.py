@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.config import get_config_values, get_optional_config_values
 from monai.utils import ensure_tuple
 
 import monai_attn
@@ -34,7 +34,6 @@ from monai_attn.run.session import gather, open_log
 __all__ = ["RunManifest", "file_hash", "fingerprint", "image_hash"]
 
 _END = 1 << 16
-_PACKAGES = ("monai", "torch", "numpy", "nibabel", "itk", "pytorch-ignite")
 _FILES = ("*_seg.*", "*_overlay.png", "*_raw.csv", "curves.png", "report.html")
 _PROGRESS = logging.getLogger("monai_attn.progress")
 
@@ -108,7 +107,7 @@ class RunManifest:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
-            "versions": _versions(),
+            "versions": {"monai_attn": monai_attn.__version__, **get_config_values(), **get_optional_config_values()},
             "revision": _git_revision(),
         }
         self.report.begin(engine)
@@ -210,16 +209,6 @@ def _count(loader: Any) -> int:
     if not hasattr(dataset, "finished"):
         return len(dataset)
     return sum(gather([sum(item["image"] != "" for item in dataset.data)]))  # each process has its own
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "monai_attn": monai_attn.__version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _git_revision() -> str | None:

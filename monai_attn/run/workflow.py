@@ -22,7 +22,7 @@ from monai_attn.data.datalist import cases, find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.checkpoint import DESCRIPTION
 from monai_attn.handlers.resume import BEST, resumed
-from monai_attn.run.bundles import find_bundle
+from monai_attn.run.bundles import find_bundle, named_configs
 from monai_attn.run.checks import check_overrides, remember, shaping
 from monai_attn.run.options import parts_of
 from monai_attn.run.session import start
@@ -45,12 +45,8 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
     Raises:
         ConfigError: if there is no such configuration, or see :func:`with_model`.
     """
-    files = [folder / "configs" / f"{name}.json" for name in names]
-    for file in files:
-        if not file.is_file():
-            present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
-            raise ConfigError(file.stem, f"{folder} has no such configuration; it has: {present}", "give one of these")
-    return _parser(*with_model([str(file) for file in files], {"bundle_root": str(folder), **overrides}))
+    files = [str(file) for file in named_configs(folder, names)]
+    return _parser(*with_model(files, {"bundle_root": str(folder), **overrides}))
 
 
 def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

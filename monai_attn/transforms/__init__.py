@@ -18,27 +18,8 @@ from monai_attn.transforms.regions import (
 from monai_attn.transforms.slices import RandSlicesd
 
 __all__ = [
-    "AsLabelMapd",
-    "BrainMaskd",
-    "CheckImaged",
-    "CheckLabeld",
-    "InvertArgmaxd",
-    "LabelsToRegions",
-    "LabelsToRegionsd",
-    "RandSlicesd",
-    "RegionsToLabels",
-    "RegionsToLabelsd",
-    "ReloadImaged",
-    "SafeChannelFirstd",
-    "SafeLoadImaged",
-    "SafeSaveImage",
-    "SafeSaveImaged",
-    "SafeSpacingd",
-    "SobelEdges",
-    "SobelEdgesd",
-    "edge_targets",
-    "foreground_masks",
-    "label_values",
-    "provenance_of",
-    "sobel_edges",
-]
+    "AsLabelMapd", "BrainMaskd", "CheckImaged", "CheckLabeld", "InvertArgmaxd", "LabelsToRegions",
+    "LabelsToRegionsd", "RandSlicesd", "RegionsToLabels", "RegionsToLabelsd", "ReloadImaged", "SafeChannelFirstd",
+    "SafeLoadImaged", "SafeSaveImage", "SafeSaveImaged", "SafeSpacingd", "SobelEdges", "SobelEdgesd",
+    "edge_targets", "foreground_masks", "label_values", "provenance_of", "sobel_edges",
+]  # fmt: skip

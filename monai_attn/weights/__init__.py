@@ -17,11 +17,6 @@ from monai_attn.weights.authors import (
 from monai_attn.weights.checkpoint import load_exported, load_weights
 
 __all__ = [
-    "load_autofocus_weights",
-    "load_exported",
-    "load_keras_weights",
-    "load_pretrained",
-    "load_quicknat_weights",
-    "load_relaynet_weights",
-    "load_weights",
-]
+    "load_autofocus_weights", "load_exported", "load_keras_weights", "load_pretrained", "load_quicknat_weights",
+    "load_relaynet_weights", "load_weights",
+]  # fmt: skip

@@ -27,12 +27,9 @@ from monai_attn.nets import AFNet, FocusNet, ReLayNet, SCSEFCDenseNet, SqueezeEx
 from monai_attn.weights.checkpoint import fill, load_weights, read_state_dict
 
 __all__ = [
-    "load_autofocus_weights",
-    "load_keras_weights",
-    "load_pretrained",
-    "load_quicknat_weights",
+    "load_autofocus_weights", "load_keras_weights", "load_pretrained", "load_quicknat_weights",
     "load_relaynet_weights",
-]
+]  # fmt: skip
 
 Source = str | os.PathLike | Mapping[str, Any]
 

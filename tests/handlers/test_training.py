@@ -5,7 +5,6 @@ import random
 import sys
 from unittest.mock import Mock
 
-import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -230,19 +229,6 @@ def test_monais_logs_and_the_curves_show_one_value_for_each_epoch(tmp_path, caps
     assert written == [("loss_one", 1), ("loss_two", 1), ("loss_one", 2), ("loss_two", 2)]
     rows = [tuple(row.values()) for row in read_csv(tmp_path / "curves.csv") if row["name"] == "loss_one"]
     assert rows == [("3", "loss_one", "3.0"), ("6", "loss_one", "3.0")]
-
-
-def test_the_mean_is_that_of_all_processes(monkeypatch):
-    loss, reductions = TwoTerms(), []
-
-    def all_reduce(tensor):  # another process had a single iteration with the terms 9 and 18
-        reductions.append(tensor.tolist())
-        return tensor + torch.tensor([9.0, 18.0, 1.0])
-
-    monkeypatch.setattr(idist, "all_reduce", all_reduce)
-    trainer = train_with_terms(loss, [1.0, 2.0, 6.0], handlers=(LossTerms(loss),))
-    assert reductions == [[9.0, 18.0, 3.0]]
-    assert trainer.state.metrics == {"loss_one": pytest.approx(18 / 4), "loss_two": pytest.approx(36 / 4)}
 
 
 def test_a_loss_without_terms_is_refused():

@@ -64,7 +64,7 @@ def test_a_run_leaves_a_manifest_and_a_log_and_gives_the_process_back(config, tm
     assert sys.excepthook is hook
     manifest = json.loads((tmp_path / "out" / "train_run.json").read_text())
     assert (manifest["state"], manifest["seed"], manifest["results"]) == ("finished", 5, {})
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["Pytorch"] == torch.__version__
     assert (tmp_path / "out" / "train.log").is_file()
 
 
