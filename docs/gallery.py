@@ -210,7 +210,7 @@ def scale_maps(
     Args:
         image: volume (C, *spatial).
         weights: name of a layer to the weights of its scales (K, *spatial), which sum to one at each voxel.
-        scales: the K scales in mm: how far the kernel reaches from its centre, dilation times voxel size.
+        scales: the K scales in mm: how far the kernel reaches from its center, dilation times voxel size.
         label: label map (1, *spatial); the sagittal slice with the most foreground is shown.
         title: title of the figure.
     """

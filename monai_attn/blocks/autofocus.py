@@ -5,8 +5,8 @@ Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for
 https://arxiv.org/abs/1805.08403, Fig. 1, Sec. 2.2, eqs. 2 and 3.
 
 Differs from the authors' code (yaq007/Autofocus-Layer) in: the output keeps the size of the input (``crop=2`` gives
-theirs, with equal values); 1D and 2D besides 3D; any normalisation; and no bias on the branches, where the following
-normalisation makes it inert. The code, unlike the paper, normalises every scale on its own and stops the gradient in
+theirs, with equal values); 1D and 2D besides 3D; any normalization; and no bias on the branches, where the following
+normalization makes it inert. The code, unlike the paper, normalizes every scale on its own and stops the gradient in
 front of the attention; so do the defaults here.
 """
 
@@ -43,11 +43,11 @@ def crop_border(x: torch.Tensor, margin: int) -> torch.Tensor:
 class AutofocusConv(nn.Module):
     r"""Autofocus convolution: :math:`\sum_k \Lambda_k \cdot n_k(W \star_{r_k} x)` (Fig. 1, eqs. 2, 3).
 
-    The branches convolve ``x`` with one kernel :math:`W` at the dilations :math:`r_k`; each has its normalisation
+    The branches convolve ``x`` with one kernel :math:`W` at the dilations :math:`r_k`; each has its normalization
     :math:`n_k`. The attention :math:`\Lambda` = softmax(conv1(relu(conv3(x)))) holds one weight per scale and voxel.
     No activation follows.
 
-    In evaluation without gradients, batch normalisation goes into the kernels and the branches are summed in place:
+    In evaluation without gradients, batch normalization goes into the kernels and the branches are summed in place:
     the same function to rounding, in less time and memory.
 
     Args:
@@ -55,12 +55,12 @@ class AutofocusConv(nn.Module):
         in_channels: number of input channels, at least 2.
         out_channels: number of output channels.
         dilations: the paper's r, rising; their number is its K.
-        norm: normalisation of each branch, as a name or ``(name, {args})``; ``None`` for none.
+        norm: normalization of each branch, as a name or ``(name, {args})``; ``None`` for none.
         crop: voxels that the output loses at every side, at most the smallest dilation. The authors' code loses 2.
         detach_attention: whether the attention sends no gradient to the input, as in the authors' code.
         share_weights: whether all branches have one kernel, as in the paper; or each its own.
         memory_efficient: whether to compute the branches again in the backward pass instead of keeping them; for batch
-            normalisation and none.
+            normalization and none.
 
     Attributes:
         radius: how far the output sees, in voxels: the largest dilation.
@@ -116,7 +116,7 @@ class AutofocusConv(nn.Module):
         return self.attention(crop_border(features, max(self.crop - 1, 0)))
 
     def branch(self, x: torch.Tensor, k: int) -> torch.Tensor:
-        """Features of scale ``k`` before normalisation, (B, out_channels, *cropped)."""
+        """Features of scale ``k`` before normalization, (B, out_channels, *cropped)."""
         return self._convolve(x, self._kernel(k), None, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ class AutofocusConv(nn.Module):
         return self.convolve(x, kernel, bias, 1, dilation - self.crop, dilation)
 
     def _can_fold(self) -> bool:
-        """Whether every normalisation is a fixed scale and shift, and no gradient is wanted."""
+        """Whether every normalization is a fixed scale and shift, and no gradient is wanted."""
         return not (self.training or torch.is_grad_enabled()) and all(
             isinstance(norm, nn.Identity)
             or (isinstance(norm, _BATCH_NORMS) and not norm.training and norm.running_mean is not None)
@@ -152,7 +152,7 @@ class AutofocusConv(nn.Module):
 
     @torch.jit.unused
     def _folded(self, x: torch.Tensor) -> torch.Tensor:
-        """``forward`` with the normalisation inside the kernels, at the memory of one branch and the sum."""
+        """``forward`` with the normalization inside the kernels, at the memory of one branch and the sum."""
         x = _fast_layout(x)
         scales = self.attend(x)
         output = self._folded_branch(x, 0)

@@ -218,7 +218,7 @@ def _check_header(path: str, header: nibabel.Nifti1Header) -> int:
     if min(shape) < 1:
         raise DataError(path, f"its header gives it the size {size}", _AGAIN)
     if dtype.fields:
-        raise DataError(path, "its voxels are colours (RGB)", "save it as PNG, or one number for each voxel")
+        raise DataError(path, "its voxels are colors (RGB)", "save it as PNG, or one number for each voxel")
     if dtype.kind not in "iuf":
         raise DataError(path, f"its voxels are {dtype.name} numbers", "save the magnitude, or what you need of them")
     needed, memory = 4 * voxels / 2**30, _memory() / 2**30

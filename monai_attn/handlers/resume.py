@@ -122,7 +122,7 @@ class TrainingCheckpoint(Checkpoint):
         weights = self.network.state_dict()
         self.saver(weights, FINAL)
         best: Any = self.evaluator.state
-        if best.best_metric_epoch < 1:  # no validation, as where a single case is labelled, or none with a number
+        if best.best_metric_epoch < 1:  # no validation, as where a single case is labeled, or none with a number
             self.saver(weights, BEST)
             if isinstance(saver := self.to_save.get("best_model"), BestModelSaver):
                 saver.describe()

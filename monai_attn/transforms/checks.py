@@ -190,6 +190,6 @@ class CheckLabeld(MapTransform):
         if number > MANY_VALUES:
             return f"{problem}; it looks like an image", "give the label, and see that image and label are not swapped"
         if not all(float(value).is_integer() for value in wrong):
-            return problem, "save the label as integers; if you resample it, by nearest neighbour"
+            return problem, "save the label as integers; if you resample it, by nearest neighbor"
         pair = f"{{{wrong[-1]:g}: {max(self.values) if self.values else 1}}}"
         return problem, f'map the values, such as --label_map "{pair}", or name all structures'

@@ -95,7 +95,7 @@ def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, 
         raise DataError(
             name,
             f"it does not lie on {image_name}: {difference}",
-            "pair the right files, or resample the label to its image by nearest neighbour",
+            "pair the right files, or resample the label to its image by nearest neighbor",
         )
 
 

@@ -16,7 +16,7 @@ FORMS = {"plain": {}, "own kernels": {"share_weights": False}, "crop": {"crop": 
 
 
 def restated(block: AutofocusConv, u: torch.Tensor) -> torch.Tensor:
-    """The equations, one after the other, for batch normalisation in evaluation."""
+    """The equations, one after the other, for batch normalization in evaluation."""
     dims, crop = u.ndim - 2, block.crop
     conv = CONV[dims]
     hidden, logits = block.attention[0], block.attention[2]
@@ -62,7 +62,7 @@ def test_without_gradients_the_folded_sum_equals_the_definition(dims, norm, form
 
 
 @pytest.mark.parametrize("norm", ["instance", ("group", {"num_groups": 1}), ("batch", {"track_running_stats": False})])
-def test_normalisation_that_depends_on_the_input_is_not_folded(norm):
+def test_normalization_that_depends_on_the_input_is_not_folded(norm):
     block = AutofocusConv(2, 4, 3, norm=norm).eval()
     u = torch.randn(2, 4, 9, 8)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_in_training_nothing_is_folded_and_statistics_are_learnt():
 
 
 @pytest.mark.parametrize(("dims", "dilation"), [(1, 14), (2, 2), (3, 1)])
-def test_one_scale_without_normalisation_is_the_convolution_of_that_dilation(dims, dilation):
+def test_one_scale_without_normalization_is_the_convolution_of_that_dilation(dims, dilation):
     block = AutofocusConv(dims, 4, 3, dilations=(dilation,), norm=None)
     u = torch.randn(2, 4, *SIZES[dims])
     expected = CONV[dims](u, block.conv.weight, dilation=dilation, padding=dilation)

@@ -114,7 +114,7 @@ def test_sigmoid_gate_equals_one_over_one_plus_exp_of_minus_the_logits(shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5), (2, 3, 5, 4), (2, 3, 5, 4, 6)])
-def test_softmax_gate_normalises_over_the_channels_only(shape):
+def test_softmax_gate_normalizes_over_the_channels_only(shape):
     logits = torch.randn(shape, dtype=torch.float64)
     expected = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
     torch.testing.assert_close(Gate("softmax")(logits), expected, atol=1e-12, rtol=0)

@@ -106,13 +106,13 @@ def test_the_authors_networks_without_padding_are_one_more_file(bundle_on_phanto
     torch.testing.assert_close(loss(logits, label), expected)
 
 
-def test_half_of_the_crops_of_brats_are_around_a_labelled_voxel_and_all_inside_the_brain(train_bundle):
+def test_half_of_the_crops_of_brats_are_around_a_labeled_voxel_and_all_inside_the_brain(train_bundle):
     bundle = train_bundle(BRATS)
     config = bundle.parsed("train", crop_size=[1, 1, 1], loss_margin=0)
     dataset = config.get_parsed_content("train#dataset")
     crops = [dataset[index % len(dataset)][0] for index in range(300)]
-    labelled = np.mean([float(crop["label"] > 0) for crop in crops])
-    assert 0.4 < labelled < 0.6
+    labeled = np.mean([float(crop["label"] > 0) for crop in crops])
+    assert 0.4 < labeled < 0.6
     assert set(crops[0]) <= {"image", "label"}
     assert all((crop["image"] != 0).any() for crop in crops)  # outside the brain every modality is 0
 

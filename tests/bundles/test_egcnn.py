@@ -108,7 +108,7 @@ def test_the_label_of_a_crop_is_what_the_loss_expects(bundle):
         assert (crop["label"].float().diff(dim=0) <= 0).all()
 
 
-def test_half_of_the_crops_are_around_a_labelled_voxel_and_none_outside_the_body(bundle):
+def test_half_of_the_crops_are_around_a_labeled_voxel_and_none_outside_the_body(bundle):
     config = bundle.parsed("train", crop_size=[1, 1, 1], **{"train#dataset#cache_rate": 1.0})
     dataset = config.get_parsed_content("train#dataset")
     crops = [dataset[index % len(dataset)][0] for index in range(200)]

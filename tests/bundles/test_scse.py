@@ -14,7 +14,7 @@ QUICK_START, OCT = "hippocampus_mri_scse_segmentation", "retinal_oct_scse_segmen
 
 
 @pytest.mark.parametrize("name", [QUICK_START, OCT])
-def test_optimiser_schedule_and_the_plain_network_are_one_override_each(train_bundle, name, tmp_path):
+def test_optimizer_schedule_and_the_plain_network_are_one_override_each(train_bundle, name, tmp_path):
     overrides = {"optimizer": "@sgd", "lr_scheduler": "@step", "se": "$None"}
     train_bundle(name).run("train", "baselines", output_dir=str(tmp_path), ckpt_dir=str(tmp_path), **overrides)
     state = torch.load(tmp_path / "model_final.pt", weights_only=True)

@@ -66,7 +66,7 @@ def test_a_whole_file_of_real_numbers_passes(tmp_path, name, dtype, kind):
         ("a.nii.gz", WHOLE, "not compressed by gzip\n  fix:     rename it to {folder}/a.nii"),
         ("a.nii", PACKED, "does not end in .gz\n  fix:     rename it to {folder}/a.nii.gz"),
         ("a.nii", nifti(VOXELS.astype(np.complex64)), "its voxels are complex64 numbers"),
-        ("a.nii", nifti(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "its voxels are colours (RGB)"),
+        ("a.nii", nifti(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "its voxels are colors (RGB)"),
     ],
 )
 def test_what_is_no_whole_volume_of_real_numbers_is_refused(tmp_path, name, content, words):

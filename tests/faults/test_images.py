@@ -43,9 +43,9 @@ def test_a_volume_of_another_size(lab, part, thickness):
 
 
 @fault(10)
-def test_colours(lab):
+def test_colors(lab):
     path = lab.write(np.zeros(lab.scan.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    lab.segment(path).refused(path, "colours (RGB)")
+    lab.segment(path).refused(path, "colors (RGB)")
 
 
 @fault(15)

@@ -129,7 +129,7 @@ def network():
 
 
 def train(net, *handlers):
-    """Two epochs on random slices, with dropout and batch normalisation."""
+    """Two epochs on random slices, with dropout and batch normalization."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
 

@@ -141,7 +141,7 @@ def test_inside_the_radius_both_paddings_agree_and_at_the_border_they_do_not(n, 
     assert (a - b).abs().max() > 1e-3
 
 
-# --- behaviour ---------------------------------------------------------------------------------------------------
+# --- behavior ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dims", "n", "padding"), [(2, 3, "same"), (3, 1, "official")])

@@ -30,7 +30,7 @@ def test_the_target_is_the_union_of_the_edges_of_the_classes(spatial_dims):
     assert torch.equal(edge_targets(masks, soft=True, per_class=True), sobel_edges(masks))
 
 
-def test_neighbouring_classes_have_an_edge_whatever_their_numbers():
+def test_neighboring_classes_have_an_edge_whatever_their_numbers():
     target = SobelEdges(num_classes=4)(STRIPES)
     assert target.tolist() == [[0, 0, 1, 1, 1, 1, 1, 1, 0]]
     each = SobelEdges(num_classes=4, per_class=True)(STRIPES)

@@ -19,7 +19,7 @@ def cube(spatial_dims: int, low: int = 7, high: int = 13, size: int = 20) -> tor
     return mask
 
 
-def distance_from_centre(radius: int, spatial_dims: int) -> torch.Tensor:
+def distance_from_center(radius: int, spatial_dims: int) -> torch.Tensor:
     axis = torch.arange(-radius - 5, radius + 6).float()
     return torch.stack(torch.meshgrid(*[axis] * spatial_dims, indexing="ij")).norm(dim=0)
 
@@ -98,7 +98,7 @@ def test_the_edge_of_a_cube_or_of_a_voxel_is_one_voxel_on_either_side_of_its_fac
     ],
 )
 def test_the_magnitudes_of_a_ball_add_up_to_its_surface(spatial_dims, radius, total, voxels, strong_voxels):
-    distance = distance_from_centre(radius, spatial_dims)
+    distance = distance_from_center(radius, spatial_dims)
     magnitude = sobel_edges((distance <= radius)[None, None])[0, 0]
     surface = 2 * math.pi * radius if spatial_dims == 2 else 4 * math.pi * radius**2
     assert magnitude.sum() / surface == pytest.approx(total, abs=6e-4)
