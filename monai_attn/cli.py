@@ -121,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command(_list, "List the bundles, with paper, task, modality, weights and data set.", bundle=False)
     info = "Show a bundle: what it segments, labels, expected input, and its options with defaults."
-    command(_info, info, "examples:\n  monai-attn info hippocampus_mri_scse\n")
+    add = command(_info, info, "examples:\n  monai-attn info hippocampus_mri_scse\n")
+    add("--checkpoint", metavar="FILE", help="weights of a training, whose options and scores are shown too")
     add = command(
         _segment, "Segment images.", _SEGMENT, output="folder for masks, pictures, report and log", options=True
     )
@@ -200,7 +201,8 @@ def _list(_: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    print(*bundles.describe(find_bundle(arguments.bundle)), sep="\n")
+    _check_there(arguments.checkpoint)
+    print(*bundles.describe(find_bundle(arguments.bundle), arguments.checkpoint), sep="\n")
 
 
 def _segment(arguments: argparse.Namespace) -> None:

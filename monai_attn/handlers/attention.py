@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +70,7 @@ class AttentionMaps(CasePictures):
         spatial_dim: int = 2,
         class_names: Sequence[str] = (),
     ) -> None:
-        super().__init__(output_dir, class_names, max_cases=sys.maxsize)
+        super().__init__(output_dir, class_names)
         self.network = network
         self.inferer = inferer
         self.spatial_dim = spatial_dim

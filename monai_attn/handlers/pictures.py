@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,6 @@ class CasePictures:
     Args:
         output_dir: folder for pictures of predictions that are not saved.
         class_names: names of the classes 1, 2, …
-        max_cases: number of cases to draw, from the first on, in all processes together.
 
     Example:
         :class:`OverlaySaver` and :class:`AttentionMaps` are subclasses.
@@ -59,11 +57,9 @@ class CasePictures:
     ending = ".png"
     postprocessing = Compose([])
 
-    def __init__(self, output_dir: str, class_names: Sequence[str] = (), max_cases: int = 20) -> None:
+    def __init__(self, output_dir: str, class_names: Sequence[str] = ()) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = class_names
-        self.max_cases = math.ceil(max_cases / idist.get_world_size())
-        self.drawn = 0
         self.names: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -84,8 +80,7 @@ class CasePictures:
     def __call__(self, engine: Engine) -> None:
         """Draw the cases that the evaluator has just segmented."""
         state: Any = engine.state
-        for case in state.output[: self.max_cases - self.drawn]:
-            self.drawn += 1
+        for case in state.output:
             self._write(case)
 
     def _write(self, case: Mapping[str, Any]) -> None:

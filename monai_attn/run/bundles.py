@@ -152,8 +152,11 @@ def table() -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def describe(folder: Path) -> list[str]:
-    """Return what the card of a bundle says: target, data, input, output, and options with their defaults."""
+def describe(folder: Path, checkpoint: str | Path | None = None) -> list[str]:
+    """Return what the card of a bundle says, options with their defaults among it.
+
+    A ``model.json`` beside the weights adds the options and scores of their training.
+    """
     card = (folder / "docs" / "README.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^##+ (.*?)\n+(.*?)(?=\n##+ |\Z)", card, flags=re.MULTILINE | re.DOTALL))
     lines = [f"{folder.name}: {card.splitlines()[0].lstrip('# ')}", f"folder: {folder}", ""]
@@ -163,4 +166,7 @@ def describe(folder: Path) -> list[str]:
     for keys, default, meaning in re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", sections["Overrides"], re.MULTILINE):
         text = f"{keys.replace('`', '')} ({default.replace('`', '')}): {meaning.replace('`', '')}"
         lines += textwrap.wrap(text, 110, initial_indent="  --", subsequent_indent="      ")
-    return lines
+    weights = Path(checkpoint or folder / "models" / "model.pt")
+    model = json.loads(path.read_text("utf-8")) if (path := weights.with_name("model.json")).is_file() else {}
+    lines += ["", f"The training of {weights}"] * bool(model)
+    return lines + [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in model.items()]

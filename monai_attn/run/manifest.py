@@ -24,6 +24,7 @@ from monai.config import get_config_values, get_optional_config_values
 from monai.utils import ensure_tuple
 
 import monai_attn
+from monai_attn.data.layouts import LISTINGS
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import atomic_write
 from monai_attn.handlers.metrics import by_structure
@@ -232,8 +233,8 @@ def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
     path = Path(ensure_tuple(source)[0] if source else "")
     if not source or not path.exists():
         return None
-    listing = path / "dataset.json"
-    if listing.is_file():
+    listing = next((path / name for name in LISTINGS if (path / name).is_file()), None)
+    if listing is not None:
         content = listing.read_bytes()
     else:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

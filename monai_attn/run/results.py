@@ -130,7 +130,7 @@ class FinishedCases:
     def _unfinished(self, cases: Sequence[dict[str, Any]], images: list[str]) -> list[dict[str, Any]]:
         # a list first: every file there is looked at, also behind one that is missing
         saved = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
-        present = [done and self._is_drawn(number, image) for number, (done, image) in enumerate(zip(saved, images))]
+        present = [done and self._is_drawn(image) for done, image in zip(saved, images)]
         if any(present):
             print(
                 f"monai_attn: {sum(present)} of {len(cases)} cases are finished; --overwrite True segments them again",
@@ -163,8 +163,6 @@ class FinishedCases:
             )
         return True
 
-    def _is_drawn(self, number: int, image: str) -> bool:
-        """Return whether the pictures of case ``number`` exist."""
-        wanted = [picture for picture in self.pictures if number < picture.max_cases]
+    def _is_drawn(self, image: str) -> bool:
         results = [saver.path_of(image) for saver in self.savers[:1]]
-        return all(picture.path_beside(result, image).exists() for picture in wanted for result in results)
+        return all(picture.path_beside(result, image).exists() for picture in self.pictures for result in results)
