@@ -15,7 +15,8 @@ from monai.config import PathLike
 from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
 from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
 
-from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_series, warn_if_corrected
+from monai_attn.data.dicom import check_series, place_slices
+from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, warn_if_corrected
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
 __all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
@@ -100,7 +101,10 @@ class CheckingReader(ImageReader):
                 raise DataError(file, f"its format is not that of {self._files[0]}", "give all channels in one format")
         self._reader = _reader_for(self._files[0])()
         with _naming(self._files):
-            return self._reader.read(self._files, **kwargs)
+            images = self._reader.read(self._files, **kwargs)
+            if not isinstance(self._reader, ITKReader):
+                return images
+            return [place_slices(image, Path(file)) for image, file in zip(ensure_tuple(images), self._files)]
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Return voxels and metadata of an opened image."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from monai_attn.transforms.checks import CheckImaged, CheckLabeld, label_values
 from monai_attn.transforms.edges import SobelEdges, SobelEdgesd, edge_targets, foreground_masks, sobel_edges
-from monai_attn.transforms.grid import SafeSpacingd
+from monai_attn.transforms.grid import RandSlicesd, SafeSpacingd
 from monai_attn.transforms.load import ReloadImaged, SafeChannelFirstd, SafeLoadImaged
 from monai_attn.transforms.output import AsLabelMapd, InvertArgmaxd, SafeSaveImage, SafeSaveImaged, provenance_of
 from monai_attn.transforms.regions import (
@@ -15,7 +15,6 @@ from monai_attn.transforms.regions import (
     RegionsToLabels,
     RegionsToLabelsd,
 )
-from monai_attn.transforms.slices import RandSlicesd
 
 __all__ = [
     "AsLabelMapd", "BrainMaskd", "CheckImaged", "CheckLabeld", "InvertArgmaxd", "LabelsToRegions",
