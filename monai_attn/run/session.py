@@ -37,12 +37,12 @@ _PATIENCE = timedelta(days=1)
 
 
 def join() -> None:
-    """Join the processes of ``torchrun``, if any: NCCL or Gloo.
+    """Join the processes of ``torchrun``, if any, once: NCCL or Gloo.
 
     Raises:
         ConfigError: if the machine has GPUs, but not one for each of its processes.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or idist.backend() is not None:
         return
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if 0 < gpus < processes:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -205,3 +206,25 @@ def test_two_processes_share_a_folder_and_account_for_it_as_one_does(folder):
         assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
         assert np.array_equal(ours.affine, theirs.affine)
         assert ours.header["descrip"] == theirs.header["descrip"]
+
+
+def test_the_commands_run_in_two_processes(make_bundle, tmp_path):
+    bundle = make_bundle(QUICK_START)
+    out, images = tmp_path / "out", bundle.data / "images"
+    for command in (
+        ["train", QUICK_START, "-d", bundle.data, "-o", out, "--epochs", "1"],
+        ["evaluate", QUICK_START, "-d", bundle.data, "-o", out, "--checkpoint", out / "model.pt"],
+        ["segment", QUICK_START, images, "-o", out, "--checkpoint", out / "model.pt"],
+    ):
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            "-m",
+            "monai_attn",
+        ]
+        job = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
+        assert job.returncode == 0, job.stderr
+    assert len(list(out.glob("*_seg.nii.gz"))) == len(list(images.iterdir()))

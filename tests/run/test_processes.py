@@ -55,6 +55,10 @@ def test_processes_join_patiently_and_keep_the_hook_for_errors(monkeypatch, gpus
     assert joined[0][0] == backend
     assert joined[0][1] > timedelta(hours=1)  # longer than torch itself waits
     assert sys.excepthook is hook
+    monkeypatch.setattr(processes.idist, "backend", lambda: backend)
+    processes.join()  # again, as the command line does, which starts a run before its configuration does
+    assert len(joined) == 1
+    monkeypatch.setattr(processes.idist, "backend", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="there are 1"):
         processes.join()
