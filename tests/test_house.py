@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7262, 12_329, 17_094
+CODE_LINES, LINES, TEST_LINES = 7299, 12_375, 17_158
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check NIfTI files, and describe affines."""
+"""Check NIfTI files and compressed voxels, and describe affines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import gzip
 import logging
 import math
 import os
+import re
 import zlib
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import nibabel
@@ -15,9 +17,14 @@ import numpy as np
 
 from monai_attn.errors import DataError
 
-__all__ = ["NIFTI_SUFFIXES", "check_nifti", "describe_affine", "read_header", "warn_if_corrected"]
+__all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "describe_affine", "read_header", "warn_if_corrected"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_HEADED = (".mha", ".mhd", ".nrrd", ".nhdr")
+_COMPRESSED = re.compile(rb"^(encoding: *gz|CompressedData *= *True)", re.IGNORECASE | re.MULTILINE)
+_DATA_FILE = re.compile(rb"^(?:data ?file: *|ElementDataFile *= *)(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_HEADER_END = re.compile(rb"^ElementDataFile[^\n]*\n|\n\r?\n", re.MULTILINE)
+_ANY_ZLIB = zlib.MAX_WBITS | 32
 _AGAIN = "copy, download or export it again"
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +52,36 @@ def check_nifti(path: str) -> None:
         raise DataError(path, f"it is damaged: {str(error).rstrip('.')}", _AGAIN) from error
     if held < end:
         raise DataError(path, f"it is cut off: its header promises {end:,} bytes, it holds {held:,}", _AGAIN)
+
+
+def check_stream(path: str) -> None:
+    """Read zlib or gzip voxels to their checksum, unlike their readers.
+
+    Known are MetaImage and NRRD, whose header may name another file, and MGZ.
+
+    Raises:
+        DataError: if they are damaged or cut off.
+    """
+    if not (is_mgz := path.lower().endswith(".mgz")) and not path.lower().endswith(_HEADED):
+        return
+    with open(path, "rb") as file:
+        head = file.read(1 << 20)
+    if not is_mgz and not _COMPRESSED.search(head):
+        return
+    named, end = _DATA_FILE.search(head), _HEADER_END.search(head)
+    apart = Path(path).parent / os.fsdecode(named[1]) if named and not is_mgz and named[1].upper() != b"LOCAL" else None
+    if apart is not None and not apart.is_file():  # a list or a pattern, which is left to the reader
+        return
+    stream = zlib.decompressobj(_ANY_ZLIB)
+    try:
+        with open(apart or path, "rb") as file:
+            file.seek(0 if is_mgz or apart or end is None else end.end())
+            while not stream.eof and (block := file.read(1 << 16)):
+                stream.decompress(block)
+    except zlib.error as error:
+        raise DataError(str(apart or path), f"it is damaged: {error}", _AGAIN) from error
+    if not stream.eof:
+        raise DataError(str(apart or path), "it is damaged: its compressed voxels are cut off", _AGAIN)
 
 
 def read_header(path: str) -> nibabel.Nifti1Header:

@@ -27,6 +27,7 @@ __all__ = ["IMAGE_SUFFIXES", "LISTINGS", "Sections", "case_folders", "case_name"
 __all__ += ["find_labels", "is_image", "read_listing", "read_sections", "say", "say_left_out"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_ENDINGS = (*IMAGE_SUFFIXES, ".dcm", ".ima", ".hdr", ".img", ".nhdr", ".bmp", ".gif", ".webp", ".npy", ".npz", ".mat")
 LISTINGS = ("dataset.json", "dataset.csv")
 Sections = dict[str, list[dict[str, Any]]]
 
@@ -38,14 +39,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def case_name(path: str | Path) -> str:
-    """Return a case's name, its file name without extension.
+    """Return a case's name, its file name without a known extension.
 
     Example:
-        >>> case_name("/data/images/hippocampus_014.nii.gz")
-        'hippocampus_014'
+        >>> print(case_name("/data/scan.v2.nii.gz"), case_name("/data/1.2.840.113619.7"))
+        scan.v2 1.2.840.113619.7
     """
     name = Path(path).name
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), Path(name).suffix)
+    suffix = next((suffix for suffix in _ENDINGS if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 

@@ -16,7 +16,7 @@ from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyRead
 from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
 
 from monai_attn.data.dicom import check_series, place_slices
-from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, warn_if_corrected
+from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, warn_if_corrected
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
 __all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
@@ -36,8 +36,8 @@ def check_file(path: str | Path) -> None:
     """Check that an image file or DICOM folder is complete.
 
     A NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels) and its header is compared
-    with its length before memory is allocated; other formats are left to their readers, which notice missing data. A
-    good file is not checked again until it changes.
+    with its length before memory is allocated; so are the checksums of compressed MetaImage, NRRD and MGZ files. Other
+    formats are left to their readers, which notice damage. A good file is not checked again until it changes.
 
     Raises:
         DataError: if the file is missing, empty, damaged, not of the format that its name promises, or larger than the
@@ -69,6 +69,7 @@ def _check_content(path: str, size: int, changed: int) -> None:
             raise DataError(path, "it is a Git-LFS pointer, not the file that it points to", "run `git lfs pull`")
     if path.lower().endswith(NIFTI_SUFFIXES):
         check_nifti(path)
+    check_stream(path)
 
 
 class CheckingReader(ImageReader):

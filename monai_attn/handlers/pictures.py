@@ -18,6 +18,7 @@ from monai.transforms import Compose, LoadImage
 from monai.utils import CommonKeys, ImageMetaKey, MetaKeys, ensure_tuple
 
 from monai_attn.data.datalist import case_name, case_names
+from monai_attn.data.reader import CheckingReader
 from monai_attn.files import atomic_write
 from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.training import training_loss
@@ -89,7 +90,7 @@ class CasePictures:
         picture = self.output_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
         if MetaKeys.SAVED_TO in meta:
             picture = self.path_beside(meta[MetaKeys.SAVED_TO], path)
-        image = LoadImage(image_only=True, ensure_channel_first=True)(path)
+        image = LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader())
         masks = {"truth": case.get(CommonKeys.LABEL), "prediction": case[CommonKeys.PRED]}
         # a prediction may have lost its channel dimension
         placed = {name: m if m.ndim == image.ndim else m[None] for name, m in masks.items() if m is not None}

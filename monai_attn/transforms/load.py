@@ -103,6 +103,6 @@ class ReloadImaged(MapTransform):
         """Reload the files to the devices of the images."""
         item = dict(data)
         for key in self.key_iterator(item):
-            image = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]).to(item[key].device)
+            image = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ], CheckingReader()).to(item[key].device)
             item[key] = map_labels(image, self.label_map)
         return item

@@ -27,6 +27,7 @@ from monai.utils import (
     optional_import,
 )
 
+from monai_attn.data.layouts import case_name
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
@@ -164,9 +165,14 @@ class SafeSaveImage(SaveImage):
 
     def path_of(self, subject: PathLike) -> Path:
         """Return the path of the result of an image file."""
+        folder, name = os.path.dirname(subject), case_name(str(subject))
         try:
             path = create_file_basename(
-                self.output_postfix, str(subject), self.output_dir, self.data_root_dir, separate_folder=False
+                self.output_postfix,
+                os.path.join(folder, f"{name}.nii"),  # MONAI would take whatever is behind a dot for the ending
+                self.output_dir,
+                self.data_root_dir,
+                separate_folder=False,
             )
         except OSError as error:
             problem = f"it cannot be written: {error.strerror}"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import gzip
 import resource
+import shutil
 
+import itk
 import nibabel
 import numpy as np
 import pytest
@@ -83,3 +85,38 @@ def test_two_images_of_one_name(lab):
     found = sorted(attempt.output.rglob("*_seg.nii.gz"))
     assert [str(path.relative_to(attempt.output)) for path in found] == ["subA/t1_seg.nii.gz", "subB/t1_seg.nii.gz"]
     assert all(np.array_equal(np.asarray(nibabel.load(path).dataobj), lab.mask) for path in found)
+
+
+@fault(90)
+def test_a_flipped_bit_in_compressed_voxels(lab):
+    voxels = itk.image_from_array(np.ascontiguousarray(lab.scan.T))
+    sources = {"a.mha": "a.mha", "b.nrrd": "b.nrrd", "c.mhd": "c.zraw", "d.nhdr": "d.raw.gz", "e.mgz": "e.mgz"}
+    (lab.folder / "in").mkdir()
+    nibabel.save(nibabel.MGHImage(lab.scan, lab.affine), lab.folder / "in" / "e.mgz")
+    for name in sources:
+        if name != "e.mgz":
+            itk.imwrite(voxels, str(lab.folder / "in" / name), compression=True)
+    attempt = lab.segment(lab.folder / "in").finished()
+    assert len(list(attempt.output.glob("*_seg.nii.gz"))) == len([name for name in sources if name != "d.nhdr"])
+    for name, file in sources.items():
+        copy = shutil.copytree(lab.folder / "in", lab.folder / name[0])
+        content = bytearray((copy / file).read_bytes())
+        content[len(content) // 2] ^= 0x10
+        (copy / file).write_bytes(content)
+        lab.segment(copy / name).refused(copy / file, "damaged", "copy, download or export it")
+        (copy / file).write_bytes(content[: len(content) // 3])
+        lab.segment(copy / name).refused(copy, "damaged")
+
+
+@fault(99)
+def test_names_with_dots(lab, write_series):
+    for name in ("scan.v2.nii.gz", "scan.v3.nii.gz", "x.NII.GZ"):
+        lab.copy(f"in/{name}")
+    attempt = lab.segment(lab.folder / "in", save_attention=True).finished()
+    names = {path.name.partition("_")[0] for path in attempt.output.glob("*_*") if path.suffix != ".json"}
+    assert names == {"scan.v2", "scan.v3", "x"}
+    for number in (7, 8):
+        (lab.folder / "dicom").mkdir(exist_ok=True)
+        write_series(lab.folder / "dicom" / f"1.2.840.113619.{number}", range(4), "1.2.3", voxels=lab.scan[..., :4])
+        attempt = lab.segment(lab.folder / "dicom" / f"1.2.840.113619.{number}", output_dir=lab.folder / "dicom_out")
+        assert (attempt.finished().output / f"1.2.840.113619.{number}_seg.nii.gz").exists()
