@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import math
 import os
 import re
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from monai_attn.errors import DataError
 
-__all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "describe_affine", "read_header", "warn_if_corrected"]
+__all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "correct_affine", "describe_affine", "forms_like"]
+__all__ += ["read_header"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _HEADED = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -25,6 +28,7 @@ _COMPRESSED = re.compile(rb"^(encoding: *gz|CompressedData *= *True)", re.IGNORE
 _DATA_FILE = re.compile(rb"^(?:data ?file: *|ElementDataFile *= *)(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 _HEADER_END = re.compile(rb"^ElementDataFile[^\n]*\n|\n\r?\n", re.MULTILINE)
 _ANY_ZLIB = zlib.MAX_WBITS | 32
+_MM = {1: 1000.0, 3: 0.001}  # in a meter and a micrometer, by their codes in xyzt_units
 _AGAIN = "copy, download or export it again"
 _LOGGER = logging.getLogger(__name__)
 
@@ -98,14 +102,16 @@ def read_header(path: str) -> nibabel.Nifti1Header:
     return header_class(block[: header_class.sizeof_hdr], check=False)
 
 
-def warn_if_corrected(path: str, used: np.ndarray) -> None:
-    """Warn if the affine used is not the header's.
+def correct_affine(path: str, used: np.ndarray) -> np.ndarray:
+    """Return the affine of a NIfTI file in mm, after warnings of what is odd about it.
 
-    nibabel and MONAI replace it where spacing (pixdim), qform and sform contradict each other, or are not finite.
+    Its unit may be another, its qform and sform may differ, and nibabel and MONAI replace it where spacing (pixdim),
+    qform and sform contradict each other, or are not finite.
     """
     header = read_header(path)
     with np.errstate(all="ignore"):
         claimed = header.get_best_affine()
+    corrected = _scale(header) @ used
     if not np.allclose(claimed, used, rtol=1e-3, atol=1e-3):
         _LOGGER.warning(
             "%s: its header contradicts itself (pixdim %s, qform_code %d, sform_code %d with rows %s); used: %s",
@@ -114,8 +120,49 @@ def warn_if_corrected(path: str, used: np.ndarray) -> None:
             header["qform_code"],
             header["sform_code"],
             header.get_sform()[:3].round(4).tolist(),
-            describe_affine(used),
+            describe_affine(corrected),
         )
+    if not np.array_equal(corrected, used):
+        unit = header.get_xyzt_units()[0]
+        _LOGGER.warning("%s: its unit is the %s; used: %s", path, unit, describe_affine(corrected))
+    if forms := _different_forms(header):
+        described = [f"{describe_affine(form)} (code {code})" for form, code in forms]
+        message = "%s: its qform and sform differ, so programs show it in different places: %s; %s; used: %s"
+        _LOGGER.warning(message, path, *described, describe_affine(corrected))
+    return corrected
+
+
+def forms_like(path: str, affine: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Return qform and sform with their codes, for a result with this affine of an image file.
+
+    Those of the file are kept where they differ, so that every program shows the result on its image.
+    """
+    forms: list[tuple[np.ndarray, int]] = []
+    if path.lower().endswith(NIFTI_SUFFIXES) and os.path.isfile(path):
+        forms = _different_forms(read_header(path))
+    is_one = any(np.allclose(form, affine, atol=1e-3) for form, _ in forms)
+    return forms if is_one else [(affine, 1), (affine, 1)]
+
+
+def _scale(header: nibabel.Nifti1Header) -> np.ndarray:
+    """Return the matrix that converts a file's coordinates to mm."""
+    return np.diag([_MM.get(int(header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
+
+
+def _different_forms(header: nibabel.Nifti1Header) -> list[tuple[np.ndarray, int]]:
+    """Return qform and sform in mm with their codes, if both are valid and differ by more than a tenth of a voxel."""
+    forms = []
+    for read in (header.get_qform, header.get_sform):
+        with suppress(ValueError, nibabel.spatialimages.HeaderDataError), np.errstate(all="ignore"):
+            form, code = read(coded=True)
+            if form is not None and np.isfinite(form).all():
+                forms.append((_scale(header) @ form, int(code)))
+    if len(forms) < 2:
+        return []
+    shape = [*header.get_data_shape(), 1, 1, 1][:3]
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, size) for size in shape))]).T
+    apart = np.linalg.norm((forms[0][0] - forms[1][0]) @ corners, axis=0).max()
+    return forms if apart > 0.1 * np.linalg.norm(forms[1][0][:, :3], axis=0).min() else []
 
 
 def describe_affine(affine: np.ndarray) -> str:

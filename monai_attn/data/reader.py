@@ -16,7 +16,7 @@ from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyRead
 from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
 
 from monai_attn.data.dicom import check_series, place_slices
-from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, warn_if_corrected
+from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, correct_affine
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
 __all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
@@ -116,7 +116,8 @@ class CheckingReader(ImageReader):
                 self._check_grids(img)
                 raise
         if self._files[0].lower().endswith(NIFTI_SUFFIXES):
-            warn_if_corrected(self._files[0], meta[MetaKeys.ORIGINAL_AFFINE])
+            meta[MetaKeys.ORIGINAL_AFFINE] = correct_affine(self._files[0], meta[MetaKeys.ORIGINAL_AFFINE])
+            meta[MetaKeys.AFFINE] = meta[MetaKeys.ORIGINAL_AFFINE].copy()
         return array, meta
 
     def _check_grids(self, images: Any) -> None:

@@ -15,11 +15,13 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tenso
 
 from monai_attn.data.checking import MANY_VALUES, label_values, map_labels
 from monai_attn.errors import DataError
-from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of
+from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of, warn_if_larger
 
 __all__ = ["CheckImaged", "CheckLabeld", "label_values"]
 
 
+_TISSUES = 100  # Hounsfield units between which fat, water and muscle lie
+_MOST_HOUNSFIELD = 32767  # of metal, in 16 bits
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -37,6 +39,8 @@ class CheckImaged(MapTransform):
         window: values that the bundle scales to 0 and 1. If the lower one is not negative, negative values are an
             error: in Hounsfield units, the lungs would become 0.
         assume_orientation: axes, such as ``"RAS"``, for NIfTI files without an orientation; an error by default.
+        hounsfield: whether to warn where values cannot be those of CT in Hounsfield units.
+        field_of_view: extent in mm (RAS) of the largest images of the training; much larger volumes give a warning.
 
     Raises:
         DataError: when applied, for other dimensions or channels, a single voxel, complex or non-finite voxels, values
@@ -60,6 +64,8 @@ class CheckImaged(MapTransform):
         constant: Literal["warn", "error"] = "warn",
         window: Sequence[float] | None = None,
         assume_orientation: str | None = None,
+        hounsfield: bool = False,
+        field_of_view: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -69,6 +75,8 @@ class CheckImaged(MapTransform):
         self.constant = look_up_option(constant, ("warn", "error"))
         self.window = window
         self.assume_orientation = assume_orientation
+        self.hounsfield = hounsfield
+        self.field_of_view = field_of_view
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Check the images of a case."""
@@ -81,6 +89,8 @@ class CheckImaged(MapTransform):
         files = files_of(img, "the image")
         check_shape(img, ", ".join(files), self.spatial_dims, self.channels)
         img = check_affine(img, files[0], self.assume_orientation)
+        if self.field_of_view is not None:
+            warn_if_larger(img, files[0], self.field_of_view)
         voxels = convert_to_tensor(img, track_meta=False)
         one_file = len(files) != len(voxels)
         names = [f"{files[0]} (channel {channel})" for channel in range(len(voxels))] if one_file else files
@@ -90,6 +100,10 @@ class CheckImaged(MapTransform):
         if self.window is not None and self.window[0] >= 0 > ranges.min():
             problem = f"its values begin at {ranges.min():g} (Hounsfield units?), and the window at {self.window[0]:g}"
             raise DataError(files[0], problem, "give --window [-1000,400]")
+        low, high = float(ranges.min()), float(ranges.max())
+        if self.hounsfield and not (low <= -_TISSUES and _TISSUES <= high <= _MOST_HOUNSFIELD):
+            found = f"its values go from {low:g} to {high:g}"
+            _LOGGER.warning("%s: %s, expected Hounsfield units, from about -1000 (air) to 1000 (bone)", files[0], found)
         flat = (ranges[:, 0] == ranges[:, 1]).nonzero().flatten().tolist()
         for channel in flat:
             problem = f"it has no contrast: every voxel is {ranges[channel, 0]:g}"

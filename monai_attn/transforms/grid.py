@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel
@@ -22,12 +22,16 @@ from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
 
 __all__ = ["CHANNEL_FILES", "RandSlicesd", "SafeSpacingd", "check_affine", "check_pair", "check_shape", "files_of"]
+__all__ += ["warn_if_larger"]
 
 CHANNEL_FILES = "channel_files"
 """Metadata of an image that was loaded from a file for each channel: their paths."""
 
 _SHEAR = 1e-3  # cosine of the angle between two axes of the grid
 _TOLERANCE = 0.5  # voxel
+_FINEST, _COARSEST = 0.02, (10, 10, 30)  # mm; 30 between thick slices
+_MUCH_LARGER = 1.5  # times
+_LARGEST = 1e9  # mm³, at 1 mm 4 GB
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -67,7 +71,8 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
     a NIfTI file gives none; the image then gets a new affine.
 
     Raises:
-        DataError: if the affine is singular, or the orientation unknown and none to be assumed.
+        DataError: if the affine is singular, its voxels or extent are those of no patient, or the orientation is
+            unknown and none to be assumed.
     """
     if not isinstance(image, MetaTensor) or image.ndim != 4:
         return image
@@ -77,10 +82,29 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
         raise DataError(name, f"its affine {affine.round(4).tolist()} is singular", "correct the header")
     if not any(int(image.meta.get(f"{form}_code", 1)) for form in ("qform", "sform")):
         return _assume(image, name, orientation, lengths)
+    sizes = np.array(image.shape[1:])
+    spacing = np.sort(np.where(sizes > 1, lengths, 1))
+    if (spacing < _FINEST).any() or (spacing > _COARSEST).any():
+        problem = f"its voxels are {' x '.join(f'{length:.4g}' for length in lengths)} mm"
+        raise DataError(name, problem, "correct the spacing in its header, and the unit")
+    if (sizes * lengths).prod() > _LARGEST:
+        problem = f"it measures {' x '.join(f'{length:,.0f}' for length in sizes * lengths)} mm, more than a patient"
+        raise DataError(name, problem, "correct the spacing in its header, and the unit")
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:
         _LOGGER.warning("%s: its axes are not at right angles; used as they are: %s", name, describe_affine(affine))
     return image
+
+
+def warn_if_larger(image: NdarrayOrTensor, name: str, field_of_view: Sequence[float]) -> None:
+    """Warn if a volume (C, *spatial) with an affine is much larger than those of the training, in mm (RAS)."""
+    if isinstance(image, MetaTensor) and image.ndim == 4:
+        extent = np.abs(image.affine.numpy()[:3, :3]) @ image.shape[1:]
+        times = float((extent / field_of_view).max())
+        if times > _MUCH_LARGER:
+            sizes = [" x ".join(f"{length:.0f}" for length in lengths) for lengths in (extent, field_of_view)]
+            message = "%s: it measures %s mm, up to %.1f times the images of the training (%s mm); cut out that region"
+            _LOGGER.warning(message, name, sizes[0], times, sizes[1])
 
 
 def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, name: str) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from monai.utils import (
     optional_import,
 )
 
+from monai_attn.data.formats import forms_like
 from monai_attn.data.layouts import case_name
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
@@ -201,8 +202,8 @@ class SafeSaveImage(SaveImage):
         if self.scale is not None:
             values = (self.scale * values.clip(0, 1)).astype(np.uint8)
         with atomic_write(path) as draft:
-            write, affine = _WRITERS[self.output_ext], meta.get(MetaKeys.AFFINE, np.eye(4))
-            if not write(draft, values, self.output_dtype, line, affine):
+            affine = to_affine_nd(3, convert_to_numpy(meta.get(MetaKeys.AFFINE, np.eye(4))))
+            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, forms_like(subject, affine)):
                 raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
         meta[MetaKeys.SAVED_TO] = str(path)
         return img
@@ -256,12 +257,14 @@ def provenance_of(path: str | Path) -> str:
         return ""  # not a file of ours
 
 
-def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: Any) -> bool:
+def _write_nifti(
+    path: Path, values: np.ndarray, dtype: Any, line: str, forms: Sequence[tuple[np.ndarray, int]]
+) -> bool:
     """Write a volume; return whether it reads the same."""
-    affine = to_affine_nd(3, convert_to_numpy(affine))
+    qform, (affine, code) = forms
     image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_sform(affine, code)
+    image.set_qform(*qform)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = line.encode()[:79]
     nibabel.save(image, path)
@@ -270,7 +273,7 @@ def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, affine: 
     return is_same and np.allclose(written.affine, affine, atol=1e-4)
 
 
-def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _affine: Any) -> bool:
+def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _forms: Any) -> bool:
     """Write an image (x, y); return whether it reads alike."""
     info = PngInfo()
     info.add_text("Description", line)

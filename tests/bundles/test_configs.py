@@ -182,7 +182,10 @@ def test_every_case_is_loaded_and_checked_first(bundle):
     images, labels = (lists[0][2], lists[1][2]), lists[0][3]
     for key in ("keys", "spatial_dims", "channels", "assume_orientation"):
         assert images[0].get(key) == images[1].get(key)
-    assert ("assume_orientation" in images[0]) == ("assume_orientation" in labels) == (images[0]["spatial_dims"] == 3)
+    is_volume = images[0]["spatial_dims"] == 3
+    is_ct = load(bundle, "metadata")["network_data_format"]["inputs"]["image"]["modality"] == "CT"
+    assert [image.get("hounsfield", False) for image in images] == [is_volume and is_ct] * 2
+    assert ("assume_orientation" in images[0]) == ("assume_orientation" in labels) == is_volume
     assert (images[0]["constant"], images[1]["nonfinite"]) == ("error", "@nonfinite")
     assert labels["values"]
 

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from monai_attn.data.formats import check_nifti, describe_affine, read_header, warn_if_corrected
+from monai_attn.data.formats import check_nifti, correct_affine, describe_affine, read_header
 from monai_attn.errors import DataError
 
 from ..conftest import refused
@@ -91,8 +91,8 @@ def test_an_affine_other_than_that_in_the_file_is_told_with_both(tmp_path, caplo
     path = tmp_path / "a.nii"
     path.write_bytes(nifti(pixdim=[1, 1, 1, 0, 0, 0, 0, 0]))
     assert read_header(str(path))["pixdim"][3] == 0  # nibabel makes it 1
-    warn_if_corrected(str(path), np.diag([1, 1, 2.5, 1]))
+    correct_affine(str(path), np.diag([1, 1, 2.5, 1]))
     assert caplog.records == []
-    warn_if_corrected(str(path), np.diag([-1, 1, 1, 1]))
+    correct_affine(str(path), np.diag([-1, 1, 1, 1]))
     for words in (str(path), "pixdim [1.0, 1.0, 0.0]", "[0.0, 0.0, 2.5, 0.0]", "used: spacing 1 x 1 x 1 mm, axes LAS"):
         assert words in caplog.text
