@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7369, 12_464, 17_251
+CODE_LINES, LINES, TEST_LINES = 7485, 12_608, 17_442
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -24,7 +24,7 @@ from monai.utils import CommonKeys, convert_to_tensor, ensure_tuple
 from tqdm import tqdm
 
 from monai_attn.data.datalist import common_root, structure_names
-from monai_attn.data.reader import CheckingReader
+from monai_attn.data.reader import PALETTE, CheckingReader
 from monai_attn.errors import DataError
 
 __all__ = ["MANY_VALUES", "check_cases", "format_ranges", "label_values", "map_labels", "median_frequency_weights"]
@@ -115,7 +115,8 @@ def _check_case(steps: Sequence[Callable[[Any], Any]], item: Any) -> _Report:
     warnings = [record.getMessage() for record in records]
     image, label = case[CommonKeys.IMAGE], case.get(CommonKeys.LABEL)
     shape = image.shape if isinstance(image, torch.Tensor) else ()
-    values = label_values(label) if isinstance(label, torch.Tensor) and len(label) == 1 else []
+    label = map_labels(label, None) if isinstance(label, torch.Tensor) else None
+    values = label_values(label) if label is not None and len(label) == 1 else []
     if failure is not None:
         reasons = [*warnings, *str(failure).splitlines()]
         return _Report("cannot be used", reasons=reasons, shape=shape, values=values)
@@ -271,12 +272,16 @@ def label_values(label: NdarrayOrTensor) -> list[float]:
 def map_labels(label: Any, label_map: Mapping[Any, int] | None) -> Any:
     """Return a label map with other values, of the same type.
 
-    Keys may be text, as in JSON.
+    Keys may be text, as in JSON. A gray picture of several equal channels becomes one of one channel.
 
     Example:
         >>> map_labels(torch.tensor([0, 255], dtype=torch.uint8), {255: 1})
         tensor([0, 1], dtype=torch.uint8)
     """
+    getattr(label, "meta", {}).pop(PALETTE, None)  # its indices are the classes
+    if label.ndim == 3 and len(label) > 1:
+        gray = label[:-1] if len(label) == 4 or (len(label) == 2 and (label[1] == 255).all()) else label
+        label = label[:1] if (gray == gray[:1]).all() else label
     if not label_map:
         return label
     return MapLabelValue([int(value) for value in label_map], [*label_map.values()], dtype=label.dtype)(label)

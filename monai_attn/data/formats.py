@@ -66,20 +66,19 @@ def check_stream(path: str) -> None:
     Raises:
         DataError: if they are damaged or cut off.
     """
-    if not (is_mgz := path.lower().endswith(".mgz")) and not path.lower().endswith(_HEADED):
-        return
-    with open(path, "rb") as file:
-        head = file.read(1 << 20)
-    if not is_mgz and not _COMPRESSED.search(head):
-        return
+    head, is_mgz = b"", path.lower().endswith(".mgz")
+    if path.lower().endswith(_HEADED):
+        with open(path, "rb") as file:
+            head = file.read(1 << 20)
     named, end = _DATA_FILE.search(head), _HEADER_END.search(head)
-    apart = Path(path).parent / os.fsdecode(named[1]) if named and not is_mgz and named[1].upper() != b"LOCAL" else None
-    if apart is not None and not apart.is_file():  # a list or a pattern, which is left to the reader
+    apart = Path(path).parent / os.fsdecode(named[1]) if named and named[1].upper() != b"LOCAL" else None
+    # a list or a pattern of files is left to the reader
+    if not (is_mgz or _COMPRESSED.search(head)) or (apart is not None and not apart.is_file()):
         return
     stream = zlib.decompressobj(_ANY_ZLIB)
     try:
         with open(apart or path, "rb") as file:
-            file.seek(0 if is_mgz or apart or end is None else end.end())
+            file.seek(end.end() if end and not apart else 0)
             while not stream.eof and (block := file.read(1 << 16)):
                 stream.decompress(block)
     except zlib.error as error:

@@ -6,30 +6,61 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.config import PathLike
 from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
-from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option
+from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option, optional_import
 
 from monai_attn.data.dicom import check_series, place_slices
 from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, correct_affine
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
-__all__ = ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
+__all__ = ["ORIENTATION", "ORIENTATION_TAG", "PALETTE", "SIXTEEN_BITS"]
+__all__ += ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
 
-# ITK reads everything else (DICOM, NRRD, MetaImage, TIFF) and could read NIfTI, but makes NaN and what is cut off 0
-_READERS: dict[tuple[str, ...], type[ImageReader]] = {
-    (*NIFTI_SUFFIXES, ".hdr", ".img", ".mgz"): NibabelReader,
-    (".png", ".jpg", ".jpeg", ".bmp"): PILReader,
-    (".npy", ".npz"): NumpyReader,
-}
+PILImage, _ = optional_import("PIL.Image")
+ImageOps, _ = optional_import("PIL.ImageOps")
+
+ORIENTATION = "exif_orientation"
+"""Metadata of a picture that was stored turned or mirrored: its EXIF tag."""
+
+PALETTE = "palette"
+"""Metadata of a picture of indices: their colors (number, 3)."""
+
+SIXTEEN_BITS = "16_bits"
+"""Metadata of an image of unsigned 16-bit numbers."""
+
+ORIENTATION_TAG = 0x0112
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _FAILURE = "failure"
 _IDLE = {CommonKeys.IMAGE: ""}  # stands where no case is left
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _upright(picture: Any) -> Any:
+    """Apply the EXIF orientation, and convert what is printed to RGB; note what has been found."""
+    kind, turned = picture.format, picture.getexif().get(ORIENTATION_TAG, 1)
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        picture = picture.convert("RGB")
+    if turned in range(2, 9):
+        picture = ImageOps.exif_transpose(picture)
+        picture.info[ORIENTATION] = turned
+    if picture.mode == "P":
+        picture.info[PALETTE] = np.array(picture.getpalette("RGB")).reshape(-1, 3)
+    picture.format = kind
+    return picture
+
+
+# ITK reads everything else (DICOM, NRRD, MetaImage, TIFF) and could read NIfTI, but makes NaN and what is cut off 0
+_READERS: dict[tuple[str, ...], Callable[[], ImageReader]] = {
+    (*NIFTI_SUFFIXES, ".hdr", ".img", ".mgz"): NibabelReader,
+    _PICTURES: partial(PILReader, _upright),
+    (".npy", ".npz"): NumpyReader,
+}
 
 
 def check_file(path: str | Path) -> None:
@@ -70,6 +101,31 @@ def _check_content(path: str, size: int, changed: int) -> None:
     if path.lower().endswith(NIFTI_SUFFIXES):
         check_nifti(path)
     check_stream(path)
+    if path.lower().endswith((*_PICTURES, ".tif", ".tiff")):
+        _check_picture(path)
+
+
+def _check_picture(path: str) -> None:
+    """Check a picture by its header, before memory is allocated."""
+    with _naming([path]):
+        try:
+            with PILImage.open(path) as picture:
+                size, frames = picture.size, getattr(picture, "n_frames", 1)
+                kind, mode = picture.format, picture.mode
+                turned = picture.getexif().get(ORIENTATION_TAG, 1) if kind == "TIFF" else 1
+        except PILImage.UnidentifiedImageError:
+            if path.lower().endswith(_PICTURES):
+                raise
+            return  # ITK knows more kinds of TIFF
+        except PILImage.DecompressionBombError as error:
+            raise DataError(path, f"it is too large: {error}", "cut or shrink it") from error
+    if size[0] * size[1] > PILImage.MAX_IMAGE_PIXELS:
+        problem = f"its size is {size[0]} x {size[1]}, and at most {PILImage.MAX_IMAGE_PIXELS:,} pixels are read"
+        raise DataError(path, problem, "cut or shrink it")
+    if frames > 1 and kind not in ("TIFF", "MPO"):  # pages are slices, and cameras append previews
+        raise DataError(path, f"it has {frames} frames", "save one of them as a picture of its own")
+    if kind == "TIFF" and (turned != 1 or mode == "CMYK"):  # ITK ignores both
+        raise DataError(path, "it is stored turned, mirrored or for print (CMYK)", "save it as PNG")
 
 
 class CheckingReader(ImageReader):
@@ -115,6 +171,8 @@ class CheckingReader(ImageReader):
             except (RuntimeError, ValueError):
                 self._check_grids(img)
                 raise
+        meta |= {key: value for key, value in getattr(img, "info", {}).items() if key in (ORIENTATION, PALETTE)}
+        meta |= {SIXTEEN_BITS: True} if array.dtype == np.uint16 else {}
         if self._files[0].lower().endswith(NIFTI_SUFFIXES):
             meta[MetaKeys.ORIGINAL_AFFINE] = correct_affine(self._files[0], meta[MetaKeys.ORIGINAL_AFFINE])
             meta[MetaKeys.AFFINE] = meta[MetaKeys.ORIGINAL_AFFINE].copy()
@@ -201,6 +259,6 @@ def _naming(files: Sequence[str]) -> Iterator[None]:
         raise DataError(", ".join(files), problem, "copy, download or export it again") from error
 
 
-def _reader_for(file: str) -> type[ImageReader]:
+def _reader_for(file: str) -> Callable[[], ImageReader]:
     name = Path(file).name.lower()
     return next((reader for suffixes, reader in _READERS.items() if name.endswith(suffixes)), ITKReader)

@@ -22,6 +22,7 @@ from monai_attn.data.reader import CheckingReader
 from monai_attn.files import atomic_write
 from monai_attn.handlers.checkpoint import keep_state
 from monai_attn.handlers.training import training_loss
+from monai_attn.transforms.grid import fit_channels
 from monai_attn.visualize import figures
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class CasePictures:
         picture = self.output_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
         if MetaKeys.SAVED_TO in meta:
             picture = self.path_beside(meta[MetaKeys.SAVED_TO], path)
-        image = LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader())
+        image = fit_channels(LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader()))
         masks = {"truth": case.get(CommonKeys.LABEL), "prediction": case[CommonKeys.PRED]}
         # a prediction may have lost its channel dimension
         placed = {name: m if m.ndim == image.ndim else m[None] for name, m in masks.items() if m is not None}

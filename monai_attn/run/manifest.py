@@ -21,6 +21,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.config import get_config_values, get_optional_config_values
+from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
 import monai_attn
@@ -31,11 +32,13 @@ from monai_attn.handlers.metrics import by_structure
 from monai_attn.run.bundles import named_bundles
 from monai_attn.run.report import CaseReport
 from monai_attn.run.session import gather, open_log
+from monai_attn.transforms import CheckLabeld
 
 __all__ = ["RunManifest", "file_hash", "fingerprint", "image_hash"]
 
 _END = 1 << 16
 _FILES = ("*_seg.*", "*_overlay.png", "*_raw.csv", "curves.png", "report.html")
+_LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("monai_attn.progress")
 
 
@@ -93,6 +96,8 @@ class RunManifest:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
         if self.evaluator is None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.report)
+        else:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), _warn_of_absent, self.report.class_names)
 
     def _start(self, engine: Engine) -> None:
         self.begun, self.worked = time.perf_counter(), time.process_time()
@@ -169,6 +174,15 @@ class RunManifest:
             raise DataError(str(self.path.parent), problem, "give another output_dir") from error
         with atomic_write(self.path) as draft:
             draft.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def _warn_of_absent(engine: Any, names: Sequence[str]) -> None:
+    """Warn of structures that no training label has."""
+    transform = getattr(getattr(engine.state.dataloader, "dataset", None), "transform", None)
+    for step in transform.flatten().transforms if isinstance(transform, Compose) else ():
+        if isinstance(step, CheckLabeld) and (absent := step.absent(names)):
+            listed = shorten(", ".join(absent), 100, placeholder=" …")
+            _LOGGER.warning("%d of %d structures in no training label: %s", len(absent), len(names), listed)
 
 
 def _introduction(run: RunManifest, engine: Engine) -> Iterator[str]:

@@ -125,6 +125,7 @@ _NOTICES = (
     r".*torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not available.*",
     r".*User provided device_type of 'cuda', but CUDA is not available.*",
     r".*'pin_memory' argument is set as true but no accelerator is found.*",
+    r".*could be decompression bomb.*",
     r".*get_mask_edges.*always_return_as_numpy.*",
     r".*Orientationd\.__init__:labels: Current default value.*",
     r".*`dataloader` is empty or the specified `epoch_length` is 0.*",

@@ -14,8 +14,9 @@ from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, look_up_option
 
 from monai_attn.data.checking import MANY_VALUES, label_values, map_labels
+from monai_attn.data.reader import SIXTEEN_BITS
 from monai_attn.errors import DataError
-from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of, warn_if_larger
+from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of, fit_channels, warn_if_larger
 
 __all__ = ["CheckImaged", "CheckLabeld", "label_values"]
 
@@ -37,7 +38,8 @@ class CheckImaged(MapTransform):
             If all are, that is an error.
         constant: ``"warn"`` or ``"error"`` for images without contrast.
         window: values that the bundle scales to 0 and 1. If the lower one is not negative, negative values are an
-            error: in Hounsfield units, the lungs would become 0.
+            error: in Hounsfield units, the lungs would become 0. For pictures it may be ``[0, 255]``; those of 16 bits,
+            or of fractions up to 1, are then scaled to it, with a warning.
         assume_orientation: axes, such as ``"RAS"``, for NIfTI files without an orientation; an error by default.
         hounsfield: whether to warn where values cannot be those of CT in Hounsfield units.
         field_of_view: extent in mm (RAS) of the largest images of the training; much larger volumes give a warning.
@@ -87,6 +89,10 @@ class CheckImaged(MapTransform):
 
     def _check(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         files = files_of(img, "the image")
+        if self.spatial_dims == 2:
+            stored, img = len(img), fit_channels(img, self.channels)
+            if stored != len(img):
+                _LOGGER.warning("%s: read with %d instead of %d channels", files[0], len(img), stored)
         check_shape(img, ", ".join(files), self.spatial_dims, self.channels)
         img = check_affine(img, files[0], self.assume_orientation)
         if self.field_of_view is not None:
@@ -104,6 +110,8 @@ class CheckImaged(MapTransform):
         if self.hounsfield and not (low <= -_TISSUES and _TISSUES <= high <= _MOST_HOUNSFIELD):
             found = f"its values go from {low:g} to {high:g}"
             _LOGGER.warning("%s: %s, expected Hounsfield units, from about -1000 (air) to 1000 (bone)", files[0], found)
+        if self.spatial_dims == 2 and self.window is not None and list(self.window) == [0, 255]:
+            img = _as_bytes(img, files[0], float(ranges.max()))
         flat = (ranges[:, 0] == ranges[:, 1]).nonzero().flatten().tolist()
         for channel in flat:
             problem = f"it has no contrast: every voxel is {ranges[channel, 0]:g}"
@@ -125,6 +133,21 @@ class CheckImaged(MapTransform):
             if count:
                 _LOGGER.warning("%s: %s; taken as 0", name, problem)
         return voxels.where(finite, 0)
+
+
+def _as_bytes(picture: NdarrayOrTensor, name: str, highest: float) -> NdarrayOrTensor:
+    """Return a picture with values from 0 to 255."""
+    if highest <= 1 and (picture % 1 > 0).any():
+        factor, what = 255.0, "fractions"
+    elif highest <= 255:
+        return picture
+    elif getattr(picture, "meta", {}).get(SIXTEEN_BITS):
+        factor, what = 1 / 257, "16-bit values"
+    else:
+        problem = f"its values go up to {highest:g}, expected those of a picture, 0 to 255"
+        raise DataError(name, problem, "save it with 8 bits for each color")
+    _LOGGER.warning("%s: its %s up to %g are scaled to 0 to 255, by %.4g", name, what, highest, factor)
+    return picture * factor
 
 
 class CheckLabeld(MapTransform):
@@ -166,6 +189,12 @@ class CheckLabeld(MapTransform):
         self.label_map = label_map
         self.values = None if values is None else sorted(values)
         self.assume_orientation = assume_orientation
+        self._seen: set[float] = set()
+
+    def absent(self, names: Sequence[str]) -> list[str]:
+        """Return the classes 1, 2, … that no label has had so far."""
+        numbered = enumerate(names if self._seen else (), 1)
+        return [name for value, name in numbered if value in (self.values or ()) and value not in self._seen]
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         """Check the labels of a case."""
@@ -176,15 +205,19 @@ class CheckLabeld(MapTransform):
 
     def _check(self, label: NdarrayOrTensor, image: NdarrayOrTensor) -> NdarrayOrTensor:
         name = files_of(label, "the label")[0]
+        label = map_labels(label, self.label_map)
         if label.shape[0] > 1:
+            if label.ndim == 3 and len(label) in (3, 4) and (label.sum(0) != label.max()).any():
+                problem = f"it is in color ({len(label)} channels that differ), expected one label map"
+                raise DataError(name, problem, "save the number of the class of every pixel in one gray channel")
             problem = f"it has {label.shape[0]} channels or volumes (one-hot?), expected one label map"
             raise DataError(name, problem, "save the class of every voxel, the argmax over the channels")
         check_shape(label, name, image.ndim - 1, 1)
-        label = map_labels(label, self.label_map)
         found = label_values(label)
         wrong = [value for value in found if not self._may_be(value)]
         if wrong:
-            raise DataError(name, *self._explain(wrong, len(found)))
+            raise DataError(name, *self._explain(wrong, found, name))
+        self._seen.update(found)
         if found == [0]:
             _LOGGER.warning("%s: the label is empty", name)
         label = check_affine(label, name, self.assume_orientation)
@@ -194,16 +227,22 @@ class CheckLabeld(MapTransform):
     def _may_be(self, value: float) -> bool:
         return value in self.values if self.values is not None else value >= 0 and float(value).is_integer()
 
-    def _explain(self, wrong: list[float], number: int) -> tuple[str, str]:
-        """Return problem and fix; ``number`` counts all distinct values."""
+    def _explain(self, wrong: list[float], found: list[float], name: str) -> tuple[str, str]:
+        """Return problem and fix; ``found`` are all distinct values."""
         allowed = "whole numbers" if self.values is None else ", ".join(map(str, self.values))
         problem = f"it has the values {', '.join(f'{value:g}' for value in wrong[:5])}"
         problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"
         if not np.isfinite(wrong).all():
             return problem, "repair the label"
-        if number > MANY_VALUES:
+        if name.lower().endswith((".jpg", ".jpeg")):
+            return f"{problem}; JPEG blurs them", "export the label again, as PNG"
+        if len(found) > MANY_VALUES:
             return f"{problem}; it looks like an image", "give the label, and see that image and label are not swapped"
         if not all(float(value).is_integer() for value in wrong):
             return problem, "save the label as integers; if you resample it, by nearest neighbor"
-        pair = f"{{{wrong[-1]:g}: {max(self.values) if self.values else 1}}}"
-        return problem, f'map the values, such as --label_map "{pair}", or name all structures'
+        free = [value for value in self.values or () if value > 0 and value not in found]
+        free = [1] * len(wrong) if self.values in (None, [0, 1]) else free  # all foreground is one structure
+        pairs = ", ".join(f"{value:g}: {number}" for value, number in zip(wrong, free))
+        if len(free) == len(wrong):
+            return problem, f'map the values, such as --label_map "{{{pairs}}}", or name all structures'
+        return problem, "map the values of all labels together: `monai-attn check BUNDLE -d DATA` says how"

@@ -16,13 +16,14 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Spacingd
 from monai.transforms.traits import MultiSampleTrait
-from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_dst_type, convert_to_tensor
 
 from monai_attn.data.formats import describe_affine
+from monai_attn.data.reader import PALETTE
 from monai_attn.errors import DataError
 
 __all__ = ["CHANNEL_FILES", "RandSlicesd", "SafeSpacingd", "check_affine", "check_pair", "check_shape", "files_of"]
-__all__ += ["warn_if_larger"]
+__all__ += ["fit_channels", "warn_if_larger"]
 
 CHANNEL_FILES = "channel_files"
 """Metadata of an image that was loaded from a file for each channel: their paths."""
@@ -41,6 +42,24 @@ def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
     return list(meta.get(CHANNEL_FILES, ())) or [str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, default))]
 
 
+def fit_channels(image: Any, channels: int | None = None) -> Any:
+    """Return a picture (C, x, y) with ``channels``, if its colors stay.
+
+    Indices become colors, alpha is dropped, and gray becomes RGB or the reverse; other images are returned as they are.
+    """
+    palette = getattr(image, "meta", {}).pop(PALETTE, None)
+    if image.ndim != 3 or len(image) == channels != 1:
+        return image
+    if palette is not None:
+        colors = torch.as_tensor(palette)[convert_to_tensor(image, track_meta=False)[0].long()]
+        image = convert_to_dst_type(colors.movedim(-1, 0), image)[0]
+    if len(image) in (2, 4):
+        image = image[:-1]
+    if channels == 3 and len(image) == 1:
+        image = image[[0, 0, 0]]
+    return image[:1] if channels == 1 and len(image) == 3 and (image == image[:1]).all() else image
+
+
 def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: int | None) -> None:
     """Raise unless an image (C, *spatial) has the expected shape.
 
@@ -57,6 +76,7 @@ def check_shape(image: NdarrayOrTensor, name: str, spatial_dims: int, channels: 
         is_series = spatial_dims == 3 and channels == 1
         described = f"4D ({found} volumes)" if is_series else f"{dims}D, {_count(found, 'channel')}"
         fix = "give one of them" if channels == 1 else f"give all {channels} channels of the case"
+        fix = f"save it in gray, or train with --in_channels {found}" if (dims, channels, found) == (2, 1, 3) else fix
         raise DataError(name, f"it is {described}, {expected}", fix)
     if math.prod(image.shape[1:]) <= 1:
         raise DataError(name, f"its size is {size}: no more than one voxel", "give the whole image")

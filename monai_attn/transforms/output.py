@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from monai.utils import (
 
 from monai_attn.data.formats import forms_like
 from monai_attn.data.layouts import case_name
+from monai_attn.data.reader import ORIENTATION, ORIENTATION_TAG
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
 
 __all__ = ["AsLabelMapd", "InvertArgmaxd", "SafeSaveImage", "SafeSaveImaged", "provenance_of"]
 
 PILImage, _ = optional_import("PIL.Image")
+ImageOps, _ = optional_import("PIL.ImageOps")
 PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
 
 
@@ -202,8 +204,7 @@ class SafeSaveImage(SaveImage):
         if self.scale is not None:
             values = (self.scale * values.clip(0, 1)).astype(np.uint8)
         with atomic_write(path) as draft:
-            affine = to_affine_nd(3, convert_to_numpy(meta.get(MetaKeys.AFFINE, np.eye(4))))
-            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, forms_like(subject, affine)):
+            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, meta):
                 raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
         meta[MetaKeys.SAVED_TO] = str(path)
         return img
@@ -257,11 +258,10 @@ def provenance_of(path: str | Path) -> str:
         return ""  # not a file of ours
 
 
-def _write_nifti(
-    path: Path, values: np.ndarray, dtype: Any, line: str, forms: Sequence[tuple[np.ndarray, int]]
-) -> bool:
+def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapping[str, Any]) -> bool:
     """Write a volume; return whether it reads the same."""
-    qform, (affine, code) = forms
+    affine = to_affine_nd(3, convert_to_numpy(meta.get(MetaKeys.AFFINE, np.eye(4))))
+    qform, (affine, code) = forms_like(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")), affine)
     image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
     image.set_sform(affine, code)
     image.set_qform(*qform)
@@ -273,13 +273,20 @@ def _write_nifti(
     return is_same and np.allclose(written.affine, affine, atol=1e-4)
 
 
-def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, _forms: Any) -> bool:
-    """Write an image (x, y); return whether it reads alike."""
+def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapping[str, Any]) -> bool:
+    """Write an image (x, y), turned as its picture is stored; return whether it reads alike."""
     info = PngInfo()
     info.add_text("Description", line)
-    PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1)).save(path, pnginfo=info)
+    picture = PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1))
+    options = {}
+    if (turned := int(meta.get(ORIENTATION, 1))) != 1:
+        picture.getexif()[ORIENTATION_TAG] = {6: 8, 8: 6}.get(turned, turned)  # the way back
+        picture = ImageOps.exif_transpose(picture)
+        options["exif"] = picture.getexif()
+        options["exif"][ORIENTATION_TAG] = turned
+    picture.save(path, pnginfo=info, **options)
     with PILImage.open(path) as written:
-        return np.array_equal(np.swapaxes(np.asarray(written), 0, 1), values)
+        return np.array_equal(np.swapaxes(np.asarray(ImageOps.exif_transpose(written)), 0, 1), values)
 
 
 _WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".png": _write_png}
