@@ -126,9 +126,11 @@ def describe_model(structures: Sequence[str]) -> dict[str, Any]:
     files, overrides = [Path(file).absolute() for file in _command[0]], _command[1]
     folder = files[0].parent
     own = [str(file) for file in files if file.parent == folder]
-    foreign = [str(file) for file in files if file.parent != folder]
     more = [name for file in own[1:] if not (name := Path(file).stem).startswith("multi_gpu")]
-    given = {**ConfigParser.load_config_files(foreign), **overrides}
+    given: dict[str, Any] = {}
+    for file in files:
+        given |= ConfigParser.load_config_file(file) if file.parent != folder else {}
+    given |= overrides
     defaults = ConfigParser(ConfigParser.load_config_files(own))
     keys = [key for key in given if parts_of(key)[0] in shaping(folder, more)]
     options = {key: given[key] for key in keys if key not in defaults or given[key] != defaults[key]}

@@ -78,12 +78,12 @@ def test_the_options_of_a_training_go_where_its_weights_go(bundle):
 
 
 def test_another_configuration_and_a_file_of_ones_own_go_along(bundle, tmp_path):
-    (tmp_path / "own.json").write_text(json.dumps({"size": [16, 16], "lr": 2}))
+    (tmp_path / "own.json").write_text(json.dumps({"size": [16, 16], "wide#dropout": 0.5, "+initialize": []}))
     train(bundle, *files(bundle, "baselines"), str(tmp_path / "own.json"), network_def="@wide", **{"widths": [3, 5]})
     found, options = with_model(files(bundle, "train", "evaluate"), {"bundle_root": str(bundle)})
     assert found == files(bundle, "train", "baselines", "evaluate")
     assert options == {
-        "bundle_root": str(bundle), "size": [16, 16], "network_def": "@wide", "widths": [3, 5]
+        "bundle_root": str(bundle), "size": [16, 16], "wide#dropout": 0.5, "network_def": "@wide", "widths": [3, 5]
     }  # fmt: skip
     assert read_bundle(bundle, ["inference"], {}).get_parsed_content("network_def").channels == [3, 5]
 
