@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric, get_confusion_matrix
-from monai.utils import MetaKeys, look_up_option
+from monai.utils import MetaKeys
 
 __all__ = ["ISICSegmentationMetric", "measure"]
 
@@ -32,15 +32,13 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
 
     The challenge scores masks at the resolution of the image file and ranks by the Jaccard index.
 
-    Args:
-        zero_division: value of a ratio whose denominator is 0, such as the Jaccard index of two empty masks: ``"one"``
-            as in the official scorer, ``"zero"``, or ``"nan"`` to leave the image out of this mean.
+    A ratio whose denominator is 0, such as the Jaccard index of two empty masks, is 1, as in the official scorer.
 
     Attributes:
         names: names of the five metrics, in order.
 
     Raises:
-        ValueError: if ``zero_division`` is unknown; when called, if a mask is not binary, has more than one channel, or
+        ValueError: when called, if a mask is not binary, has more than one channel, or
             prediction and truth differ in shape; when aggregated, if there was no image yet.
 
     Example:
@@ -52,10 +50,6 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
     """
 
     names = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
-
-    def __init__(self, zero_division: str = "one") -> None:
-        super().__init__()
-        self.fallback = look_up_option(zero_division, {"one": 1.0, "nan": float("nan"), "zero": 0.0})
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_kwargs: Any) -> torch.Tensor:
         """Return the metrics (B, 5) of binary masks (B, 1, *spatial)."""
@@ -83,7 +77,7 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
         )
 
     def _ratio(self, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        return torch.where(whole > 0, part / whole, self.fallback)
+        return torch.where(whole > 0, part / whole, 1.0)
 
     def aggregate(self) -> torch.Tensor:
         """Return the means over all images, NaN without any value."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from monai_attn.adapt.features import dry_run
 from monai_attn.adapt.places import Places, places_of
-from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_layer
+from monai_attn.blocks.squeeze_excite import SE_POSITIONS, Aggregation, Position, complete_se, get_se_layer
 
 __all__ = ["ZeroInitResidual", "recalibrate"]
 
@@ -49,10 +49,10 @@ class ZeroInitResidual(nn.Module):
 def recalibrate(
     network: nn.Module,
     se: str | tuple = "scse",
-    positions: str = "P5",
+    positions: Position = "P5",
     *,
     reduction: int = 2,
-    aggregation: str = "max",
+    aggregation: Aggregation = "max",
     zero_effect: bool = False,
     places: Places | None = None,
 ) -> nn.Module:
@@ -106,7 +106,7 @@ def recalibrate(
     return network
 
 
-def _targets(network: nn.Module, places: Places, positions: str) -> dict[str, torch.Tensor]:
+def _targets(network: nn.Module, places: Places, positions: Position) -> dict[str, torch.Tensor]:
     """Return an output of every module at the positions."""
     paths = {part: ensure_tuple(getattr(places, part) or ()) for part in SE_POSITIONS["P6"]}
     parts = look_up_option(positions, SE_POSITIONS)

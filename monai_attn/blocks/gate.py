@@ -11,6 +11,8 @@ authors have not released code. Where the paper is silent, we chose: one attenti
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from monai.networks.layers.factories import Conv
 from monai.utils import look_up_option
@@ -34,7 +36,7 @@ class Gate(nn.Module):
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
-    def __init__(self, activation: str = "sigmoid") -> None:
+    def __init__(self, activation: Literal["sigmoid", "softmax"] = "sigmoid") -> None:
         super().__init__()
         activations = {"sigmoid": nn.Sigmoid(), "softmax": nn.Softmax(dim=1)}
         self.activation = look_up_option(activation, activations)
@@ -76,7 +78,7 @@ class EdgeGate(nn.Module):
         *,
         attention_channels: int | None = 1,
         project: bool = True,
-        gate: str = "relu_sigmoid",
+        gate: Literal["relu_sigmoid", "sigmoid"] = "relu_sigmoid",
     ) -> None:
         super().__init__()
         if spatial_dims not in (1, 2, 3):

@@ -6,6 +6,8 @@ He, Zhang, Ren, Sun: "Identity Mappings in Deep Residual Networks", https://arxi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
@@ -49,7 +51,7 @@ class PreActResidual(nn.Module):
         *,
         stride: int = 1,
         preact: bool = True,
-        padding: str = "symmetric",
+        padding: Literal["symmetric", "tf"] = "symmetric",
         act: str | tuple = "relu",
         norm: str | tuple = "batch",
         dropout: float = 0.0,

@@ -10,7 +10,7 @@ any memory layout; TorchScript; and a reduction that leaves no hidden channel is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.networks.layers.factories import Conv, split_args
@@ -26,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 # Table IV: the parts of an encoder-decoder whose outputs are recalibrated
+Position = Literal["P1", "P2", "P3", "P4", "P5", "P6"]
+Aggregation = Literal["max", "add", "mul", "mul_gate", "concat"]
 SE_POSITIONS = {
     "P1": ("encoders",),
     "P2": ("decoders",),
@@ -224,7 +226,7 @@ class ChannelSpatialSE(nn.Module):
         in_channels: int,
         *,
         reduction: int = 2,
-        aggregation: str = "max",
+        aggregation: Aggregation = "max",
         bias: bool = True,
         gate_bias: float | None = None,
     ) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ class Upsample(nn.Module):
         ValueError: if ``mode`` is neither of the two.
     """
 
-    def __init__(self, spatial_dims: int, mode: str = "nearest") -> None:
+    def __init__(self, spatial_dims: int, mode: Literal["nearest", "linear"] = "nearest") -> None:
         super().__init__()
         linear = ("linear", "bilinear", "trilinear")[spatial_dims - 1]
         self.mode = look_up_option(mode, {"nearest": "nearest", "linear": linear})

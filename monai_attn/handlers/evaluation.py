@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -37,7 +37,7 @@ class SkipFailedCases:
         ``SupervisedEvaluator(..., iteration_update=SkipFailedCases("skip"))``
     """
 
-    def __init__(self, on_error: str = "stop") -> None:
+    def __init__(self, on_error: Literal["stop", "skip"] = "stop") -> None:
         self.on_error = look_up_option(on_error, ("stop", "skip"))
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:

@@ -138,8 +138,8 @@ class ISICSegmentation(_ByCase):
         ``val_accuracy``, ``val_sensitivity`` and ``val_specificity``.
     """
 
-    def __init__(self, output_transform: Callable = lambda x: x, zero_division: str = "one") -> None:
-        super().__init__(ISICSegmentationMetric(zero_division), output_transform=output_transform, save_details=False)
+    def __init__(self, output_transform: Callable = lambda x: x) -> None:
+        super().__init__(ISICSegmentationMetric(), output_transform=output_transform, save_details=False)
 
     def compute(self) -> float:
         """Return the mean Jaccard index and record all five metrics."""

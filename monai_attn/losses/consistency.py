@@ -9,6 +9,8 @@ paper's text: eq. 7 is a mean over the edge voxels of every foreground class, as
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from monai.utils import LossReduction, convert_to_tensor, look_up_option
@@ -93,7 +95,7 @@ class EdgeConsistencyLoss(nn.Module):
         tau: float = 1.0,
         hard: bool = False,
         noise: bool = True,
-        mask: str = "target",
+        mask: Literal["target", "union"] = "target",
         include_background: bool = False,
         sigmoid: bool = False,
         reduction: LossReduction | str = LossReduction.MEAN,

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class DilatedTrunk(nn.Module):
         n_autofocus: int = 0,
         autofocus: Callable[..., AutofocusConv] = AutofocusConv,
         norm: str | tuple | None = "batch",
-        padding: str = "same",
+        padding: Literal["same", "official"] = "same",
     ) -> None:
         super().__init__()
         dilated = len(channels) - 2
@@ -128,7 +129,7 @@ class DilatedTrunk(nn.Module):
         return x
 
 
-def initialize_weights(network: nn.Module, init: str) -> None:
+def initialize_weights(network: nn.Module, init: Literal["default", "paper"]) -> None:
     """Initialize the weights of all convolutions.
 
     Args:
@@ -191,10 +192,10 @@ class AFNet(nn.Module):
         channels: Sequence[int] = (30, 30, 40, 40, 40, 40, 50, 50),
         dilations: Sequence[int] = (2, 6, 10, 14),
         norm: str | tuple | None = "batch",
-        padding: str = "same",
+        padding: Literal["same", "official"] = "same",
         detach_attention: bool = True,
         share_weights: bool = True,
-        init: str = "default",
+        init: Literal["default", "paper"] = "default",
         memory_efficient: bool = False,
     ) -> None:
         super().__init__()

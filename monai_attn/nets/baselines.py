@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class ASPP(nn.Module):
         out_channels: int,
         *,
         dilations: Sequence[int] = (2, 6, 10, 14),
-        fusion: str = "cat",
+        fusion: Literal["cat", "sum"] = "cat",
     ) -> None:
         super().__init__()
         if not dilations or min(dilations) < 1:
@@ -115,11 +116,11 @@ class ASPPNet(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        fusion: str = "cat",
+        fusion: Literal["cat", "sum"] = "cat",
         channels: Sequence[int] = (30, 30, 40, 40, 40, 40, 50, 50),
         dilations: Sequence[int] = (2, 6, 10, 14),
-        padding: str = "same",
-        init: str = "default",
+        padding: Literal["same", "official"] = "same",
+        init: Literal["default", "paper"] = "default",
     ) -> None:
         super().__init__()
         self.trunk = DilatedTrunk(spatial_dims, in_channels, channels=channels, padding=padding)

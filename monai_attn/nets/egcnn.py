@@ -17,6 +17,7 @@ logits, so that wrapping a trained network keeps its output (on a GPU up to the 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +66,8 @@ class EGCNN(nn.Module):
         main_stream: nn.Module,
         *,
         edge_classes: int = 1,
-        start: str = "decoder",
-        gate: str = "relu_sigmoid",
+        start: Literal["decoder", "bottleneck"] = "decoder",
+        gate: Literal["relu_sigmoid", "sigmoid"] = "relu_sigmoid",
         attention_channels: int | None = 1,
         project: bool = True,
         norm: str | tuple = ("group", {"num_groups": 8}),

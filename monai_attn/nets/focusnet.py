@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from monai.networks.layers.factories import Conv, Pad
@@ -194,9 +194,9 @@ class FocusNet(nn.Module):
         out_channels: int,
         *,
         channels: Sequence[int] = (32, 64, 128, 256, 512),
-        variant: str = "isbi2019",
-        padding: str = "symmetric",
-        preact: str = "first",
+        variant: Literal["isbi2019", "series"] = "isbi2019",
+        padding: Literal["symmetric", "tf"] = "symmetric",
+        preact: Literal["first", "full"] = "first",
         dropout: float = 0.2,
         dropout_everywhere: bool = False,
         se_reduction: int = 16,

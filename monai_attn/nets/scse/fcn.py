@@ -11,13 +11,14 @@ Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Fig. 2, Sec.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from monai.networks.layers.factories import Conv, Dropout
 from monai.utils import look_up_option
 from torch import nn
 
-from monai_attn.blocks.squeeze_excite import SE_POSITIONS, complete_se, get_se_layer
+from monai_attn.blocks.squeeze_excite import SE_POSITIONS, Aggregation, Position, complete_se, get_se_layer
 from monai_attn.blocks.stages import MaxPoolWithIndices
 
 __all__ = ["SqueezeExciteFCN"]
@@ -69,10 +70,10 @@ class SqueezeExciteFCN(nn.Module):
         depth: int,
         features: int,
         se: str | tuple | None,
-        positions: str,
+        positions: Position,
         reduction: int,
-        aggregation: str,
-        skip: str,
+        aggregation: Aggregation,
+        skip: Literal["recalibrated", "raw"],
         dropout: float,
     ) -> None:
         super().__init__()

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from monai.networks.blocks import Convolution
 from monai.utils import look_up_option
 from torch import nn
 
+from monai_attn.blocks.squeeze_excite import Aggregation, Position
 from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, Upsample
 from monai_attn.nets.scse.fcn import SqueezeExciteFCN
 
@@ -54,14 +56,14 @@ class SCSEUNet(SqueezeExciteFCN):
         *,
         features: int = 64,
         se: str | tuple | None = "scse",
-        positions: str = "P5",
+        positions: Position = "P5",
         reduction: int = 2,
-        aggregation: str = "max",
-        skip: str = "recalibrated",
+        aggregation: Aggregation = "max",
+        skip: Literal["recalibrated", "raw"] = "recalibrated",
         depth: int = 4,
         kernel_size: Sequence[int] | int = 5,
         norm: str | tuple | None = None,
-        upsample: str = "nearest",
+        upsample: Literal["nearest", "linear"] = "nearest",
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
@@ -107,10 +109,10 @@ class SCSESDNet(SqueezeExciteFCN):
         *,
         features: int = 64,
         se: str | tuple | None = "scse",
-        positions: str = "P5",
+        positions: Position = "P5",
         reduction: int = 2,
-        aggregation: str = "max",
-        skip: str = "recalibrated",
+        aggregation: Aggregation = "max",
+        skip: Literal["recalibrated", "raw"] = "recalibrated",
         depth: int = 3,
         kernel_size: Sequence[int] | int | None = None,
         act: str | tuple = "relu",
@@ -177,12 +179,12 @@ class SCSEFCDenseNet(SqueezeExciteFCN):
         *,
         features: int = 64,
         se: str | tuple | None = "scse",
-        positions: str = "P5",
+        positions: Position = "P5",
         reduction: int = 2,
-        aggregation: str = "max",
-        skip: str = "recalibrated",
+        aggregation: Aggregation = "max",
+        skip: Literal["recalibrated", "raw"] = "recalibrated",
         depth: int = 4,
-        bottleneck: str = "conv1x1",
+        bottleneck: Literal["conv1x1", "conv5x5_bn", "dense"] = "conv1x1",
         act: str | tuple = "relu",
         dropout: float = 0.0,
     ) -> None:
