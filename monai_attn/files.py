@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writes, and safe cells of CSV tables."""
+"""Atomic writes, locked folders, and safe cells of CSV tables."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from monai_attn.errors import DataError
 
-__all__ = ["atomic_write", "csv_cell"]
+__all__ = ["alone_in", "atomic_write", "csv_cell"]
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -48,6 +50,31 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
     finally:
         with suppress(OSError):  # which would hide the error that matters
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lock the folder of a training, until it or its process ends.
+
+    Raises:
+        DataError: if a training of another process is running there.
+
+    Example:
+        ``with alone_in(Path("models")): ...``
+    """
+    lock = FileLock(folder / ".training.lock", timeout=0, is_singleton=True)  # a process may lock it again
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        fix = "wait for its end, or give another ckpt_dir"
+        raise DataError(str(folder), "another training is writing to it", fix) from error
+    except (OSError, NotImplementedError):  # a disk without locks, or one that the first checkpoint complains of
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _remove_left_drafts(path: Path) -> None:

@@ -38,6 +38,10 @@ class ZeroInitGate(Gate):
         self.first = first
         self.strength = nn.Parameter(torch.zeros([]))
 
+    def reset_parameters(self) -> None:
+        """Put all weight on the one scale again."""
+        nn.init.zeros_(self.strength)
+
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Map logits (B, K, *spatial) to the attention map (B, K, *spatial)."""
         weights = self.activation(logits)
@@ -71,6 +75,12 @@ class FocusedConv(nn.Module):
         self.focus.conv.weight = conv.weight
         self.bias = conv.bias
         self.register_load_state_dict_pre_hook(_rename_kernel)
+
+    def reset_parameters(self) -> None:
+        """Draw the bias as a convolution does; the kernel has a module of its own."""
+        if self.bias is not None:
+            bound = self.focus.conv.weight[0].numel() ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, out_channels, *spatial)."""

@@ -41,6 +41,10 @@ class ZeroInitResidual(nn.Module):
         self.block = block
         self.strength = nn.Parameter(torch.zeros([]))
 
+    def reset_parameters(self) -> None:
+        """Start as the identity again."""
+        nn.init.zeros_(self.strength)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, *spatial) to (B, C, *spatial)."""
         return x + self.strength * (self.block(x) - x)

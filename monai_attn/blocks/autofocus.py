@@ -22,6 +22,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 from torch.func import functional_call
+from torch.fx import Proxy
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
@@ -124,7 +125,7 @@ class AutofocusConv(nn.Module):
         if self.crop > 0 and min(x.shape[2:]) <= 2 * self.crop:
             raise ValueError(f"crop={self.crop} needs more than {2 * self.crop} voxels a side, got {x.shape[2:]}.")
         if not torch.jit.is_scripting():
-            compiling = torch.jit.is_tracing() or torch.compiler.is_compiling()
+            compiling = torch.jit.is_tracing() or torch.compiler.is_compiling() or _is_transformed(x)
             if not compiling and self._can_fold():
                 return self._folded(x)
             if not compiling and self.memory_efficient and torch.is_grad_enabled():
@@ -217,6 +218,11 @@ def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: 
         raise ValueError(f"dilations must be positive and rising, such as (2, 6, 10, 14), got {tuple(dilations)}.")
     if not 0 <= crop <= dilations[0]:
         raise ValueError(f"crop must be from 0 to the smallest dilation, {dilations[0]}, got {crop}.")
+
+
+def _is_transformed(x: Any) -> bool:
+    """Return whether torch.fx traces, or torch.func transforms, what is done to a tensor."""
+    return isinstance(x, Proxy) or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _fast_layout(x: torch.Tensor) -> torch.Tensor:

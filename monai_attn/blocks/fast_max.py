@@ -47,10 +47,11 @@ def _pays_off(u: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> 
     """Return whether large features need gradients outside tracing and compiling."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
+    if type(u) not in (torch.Tensor, MetaTensor) or u.numel() < _LEAST:  # such as a proxy of torch.fx
+        return False
     # hooks may have put other maps in place
     shapes = [*u.shape[:2], *[1] * (u.ndim - 2)], [len(u), 1, *u.shape[2:]]
     plain = all((x.dtype, x.device) == (u.dtype, u.device) for x in (channel, spatial))
-    plain = plain and type(u) in (torch.Tensor, MetaTensor) and u.numel() >= _LEAST
     return plain and (list(channel.shape), list(spatial.shape)) == shapes
 
 

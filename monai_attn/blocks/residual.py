@@ -61,7 +61,7 @@ class PreActResidual(nn.Module):
         conv = Conv[Conv.CONV, spatial_dims]
         pad_end = look_up_option(padding, {"symmetric": False, "tf": True}) and stride > 1
         before = [get_norm_layer(norm, spatial_dims, in_channels), get_act_layer(act)] if preact else []
-        self.before = nn.Sequential(*before, _PadSame(stride) if pad_end else nn.Identity())
+        self.before = nn.Sequential(*before, _PadSame(spatial_dims, stride) if pad_end else nn.Identity())
         self.conv1 = conv(in_channels, out_channels, 3, stride=stride, padding=0 if pad_end else 1, bias=bias)
         self.norm = get_norm_layer(norm, spatial_dims, out_channels)
         self.act = get_act_layer(act)
@@ -80,13 +80,14 @@ class PreActResidual(nn.Module):
 class _PadSame(nn.Module):
     """Pad for a strided 3x3 convolution as TensorFlow's "same" does: what is missing, the odd voxel at the far end."""
 
-    def __init__(self, stride: int) -> None:
+    def __init__(self, spatial_dims: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
+        self._axes = list(range(1 + spatial_dims, 1, -1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pads: list[int] = []
-        for dim in range(x.dim() - 1, 1, -1):
-            missing = max(3 - (x.shape[dim] - 1) % self.stride - 1, 0)
+        for dim in self._axes:
+            missing = 2 - (x.shape[dim] - 1) % self.stride
             pads += [missing // 2, missing - missing // 2]
         return F.pad(x, pads)

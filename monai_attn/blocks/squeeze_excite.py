@@ -76,11 +76,12 @@ class ChannelGate(nn.Module):
         self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
         _start_bias(self.fc2.bias, gate_bias)
         self.gate = Gate()
+        self._axes = list(range(2, 2 + spatial_dims))
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """Return the map (B, C, 1, ...)."""
-        logits = self.fc2(torch.relu(self.fc1(x.mean(dim=list(range(2, x.dim()))))))
-        return self.gate(logits.reshape(list(logits.shape) + [1] * (x.dim() - 2)))
+        logits = self.fc2(torch.relu(self.fc1(x.mean(dim=self._axes))))
+        return self.gate(logits.unflatten(1, [-1] + [1 for _ in self._axes]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, *spatial) to the attention map (B, C, 1, ...)."""

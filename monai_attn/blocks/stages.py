@@ -122,14 +122,19 @@ class IndexUnpool(nn.Module):
     If ``x`` has a multiple of the channels of ``indices`` (scSE by concatenation), they serve each group of channels.
     """
 
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        self._axes = list(range(spatial_dims))
+
     def forward(self, x: torch.Tensor, size: list[int], indices: torch.Tensor) -> torch.Tensor:
         """Map ``x`` (B, C, *half), the ``size`` before pooling and its ``indices`` to (B, C, *size)."""
         indices = indices.flatten(2).repeat(1, x.shape[1] // indices.shape[1], 1)
+        sides = [size[axis] for axis in self._axes]  # fx cannot iterate over a size
         voxels = 1
-        for side in size:
+        for side in sides:
             voxels = voxels * side
         flat = x.new_zeros([x.shape[0], x.shape[1], voxels]).scatter(2, indices, x.flatten(2))
-        return flat.reshape([x.shape[0], x.shape[1]] + list(size))  # noqa: RUF005, TorchScript has no [*size]
+        return flat.reshape([x.shape[0], x.shape[1]] + sides)  # noqa: RUF005, TorchScript has no [*sides]
 
 
 class Upsample(nn.Module):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from ignite.exceptions import NotComputableError
 from monai.handlers import HausdorffDistance, IgniteMetricHandler, MeanDice, MetricsSaver, SurfaceDistance
 from monai.handlers.utils import write_metrics_reports
 from monai.networks import one_hot
-from monai.utils import CommonKeys, MetricReduction, string_list_all_gather
+from monai.utils import CommonKeys, ImageMetaKey, MetricReduction, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
 from monai_attn.files import atomic_write, csv_cell
@@ -26,6 +27,8 @@ from monai_attn.metrics import ISICSegmentationMetric
 __all__ = [
     "CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN", "SpacedHausdorffDistance", "SpacedSurfaceDistance",
 ]  # fmt: skip
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def _image_metadata(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,7 +102,17 @@ def by_structure(scores: torch.Tensor, structures: Sequence[str]) -> dict[str, f
     return dict(zip(names, means))
 
 
-class _ByCase(IgniteMetricHandler):
+class _OrNaN(IgniteMetricHandler):
+    """Return NaN rather than MONAI's 0 where no case has a structure."""
+
+    def compute(self) -> Any:
+        """Return the mean over structures, then over cases, ignoring NaN."""
+        mean = super().compute()
+        scores = self.metric_fn.get_buffer()
+        return math.nan if isinstance(scores, torch.Tensor) and scores.isnan().all() else mean
+
+
+class _ByCase(_OrNaN):
     """Tell the scores of a case to other handlers."""
 
     def update(self, output: Sequence[Any]) -> None:
@@ -119,12 +132,6 @@ class MeanDiceOrNaN(_ByCase, MeanDice):
     Example:
         ``{"val_mean_dice": MeanDiceOrNaN(include_background=False, output_transform=from_engine(["pred", "label"]))}``
     """
-
-    def compute(self) -> float:
-        """Return the mean over structures, then over cases, ignoring NaN."""
-        mean = super().compute()
-        scores = self.metric_fn.get_buffer()
-        return math.nan if isinstance(scores, torch.Tensor) and scores.isnan().all() else mean
 
 
 class ISICSegmentation(_ByCase):
@@ -156,8 +163,8 @@ class ISICSegmentation(_ByCase):
         return float(means[0])
 
 
-class _Spaced(IgniteMetricHandler):
-    """Measure distances with the label's spacing, case by case."""
+class _Spaced(_OrNaN):
+    """Measure distances with the label's spacing, case by case; they are inf if one of the two lacks a structure."""
 
     num_classes: int | None
 
@@ -167,7 +174,13 @@ class _Spaced(IgniteMetricHandler):
             raise NotComputableError(f"expected a pair of predictions and labels, got {len(output)} values.")
         for prediction, label in zip(*output):
             spacing = label.pixdim[: label.ndim - 1].tolist()
-            self.metric_fn([self._masks(prediction)], [self._masks(label)], spacing=spacing)
+            masks = [self._masks(prediction), self._masks(label)]
+            distances: Any = self.metric_fn(masks[:1], masks[1:], spacing=spacing)
+            there = torch.stack([mask.flatten(1).any(1)[-distances.shape[1] :] for mask in masks])
+            distances[:, there.any(0) & ~there.all(0)] = math.inf  # the buffer's rows; percentiles of inf are NaN
+            if distances.isinf().any():
+                name = label.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "a case")
+                _LOGGER.warning("%s: structures only in the label or only in the prediction; distance inf", name)
 
     def _masks(self, segmentation: torch.Tensor) -> torch.Tensor:
         if self.num_classes is None:

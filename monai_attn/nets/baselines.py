@@ -138,14 +138,13 @@ class ASPPNet(nn.Module):
 class _ZeroPaddedResidual(nn.Module):
     """``body(x) + x``, where channels that ``x`` lacks are zero."""
 
-    def __init__(self, body: nn.Module, in_channels: int, out_channels: int) -> None:
+    def __init__(self, spatial_dims: int, body: nn.Module, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = body
-        self.missing = out_channels - in_channels
+        self._padding = [0] * 2 * spatial_dims + [0, out_channels - in_channels]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padding = [0] * (2 * (x.dim() - 2)) + [0, self.missing]
-        return self.body(x) + F.pad(x, padding)
+        return self.body(x) + F.pad(x, self._padding)
 
 
 class DeepMedic(nn.Module):
@@ -193,12 +192,15 @@ class DeepMedic(nn.Module):
         def path() -> nn.Sequential:
             first = conv(in_channels, channels[0], kernel_size=3, padding=1, bias=False)
             blocks = [
-                _ZeroPaddedResidual(nn.Sequential(layer(inputs, middle), layer(middle, outputs)), inputs, outputs)
+                _ZeroPaddedResidual(
+                    spatial_dims, nn.Sequential(layer(inputs, middle), layer(middle, outputs)), inputs, outputs
+                )
                 for inputs, middle, outputs in zip(channels[1::2], channels[2::2], channels[3::2])
             ]
             return nn.Sequential(first, layer(channels[0], channels[1]), *blocks)
 
         self.scale = scale
+        self._axes = list(range(2, 2 + spatial_dims))
         self.full = path()
         self.down = Pool[Pool.AVG, spatial_dims](1, stride=scale)
         self.low = path()
@@ -213,12 +215,12 @@ class DeepMedic(nn.Module):
         """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *spatial)."""
         full = self.full(x)
         missing: list[int] = []  # voxels to whole windows, at the far end of each axis from the last
-        for dim in range(x.dim() - 1, 1, -1):
+        for dim in self._axes[::-1]:
             missing += [0, -x.shape[dim] % self.scale]
         low, middle = F.pad(x, missing, mode="replicate"), (self.scale - 1) // 2
-        for dim in range(2, x.dim()):
+        for dim in self._axes:
             low = low.narrow(dim, middle, low.shape[dim] - middle)
         low = self.low(self.down(low))
-        for dim in range(2, x.dim()):
+        for dim in self._axes:
             low = low.repeat_interleave(self.scale, dim).narrow(dim, 0, x.shape[dim])
         return self.classifier(torch.cat([full, low], dim=1))

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, split_args
 from monai.utils import look_up_option
 from torch import nn
+from torch.fx import Proxy
 
 from monai_attn.adapt.features import FeatureExtractor, features_of
 from monai_attn.blocks.gate import EdgeGate
@@ -114,6 +115,8 @@ class EGCNN(nn.Module):
     def resize(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Interpolate (B, C, *spatial) to the spatial size of another tensor."""
         size = like.shape[2:]
+        if not torch.jit.is_scripting() and isinstance(x, Proxy):  # torch.fx cannot decide
+            return F.interpolate(x, size=size, mode=self.mode)
         return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=self.mode)
 
 

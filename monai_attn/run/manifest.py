@@ -100,6 +100,7 @@ class RunManifest:
             engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), _warn_of_absent, self.report.class_names)
 
     def _start(self, engine: Engine) -> None:
+        open_log()  # first, as it refuses a second training in the folder, which must not write a manifest
         self.begun, self.worked = time.perf_counter(), time.process_time()
         self.content = {
             "state": "running",
@@ -117,7 +118,6 @@ class RunManifest:
             "revision": _git_revision(),
         }
         self.report.begin(engine)
-        open_log()
         self._write()
         _PROGRESS.info("\n".join(_introduction(self, engine)))
 

@@ -23,6 +23,7 @@ from monai.handlers import StatsHandler, TensorBoardHandler
 from tqdm import tqdm
 
 from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
+from monai_attn.files import alone_in
 from monai_attn.run.checks import check_command, remember
 from monai_attn.run.report import tidy_screen
 
@@ -137,8 +138,8 @@ _NOTICES = (
 class _Run:
     """Logging and exception hook of a run, to be restored."""
 
-    def __init__(self, name: str, log: Path | None, append: bool) -> None:
-        self.name, self.log, self.append = name, log, append
+    def __init__(self, name: str, log: Path | None, append: bool, ckpt_dir: str | None) -> None:
+        self.name, self.log, self.append, self.ckpt_dir = name, log, append, ckpt_dir
         # nothing is written before the run works: a program may only be looking at the bundle
         self.buffer = MemoryHandler(capacity=0)
         self.restore = tidy_screen()
@@ -157,6 +158,8 @@ class _Run:
         if self.log is None or self.buffer.target is not None:
             return
         rank = idist.get_rank()
+        if self.ckpt_dir is not None and rank == 0:
+            self.restore.enter_context(alone_in(Path(self.ckpt_dir)))
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             if rank == 0 and not self.append:
@@ -210,7 +213,7 @@ class _Run:
 _current: _Run | None = None
 
 
-def start(name: str, output_dir: str | None = None, append: bool = False) -> None:
+def start(name: str, output_dir: str | None = None, append: bool = False, ckpt_dir: str | None = None) -> None:
     """Start a run: processes, log, checked overrides and short errors.
 
     It is the first entry of a bundle's ``initialize``. Until :func:`finish`, an uncaught error prints at most four
@@ -222,6 +225,7 @@ def start(name: str, output_dir: str | None = None, append: bool = False) -> Non
         name: name of the run: ``"train"``, ``"evaluate"`` or ``"inference"``.
         output_dir: folder for the log, written once an engine starts; None for no log.
         append: whether to append to an earlier log, when a training is resumed.
+        ckpt_dir: folder of a training; the engine of a second one at the same time gets a ``DataError``.
 
     Raises:
         ConfigError: if an override names no entry, or this machine has fewer GPUs than processes.
@@ -236,7 +240,7 @@ def start(name: str, output_dir: str | None = None, append: bool = False) -> Non
         warnings.filterwarnings("ignore", message=notice)
     for package in ("ignite", "monai.bundle.workflows"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append)
+    _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append, ckpt_dir)
     remember(check_command(sys.argv))
     join()
 

@@ -137,16 +137,13 @@ class CheckImaged(MapTransform):
 
 def _as_bytes(picture: NdarrayOrTensor, name: str, highest: float) -> NdarrayOrTensor:
     """Return a picture with values from 0 to 255."""
-    if highest <= 1 and (picture % 1 > 0).any():
-        factor, what = 255.0, "fractions"
-    elif highest <= 255:
+    if highest <= 255 and not (highest <= 1 and (picture % 1 > 0).any()):
         return picture
-    elif getattr(picture, "meta", {}).get(SIXTEEN_BITS):
-        factor, what = 1 / 257, "16-bit values"
-    else:
+    if highest > 255 and not getattr(picture, "meta", {}).get(SIXTEEN_BITS):
         problem = f"its values go up to {highest:g}, expected those of a picture, 0 to 255"
         raise DataError(name, problem, "save it with 8 bits for each color")
-    _LOGGER.warning("%s: its %s up to %g are scaled to 0 to 255, by %.4g", name, what, highest, factor)
+    factor = 1 / 257 if highest > 255 else 255.0  # 16 bits, or fractions
+    _LOGGER.warning("%s: its values up to %g are scaled to 0 to 255, by %.4g", name, highest, factor)
     return picture * factor
 
 

@@ -58,6 +58,7 @@ _AUTOFOCUS_BLOCK = {
 _QUICKNAT_STAGE = {"norm": "batchnorm", "act": "prelu"}
 _RELAYNET_STAGE = {"0.conv": "conv", "0.adn.N": "batchnorm", "0.adn.A": "prelu"}
 # kind of layer: how Keras names it, the classes of its module, the names of its tensors in Keras' order
+_MOST_COMPRESSED = 1100  # times, by deflate
 _KERAS_KINDS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
     "convolution": (r"conv\dd", (nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight", "bias")),
     "batch norm": (
@@ -279,8 +280,15 @@ def _read_h5(path: str) -> dict[str, list[np.ndarray]]:
             root: Any = file.get("model_weights", file)
             groups = {layer: root[layer] for layer in map(os.fsdecode, root.attrs["layer_names"])}
             return {
-                layer: [np.asarray(group[os.fsdecode(name)]) for name in group.attrs["weight_names"]]
+                layer: [_values_of(group[os.fsdecode(name)]) for name in group.attrs["weight_names"]]
                 for layer, group in groups.items()
             }
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise DataError(path, f"it is not a weights file of Keras: {error}", "give the .h5 file") from error
+
+
+def _values_of(dataset: Any) -> np.ndarray:
+    """Return an array of a file, before memory is taken for values that are not there."""
+    if dataset.nbytes > _MOST_COMPRESSED * max(dataset.id.get_storage_size(), 1):
+        raise ValueError(f"{dataset.name} is larger than what it stores")
+    return np.asarray(dataset)

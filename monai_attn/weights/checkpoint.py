@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from monai_attn.errors import DataError
 
@@ -33,7 +34,8 @@ def read_tensors(path: str | os.PathLike) -> Any:
 
     Raises:
         DataError: if the file is missing, empty, a pointer of Git LFS, damaged or truncated, or if it holds other
-            things than tensors in plain containers, such as a whole network; no code of it runs.
+            things than tensors in plain containers, such as a whole network; no code of it runs. Also if a tensor is
+            larger than its values in the file.
 
     Example:
         ``read_tensors("model.pt")["classifier.weight"]``
@@ -42,9 +44,13 @@ def read_tensors(path: str | os.PathLike) -> Any:
     if any("/code/" in entry for entry in check_whole(name)):
         raise DataError(name, "it is a network in TorchScript", "add configs/inference_exported.json, or give model.pt")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    else:
+        if not all(_is_stored(value) for value in tree_leaves(content) if isinstance(value, torch.Tensor)):
+            raise DataError(name, "it has a tensor that is larger than what it stores, or not dense", _AGAIN)
+        return content
     # torch's own error is left out, for it advises to read such files without this protection
     if found:
         raise DataError(
@@ -54,6 +60,12 @@ def read_tensors(path: str | os.PathLike) -> Any:
             "ask its author for the state_dict alone, or convert it in a container as docs/scse.md shows",
         )
     raise DataError(name, "it is no file of plain tensors that torch.load(weights_only=True) reads", _AGAIN)
+
+
+def _is_stored(value: torch.Tensor) -> bool:
+    """Return whether all values of a tensor are there, so that working with it needs no more memory than the file."""
+    is_dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    return is_dense and value.ndim <= 64 and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def load_exported(path: str | os.PathLike, device: torch.device | str = "cpu") -> nn.Module:

@@ -101,23 +101,23 @@ def test_index_unpool_equals_max_unpool_of_torch(size):
     dims = len(size)
     maxima, indices = MaxPoolWithIndices(dims)(torch.randn(2, 3, *size))
     expected = UNPOOL[dims](maxima, indices, 2, output_size=size)
-    torch.testing.assert_close(IndexUnpool()(maxima, list(size), indices), expected, atol=0, rtol=0)
+    torch.testing.assert_close(IndexUnpool(len(size))(maxima, list(size), indices), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(7,), (6, 5), (5, 3, 7)], ids=str)
 def test_index_unpool_serves_each_group_of_channels_with_the_same_indices(size):
     _, indices = MaxPoolWithIndices(len(size))(torch.randn(2, 3, *size))
     x = torch.randn(2, 6, *indices.shape[2:])
-    unpool = IndexUnpool()
+    unpool = IndexUnpool(len(size))
     expected = torch.cat([unpool(half, list(size), indices) for half in x.chunk(2, dim=1)], dim=1)
     torch.testing.assert_close(unpool(x, list(size), indices), expected, atol=0, rtol=0)
 
 
 def test_index_unpool_keeps_the_dtype_and_takes_non_contiguous_input():
     maxima, indices = MaxPoolWithIndices(2)(torch.randn(2, 3, 6, 5).to(torch.bfloat16))
-    expected = IndexUnpool()(maxima, [6, 5], indices)
+    expected = IndexUnpool(2)(maxima, [6, 5], indices)
     strided_maxima, strided_indices = (t.movedim(-1, 0).contiguous().movedim(0, -1) for t in (maxima, indices))
-    strided = IndexUnpool()(strided_maxima, [6, 5], strided_indices)
+    strided = IndexUnpool(2)(strided_maxima, [6, 5], strided_indices)
     assert expected.dtype == torch.bfloat16
     torch.testing.assert_close(strided, expected, atol=0, rtol=0)
 

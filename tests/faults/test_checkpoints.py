@@ -2,6 +2,7 @@
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from monai_attn.weights.checkpoint import read_state_dict
 
@@ -105,6 +107,17 @@ def test_weights_in_other_forms(lab, form):
         lab.segment(path, out_channels=5).refused(lab.bundle.weights, "3", "5")
 
 
+class Lie:
+    """Is read as a tensor of other dimensions than torch makes."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        ones = (1,) * 65
+        return _rebuild_tensor_v2, (self.value._typed_storage(), 0, ones, ones, False, {})
+
+
 class Evil:
     def __reduce__(self):
         return (os.system, (f"touch {self.target}",))
@@ -121,6 +134,49 @@ def test_weights_that_run_code_or_hold_a_whole_network(lab):
     assert not Evil.target.exists()
     torch.save(torch.nn.Conv2d(1, 2, 3), path)
     refused(lab, path, "Conv2d", "state_dict")
+
+
+@fault(97)
+@pytest.mark.parametrize("kind", ["stride 0", "65 dimensions", "sparse", "another network", "optimizer"])
+def test_weights_that_lie_about_their_size(lab, kind):
+    weights = torch.load(lab.bundle.weights, weights_only=True)
+    name, value = next(iter(weights.items()))
+    huge = torch.zeros(1).expand(10**12)
+    lies = {
+        "stride 0": {**weights, name: huge},
+        "65 dimensions": {**weights, name: Lie(value)},
+        "sparse": {**weights, name: torch.sparse_coo_tensor(torch.empty(1, 0, dtype=torch.long), [], [10**12])},
+        "another network": {**weights, name: torch.zeros(3, 5)},
+        "optimizer": {"model": weights, "optimizer": {"state": [{"exp_avg": huge}]}},
+    }
+    path = lab.folder / "model.pt"
+    torch.save(lies[kind], path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(lab, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
+
+
+@fault(98)
+def test_a_second_training_in_the_folder_of_a_living_one(lab):
+    folder = lab.folder / "models"
+    code = "from pathlib import Path; from monai_attn.files import alone_in\n"
+    code += f"with alone_in(Path({str(folder)!r})): input(print(1, flush=True))"
+    first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        first.stdout.readline()
+        log = lab.folder / "out" / "train.log"
+        log.parent.mkdir()
+        log.write_text("of the first")
+        second = lab.train(ckpt_dir=str(folder), output_dir=log.parent)
+        second.refused(folder, "another training is writing to it", "give another ckpt_dir")
+        assert log.read_text() == "of the first"
+        assert not list(log.parent.glob("*.json"))
+        lab.train(ckpt_dir=str(lab.folder / "other"), output_dir=lab.folder / "other").finished()
+    finally:
+        first.kill()
+        first.wait()
+    lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
+    lab.train(ckpt_dir=str(folder), output_dir=folder).finished()  # the first one has given it back
 
 
 @fault(65)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -138,11 +139,22 @@ def test_masks_are_measured_each_and_pictures_in_two_dimensions():
         metric.update([slab(1)])
 
 
-@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
-def test_a_missed_structure_is_infinitely_far_and_an_absent_one_is_left_out():
+@pytest.mark.fault(92)
+@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class", "ignore:All-NaN:RuntimeWarning")
+@pytest.mark.parametrize(
+    "metric",
+    [
+        partial(SpacedHausdorffDistance, 95),
+        SpacedHausdorffDistance,
+        SpacedSurfaceDistance,
+        partial(SpacedSurfaceDistance, symmetric=False),
+    ],
+)
+def test_a_missed_structure_is_infinitely_far_and_an_absent_one_is_left_out(metric, caplog):
     empty = MetaTensor(torch.zeros_like(slab(1)), affine=slab(1).affine)
-    metric = SpacedSurfaceDistance(num_classes=2, output_transform=PAIR)
-    mean, details = measured(metric, (empty, slab(1)), (empty, empty))
-    assert math.isinf(details[0])
-    assert math.isnan(details[1])
+    metric = partial(metric, num_classes=2, output_transform=PAIR)
+    mean, details = measured(metric(), (empty, slab(1)), (slab(1), empty), (empty, empty), (slab(1), slab(1)))
+    assert details.flatten().tolist() == pytest.approx([math.inf, math.inf, math.nan, 0], nan_ok=True)
     assert math.isinf(mean)
+    assert caplog.text.count("distance inf") == 2
+    assert math.isnan(measured(metric(), (empty, empty))[0])

@@ -2,12 +2,17 @@
 """What holds for every network: its arguments, any size, gradients, memory layouts, precision and compilers."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
+from monai.networks import nets as monai_nets
 from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.fx import symbolic_trace
 
 from monai_attn import nets
+from monai_attn.adapt import autofocus, recalibrate
 
 OTHERS = {"EGCNN", "AllOutputs"}  # they take a network
 NARROW = {"features": 2, "depth": 1}
@@ -106,3 +111,53 @@ def test_compile_without_graph_break_equals_eager(name):
     with torch.no_grad():
         compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), network(x), atol=1e-5, rtol=0)
+
+
+HOSTS = {
+    "unet": lambda: monai_nets.UNet(2, 2, 4, channels=(4, 8, 16), strides=(2, 2), num_res_units=1),
+    "dynunet": lambda: monai_nets.DynUNet(2, 2, 4, [3, 3, 3], [1, 2, 2], [2, 2]),
+    "segresnet": lambda: monai_nets.SegResNet(2, 8, 2, 4),
+}
+WAYS = {
+    "scse": lambda host: recalibrate(host, zero_effect=True),
+    "autofocus": lambda host: autofocus(host, last=2),
+    "egcnn": nets.EGCNN,
+}
+ADAPTED = [(way, host) for way in WAYS for host in HOSTS if (way, host) != ("egcnn", "unet")]  # which is too shallow
+
+
+@pytest.mark.fault(95)
+@pytest.mark.parametrize(
+    "name", [*NETWORKS, *ADAPTED], ids=lambda name: name if isinstance(name, str) else "-".join(name)
+)
+def test_networks_are_transformed_traced_by_fx_and_materialized_from_meta(name):
+    def make():
+        return build(name) if isinstance(name, str) else WAYS[name[0]](HOSTS[name[1]]())
+
+    network, x = make().eval(), torch.randn(2, 2, 16, 16)
+    expected, state = network(x), (dict(network.named_parameters()), dict(network.named_buffers()))
+
+    def one(parameters, image):
+        return functional_call(network, (parameters, state[1]), (image[None],))[0]
+
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    for grad_enabled in (True, False):
+        with torch.set_grad_enabled(grad_enabled):
+            close(vmap(partial(one, state[0]))(x), expected)
+    gradients = vmap(grad(lambda *given: one(*given).square().mean()), in_dims=(None, 0))(state[0], x)
+    assert all(value.isfinite().all() for value in gradients.values())
+    traced = symbolic_trace(network)
+    for image in (x, torch.randn(1, 2, 32, 16)):
+        close(traced(image), network(image))
+
+    with torch.device("meta"):
+        empty = make()
+    assert empty(x.to("meta")).shape == expected.shape
+    empty.to_empty(device="cpu")
+    for value in empty.state_dict().values():
+        value.fill_(torch.nan if value.is_floating_point() else 77)
+    for module in empty.modules():
+        getattr(module, "reset_parameters", lambda: None)()
+    assert all(value.isfinite().all() and (value != 77).all() for value in empty.state_dict().values())
+    empty.load_state_dict(network.state_dict())
+    close(empty.eval()(x), expected)

@@ -164,6 +164,7 @@ def test_a_mismatch_is_one_clear_error_and_changes_nothing(pair):
         load_keras_weights(other, whole)
 
 
+@pytest.mark.fault(97)
 def test_a_file_that_is_not_of_keras_is_refused(tmp_path, monkeypatch):
     network = FocusNet(2, 3, 1, channels=(8, 16, 16), padding="tf")
     (tmp_path / "text.h5").write_text("weights")
@@ -172,6 +173,12 @@ def test_a_file_that_is_not_of_keras_is_refused(tmp_path, monkeypatch):
     for name in ("text.h5", "other.h5", "absent.h5"):
         with pytest.raises(DataError, match=name):
             load_keras_weights(network, tmp_path / name)
+    with h5py.File(tmp_path / "lie.h5", "w") as file:  # 4 TB of which nothing is stored
+        file.attrs["layer_names"] = ["conv2d"]
+        file.create_group("conv2d").attrs["weight_names"] = ["kernel"]
+        file["conv2d"].create_dataset("kernel", (10**12,), "f4", chunks=(1 << 20,))
+    with pytest.raises(DataError, match="larger than what it stores"):
+        load_keras_weights(network, tmp_path / "lie.h5")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ConfigError, match='padding="tf"'):  # it pads symmetrically
         load_keras_weights(FocusNet(2, 3, 1, channels=(8, 16, 16)), {})
