@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import monai_attn
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.files import print_any_name
 from monai_attn.run import api, bundles
 from monai_attn.run.bundles import find_bundle
 from monai_attn.run.options import parse_options, read_options
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Example:
         ``main(["phantom", "hippocampus_mri_scse", "-o", "data/phantom"])``
     """
+    print_any_name()
     try:
         arguments, others = _parser().parse_known_args(argv)
         if others and not arguments.takes_options:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writes, locked folders, and safe cells of CSV tables."""
+"""Atomic writes, locked folders, safe cells of CSV tables, and what is said about files."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape
 from pathlib import Path
 
@@ -13,8 +17,9 @@ from filelock import FileLock, Timeout
 
 from monai_attn.errors import DataError
 
-__all__ = ["alone_in", "atomic_write", "csv_cell"]
+__all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "print_any_name", "say", "say_left_out"]
 
+_LOGGER = logging.getLogger(__name__)
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -120,3 +125,29 @@ def csv_cell(text: str) -> str:
     if any(character in text for character in ',"\r\n'):
         text = '"' + text.replace('"', '""') + '"'
     return text
+
+
+def content_of(folder: Path) -> str:
+    """Return the first names in a folder."""
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(present[:5]) or "nothing"
+
+
+@cache
+def say(message: str) -> None:
+    """Log a warning, once in a process."""
+    _LOGGER.warning(message)
+
+
+def say_left_out(root: Path, files: Sequence[Path], why: str) -> None:
+    """Say which files of a folder are left out and why."""
+    if files:
+        names = ", ".join(os.path.relpath(file, root) for file in files[:3])
+        say(f"{root}: {len(files)} left out, {why}: {names}{' …' if len(files) > 3 else ''}")
+
+
+def print_any_name() -> None:
+    """Make the screen replace signs that its encoding lacks, instead of raising errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

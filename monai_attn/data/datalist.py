@@ -16,15 +16,19 @@ from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 
 from monai_attn.data import layouts
-from monai_attn.data.layouts import Sections, case_name, read_sections, say
+from monai_attn.data.dicom import is_dicom
+from monai_attn.data.layouts import Sections, case_name, read_sections
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
+from monai_attn.files import content_of, say, say_left_out
 
 __all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "structure_names"]
 __all__ += ["training_cases"]
 
 _VALIDATION_FRACTION = 0.2
-_SLICE = re.compile(r"(.+)[_-](slice|z|b)[_-]?[0-9]+", re.IGNORECASE)
+_SLICE = re.compile(r"(.+)[_-](slice|slc?|frame|z|b)[_-]?[0-9]+", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"(segs?|segmentations?|labels?|masks?|gts?|ground[_ -]?truths?)(tr|ts)?", re.IGNORECASE)
+_DATA = (".img", ".raw", ".zraw")  # of a header that is a file of its own
 
 
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -113,10 +117,10 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
     """Find the images to segment, each a dictionary with ``image``.
 
     Args:
-        source: an image file, a DICOM series (a folder of .dcm files), a data set with a data list (its
-            test cases, else its validation cases), or any other folder, searched recursively, without the labels that
-            lie beside images. A list of files is one image with a file for each channel, such as the modalities
-            of MRI.
+        source: an image file, a data set with a data list (its test cases, else its validation cases), or any other
+            folder, which is searched for images and folders of DICOM slices, known by their content. Links are
+            followed. Labels, hidden folders and files that are no images are left out, with a warning. A list of files
+            is one image with a file for each channel, such as the modalities of MRI.
 
     Raises:
         DataError: if there is no image.
@@ -124,29 +128,78 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
     Example:
         ``find_images("my_scans")``, ``find_images(["case_1_t1c.nii.gz", "case_1_flair.nii.gz"])``
     """
-    if not isinstance(source, (str, Path)):
+    if isinstance(source, (list, tuple)):
         return [{"image": [find_images(file)[0]["image"] for file in source]}]
-    path = Path(source).absolute()
+    path = Path(str(source)).absolute()
     if not path.exists():
         raise DataError(str(path), "there is no such file or folder", "give an image, a DICOM folder or a data set")
     if any((path / name).is_file() for name in layouts.LISTINGS):
         chosen = read_sections(path).get("test") or cases(path, "validation")
         return [{"image": item["image"]} for item in chosen]
-    if path.is_file() or any(path.glob("*.dcm")):
+    if path.is_file():
         return [{"image": str(path)}]
-    joined: list[dict[str, Any]] = []
+    images = _walk(path)
+    labels = _find_labels(images, path)
+    say_left_out(path, labels, "labels")
+    found = [image for image in images if image not in {*labels}]
     with suppress(DataError):
-        joined = [{"image": item["image"]} for items in layouts.case_folders(path).values() for item in items]
-    if any(len(item["image"]) > 1 for item in joined):
-        return joined
-    images = sorted(filter(layouts.is_image, path.rglob("*")))
-    labels = layouts.find_labels(images, path)
-    layouts.say_left_out(path, labels, "labels")
-    found = sorted({*images} - {*labels})
+        joined = [{"image": item["image"]} for items in layouts.case_folders(path, images).values() for item in items]
+        if any(len(item["image"]) > 1 for item in joined):
+            files = {file for item in joined for file in item["image"]}
+            say_left_out(path, [image for image in found if str(image) not in files], "not of a case")
+            return joined
     if not found:
-        problem = f"it holds no image ({', '.join(layouts.IMAGE_SUFFIXES)}); it holds: {layouts.content_of(path)}"
+        problem = f"it holds no image ({', '.join(layouts.IMAGE_SUFFIXES)}, DICOM); it holds: {content_of(path)}"
         raise DataError(str(path), problem, "give the folder of the images")
     return [{"image": str(file)} for file in found]
+
+
+def _find_labels(images: Sequence[Path], root: Path) -> list[Path]:
+    """Return those of the images that are labels, by their names or folders."""
+    named = {path for path in images if layouts.LABEL.fullmatch(case_name(path))}
+    beside = {path.parent for path in images if path not in named}
+    return [
+        path for path in images
+        if any(map(_LABEL_FOLDER.fullmatch, path.relative_to(root).parts[:-1]))
+        or (path in named and path.parent in beside)
+    ]  # fmt: skip
+
+
+def _walk(root: Path) -> list[Path]:
+    """Return the images below a folder, those of DICOM as their folders; say which files are none.
+
+    Links are followed, but no folder is entered twice. Beside a series, pictures are previews.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    hidden: list[Path] = []
+    seen: set[str] = set()
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder, real = Path(name), os.path.realpath(name)
+        hidden += [folder / part for part in folders if part.startswith(".")]
+        folders[:] = [] if real in seen else sorted(part for part in folders if not part.startswith("."))
+        paths = [] if real in seen else [folder / file for file in sorted(files) if not file.startswith(".")]
+        seen.add(real)
+        own = [path for path in paths if layouts.is_image(path)]
+        slices = [path for path in paths if path not in own and _is_slice(path)]
+        previews = [path for path in own if path.name.lower().endswith(layouts.PICTURE_SUFFIXES)]
+        previews = previews if len(slices) >= len(previews) and slices else []
+        parts = {case_name(path) for path in own}
+        others += [
+            path for path in paths
+            if path in previews or not (path in own or path in slices or (path.suffix in _DATA and path.stem in parts))
+        ]  # fmt: skip
+        images += [folder] * bool(slices) + [path for path in own if path not in previews]
+    say_left_out(root, others, "no images")
+    say_left_out(root, hidden, "hidden")
+    return sorted(images)
+
+
+def _is_slice(path: Path) -> bool:
+    is_named = path.name.lower().endswith((".dcm", ".ima")) and path.exists()
+    with suppress(OSError):  # a link that leads nowhere
+        return is_named or (is_dicom(path) and path.name != "DICOMDIR")
+    return False
 
 
 def common_root(items: Sequence[Mapping[str, Any]]) -> str:
@@ -211,7 +264,7 @@ def _patients(items: Sequence[Mapping[str, Any]], least: int) -> list[str]:
     files = [ensure_tuple(item["image"])[0] for item in items]
     matches = [_SLICE.fullmatch(case_name(file)) for file in files]
     slices = all(matches) and len({match[1] for match in matches if match}) >= least
-    names = [match[1] if match and slices else file for match, file in zip(matches, files)]
+    names = [match[1] if match and slices else os.path.realpath(file) for match, file in zip(matches, files)]
     return [name if item.get("group") in (None, "") else str(item["group"]) for item, name in zip(items, names)]
 
 

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from monai.utils import ensure_tuple
 
 from monai_attn.errors import DataError
+from monai_attn.files import content_of, say_left_out
 
-__all__ = ["IMAGE_SUFFIXES", "LISTINGS", "Sections", "case_folders", "case_name", "content_of"]
-__all__ += ["find_labels", "is_image", "read_listing", "read_sections", "say", "say_left_out"]
+__all__ = ["IMAGE_SUFFIXES", "LABEL", "LISTINGS", "PICTURE_SUFFIXES", "Sections", "case_folders", "case_name"]
+__all__ += ["is_image", "read_listing", "read_sections"]
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_ENDINGS = (*IMAGE_SUFFIXES, ".dcm", ".ima", ".hdr", ".img", ".nhdr", ".bmp", ".gif", ".webp", ".npy", ".npz", ".mat")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", *PICTURE_SUFFIXES)
+_ENDINGS = (*IMAGE_SUFFIXES, ".dcm", ".ima", ".img", ".npy", ".npz", ".mat")
 LISTINGS = ("dataset.json", "dataset.csv")
 Sections = dict[str, list[dict[str, Any]]]
 
 _FOLDERS = (("training", "images", "labels"), ("training", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs"))
 _SECTIONS = {"training": "training", "validation": "validation", "test": "test", "testing": "test"}
-_LABEL = re.compile(r"(.*[^a-z])?(seg|segmentation|labels?|mask|gt)", re.IGNORECASE)
+LABEL = re.compile(r"(.*[^a-z])?(seg|segmentation|labels?|mask|gt)", re.IGNORECASE)
 _MODALITIES = ("t1", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2f")
-_LOGGER = logging.getLogger(__name__)
 
 
 def case_name(path: str | Path) -> str:
@@ -53,36 +53,6 @@ def case_name(path: str | Path) -> str:
 def is_image(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
     """Return whether a path is an image file that is not hidden."""
     return path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file()
-
-
-def find_labels(images: Sequence[Path], root: Path) -> list[Path]:
-    """Return those of the images that are labels, by their names or folders."""
-    named = {path for path in images if _LABEL.fullmatch(case_name(path))}
-    beside = {path.parent for path in images if path not in named}
-    folders = {labels for _, _, labels in _FOLDERS}
-    return [
-        path for path in images
-        if folders.intersection(path.relative_to(root).parts[:-1]) or (path in named and path.parent in beside)
-    ]  # fmt: skip
-
-
-def content_of(folder: Path) -> str:
-    """Return the first names in a folder."""
-    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(present[:5]) or "nothing"
-
-
-@cache
-def say(message: str) -> None:
-    """Log a warning, once in a process."""
-    _LOGGER.warning(message)
-
-
-def say_left_out(root: Path, files: Sequence[Path], why: str) -> None:
-    """Say which files of a folder are left out and why."""
-    if files:
-        names = ", ".join(os.path.relpath(file, root) for file in files[:3])
-        say(f"{root}: {len(files)} left out, {why}: {names}{' …' if len(files) > 3 else ''}")
 
 
 def read_sections(folder: Path) -> Sections:
@@ -108,7 +78,7 @@ def read_listing(listing: Path) -> dict[str, Any]:
     try:
         text = listing.read_text(encoding="utf-8-sig")
         content = json.loads(text) if kind == "JSON" else _read_table(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, RecursionError) as error:
         raise DataError(str(listing), f"it is not valid {kind}: {error}", fix) from error
     if not isinstance(content, dict):
         raise DataError(str(listing), f"it holds a {type(content).__name__}, not the object of a data set", fix)
@@ -130,14 +100,11 @@ def _listed(content: Mapping[str, Any], listing: Path) -> Sections:
     """Return the sections of a data list with absolute paths, after checking it."""
     sections: Sections = {}
     for key, name in _SECTIONS.items():
-        for entry in content.get(key) or ():
-            item = entry if isinstance(entry, dict) else {"image": entry}
-            for path in _strings(item):
-                if os.path.normpath(path).split(os.sep)[0] == os.pardir:
-                    problem = f"{listing} lists it, and it leads out of that folder"
-                    raise DataError(path, problem, "give an absolute path instead")
-            if not next(_strings(item.get("image")), ""):
-                raise DataError(str(listing), f"the case {item} has no 'image'", "give every case an image")
+        entries = content.get(key) or []
+        if not isinstance(entries, list):
+            raise _odd(listing, key, entries, "it is no list of cases")
+        for entry in entries:
+            item = _checked(entry, key, listing)
             parts = {part: _absolute(item[part], listing.parent, part in ("image", "label")) for part in item}
             sections.setdefault(name, []).append(parts)
     _check_names(content, listing, sections)
@@ -148,6 +115,36 @@ def _listed(content: Mapping[str, Any], listing: Path) -> Sections:
         sections["training"] = [item for item in training if item.get("fold") != folds[0]]
     _check_files(sections, listing)
     return sections
+
+
+def _odd(listing: Path, key: str, entry: Any, problem: str) -> DataError:
+    """Return the error for an entry of a data list."""
+    found = shorten(json.dumps(entry, default=str), 100)
+    fix = 'write {"image": "images/1.nii.gz", "label": "labels/1.nii.gz"}; several channels are a list of images'
+    return DataError(str(listing), f"{problem}, under '{key}': {found}", fix)
+
+
+def _checked(entry: Any, key: str, listing: Path) -> dict[str, Any]:
+    """Return the case of an entry, with the separators of this system, or raise."""
+    item = dict(entry) if isinstance(entry, dict) else {"image": entry}
+    if not _first(item.get("image")):
+        raise _odd(listing, key, entry, "a case has no 'image'")
+    if item.get("label", 0) is None:
+        del item["label"]
+    for part in ("image", "label")[: 1 + ("label" in item)]:
+        texts = [item[part]] if isinstance(item[part], str) else item[part]
+        are_texts = isinstance(texts, list) and texts and all(isinstance(text, str) and text for text in texts)
+        if not are_texts or not isinstance(entry, (str, dict)) or (part == "label" and len(texts) > 1):
+            raise _odd(listing, key, entry, f"a case has no path as its {part}")
+        texts = [text if os.path.exists(listing.parent / text) else text.replace("\\", "/") for text in texts]
+        item[part] = texts if part == "image" and isinstance(item[part], list) else texts[0]
+    if not isinstance(item.get("fold", 0), (str, int)):
+        raise _odd(listing, key, entry, "a case has no number as its fold")
+    for path in _strings(item):
+        if os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            problem = f"{listing} lists it, and it leads out of that folder"
+            raise DataError(path, problem, "give an absolute path instead")
+    return item
 
 
 def _strings(entry: Any) -> Iterator[str]:
@@ -173,12 +170,12 @@ def _absolute(value: Any, folder: Path, is_file: bool) -> Any:
 def _check_names(content: Mapping[str, Any], listing: Path, sections: Sections) -> None:
     """Raise if cases are listed under another name, and not as a selection of the training cases."""
     training = sections.get("training", []) if "validation" in sections else []
-    known = {_first(item["image"]) for item in training}
+    known = {*_strings(training)}
     unknown = []
     for key, entries in content.items():
-        if key not in _SECTIONS and isinstance(entries, list) and not key.startswith("label"):
+        if key not in _SECTIONS and isinstance(entries, (list, dict)) and not key.startswith("label"):
             images = [_first(entry.get("image")) for entry in entries if isinstance(entry, dict)]
-            images += [entry for entry in entries if isinstance(entry, str) and entry.lower().endswith(IMAGE_SUFFIXES)]
+            images += [text for text in _strings(entries) if text.lower().endswith(IMAGE_SUFFIXES)]
             paths = [os.path.normpath(listing.parent / image) for image in images if image]
             unknown += [] if known.issuperset(paths) else [repr(key)]
     if unknown:
@@ -190,7 +187,7 @@ def _check_files(sections: Sections, listing: Path) -> None:
     """Raise unless all listed files exist, and no label is named after another case."""
     for items in sections.values():
         for path in (path for item in items for path in _strings([item["image"], item.get("label")])):
-            if not Path(path).exists():
+            if not os.path.exists(path):
                 raise DataError(path, f"{listing} lists it, but it is not there", "restore it or correct the list")
         owners = {case_name(_first(item["image"])): item for item in items}
         for item in items:
@@ -206,13 +203,13 @@ def _check_files(sections: Sections, listing: Path) -> None:
 def _paired(folder: Path, content: Mapping[str, Any]) -> Sections:
     """Pair images and labels by name; ``content`` may be nnU-Net's ``dataset.json``."""
     sections: Sections = {}
-    suffixes = ensure_tuple(content.get("file_ending", IMAGE_SUFFIXES))
+    suffixes = tuple(map(str, ensure_tuple(content.get("file_ending", IMAGE_SUFFIXES))))
     for section, images, labels in _FOLDERS:
         labeled = (folder / labels).is_dir()
         if section in sections or not (folder / images).is_dir() or (section == "training" and not labeled):
             continue
         scans: dict[str, Any] = _index(folder / images, suffixes)
-        if "channel_names" in content:
+        if isinstance(content.get("channel_names"), (dict, list)):
             scans = _join_channels(scans, len(content["channel_names"]))
         truth = _index(folder / labels, suffixes) if labeled else {}
         sections[section] = _pair(scans, truth) if labeled else [{"image": scan} for scan in scans.values()]
@@ -253,8 +250,8 @@ def _pair(images: Mapping[str, Any], labels: Mapping[str, Any]) -> list[dict[str
     return [{"image": images[name], "label": labels[name]} for name in sorted(images)]
 
 
-def case_folders(folder: Path) -> Sections:
-    """Read a folder of one folder per case.
+def case_folders(folder: Path, images: Sequence[Path] | None = None) -> Sections:
+    """Read a folder of one folder per case, or these images of it.
 
     Each has images of the same kinds and a label; those without a label are for the test.
 
@@ -262,10 +259,10 @@ def case_folders(folder: Path) -> Sections:
         DataError: if a case has other images than most, or several labels.
     """
     cases: dict[Path, dict[str, str]] = {}
-    for path in sorted(filter(is_image, folder.rglob("*"))):
+    for path in sorted(filter(is_image, folder.rglob("*") if images is None else images)):
         kind = case_name(path).replace(path.parent.name, "").strip(" -_.")
         cases.setdefault(path.parent, {})[kind] = str(path)
-    labels = {case: [kind for kind in files if _LABEL.fullmatch(kind)] for case, files in cases.items()}
+    labels = {case: [kind for kind in files if LABEL.fullmatch(kind)] for case, files in cases.items()}
     kinds = {case: sorted({*files} - {*labels[case]}, key=_rank) for case, files in cases.items()}
     usual = Counter(map(tuple, kinds.values())).most_common(1)[0][0] if any(labels.values()) else ()
     if folder in cases or not usual:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -173,9 +174,12 @@ class CheckingReader(ImageReader):
                 raise
         meta |= {key: value for key, value in getattr(img, "info", {}).items() if key in (ORIENTATION, PALETTE)}
         meta |= {SIXTEEN_BITS: True} if array.dtype == np.uint16 else {}
-        if self._files[0].lower().endswith(NIFTI_SUFFIXES):
-            meta[MetaKeys.ORIGINAL_AFFINE] = correct_affine(self._files[0], meta[MetaKeys.ORIGINAL_AFFINE])
+        if "sform_code" in meta:  # NIfTI, also as a pair of files
+            header = re.sub("(?i)img$", "hdr", self._files[0])
+            meta[MetaKeys.ORIGINAL_AFFINE] = correct_affine(header, meta[MetaKeys.ORIGINAL_AFFINE])
             meta[MetaKeys.AFFINE] = meta[MetaKeys.ORIGINAL_AFFINE].copy()
+        elif self._files[0].lower().endswith((".hdr", ".img")):  # Analyze, which has no orientation
+            meta |= {"qform_code": 0, "sform_code": 0}
         return array, meta
 
     def _check_grids(self, images: Any) -> None:

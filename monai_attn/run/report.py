@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from monai_attn.data.datalist import case_name
 from monai_attn.errors import DataError, Failure
-from monai_attn.files import atomic_write, csv_cell
+from monai_attn.files import atomic_write, csv_cell, print_any_name
 from monai_attn.handlers.metrics import by_structure
 from monai_attn.handlers.pictures import names_of
 from monai_attn.metrics import measure
@@ -53,6 +53,7 @@ def tidy_screen() -> ExitStack:
     Example:
         ``with tidy_screen(): evaluator.run()``
     """
+    print_any_name()
     undo, root, screen = ExitStack(), logging.getLogger(), _Screen(logging.INFO)
     screen.addFilter(_is_shown)
     for handler in [*root.handlers, *get_logger("monai.handlers.StatsHandler").handlers]:
@@ -206,7 +207,7 @@ def write_table(output_dir: str | Path, path_csv: str | Path) -> None:
         values = [record["values"].get(name, "") for name, _ in columns]
         rows.append([record["case"], *map(str, values), str(record.get("seconds", "")), "; ".join(record["warnings"])])
     with atomic_write(path_csv, "give another file") as draft:
-        draft.write_text("".join(",".join(map(csv_cell, row)) + "\n" for row in rows), encoding="utf-8")
+        draft.write_text("".join(",".join(map(csv_cell, row)) + "\n" for row in rows), "utf-8", "replace")
 
 
 def write_page(path: Path, title: str, records: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = ()) -> None:
@@ -235,7 +236,7 @@ def write_page(path: Path, title: str, records: Sequence[Mapping[str, Any]], fai
         rows="\n".join(row for _, row in rows),
     )
     with atomic_write(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+        draft.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _usual_range(name: str, records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -256,7 +257,7 @@ def _row(
     scores = [value for name, value in values.items() if name not in usual and not math.isnan(value)]
     order = not record["warnings"], not odd, sum(scores) / max(len(scores), 1), case
     files = {"overlay": f"{case}_overlay.png", "mask": record.get("mask", ""), "attention": f"{case}_attention.png"}
-    links = {text: quote(file) for text, file in files.items() if file and (folder / file).exists()}
+    links = {text: quote(os.fsencode(file)) for text, file in files.items() if file and (folder / file).exists()}
     image = f'<img src="{links.get("overlay")}" alt="overlay of {escape(case)}" loading="lazy">'
     links_shown = (f'<a href="{link}">{image if text == "overlay" else text}</a>' for text, link in links.items())
     cells = [f'<th scope="row"><span>{escape(case)}</span>{"".join(links_shown)}</th>']

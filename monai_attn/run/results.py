@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -121,7 +122,9 @@ class FinishedCases:
         for provenance in self.provenances:
             provenance.images.update(files)  # a result knows its first file only
         # the folders and clashes of results are those of all cases, whatever part of them this worker has
-        mine = [i for i, image in enumerate(images) if crc32(case_name(image).encode()) % self.parts == self.part - 1]
+        mine = [
+            i for i, image in enumerate(images) if crc32(os.fsencode(case_name(image))) % self.parts == self.part - 1
+        ]
         cases, images = [cases[i] for i in mine], [images[i] for i in mine]
         unfinished = gather(self._unfinished(cases, images) if idist.get_rank() == 0 else [])
         self.finished = len(cases) - len(unfinished)

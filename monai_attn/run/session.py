@@ -165,7 +165,7 @@ class _Run:
             if rank == 0 and not self.append:
                 self.log.write_text("", encoding="utf-8")
             idist.barrier()
-            file = logging.FileHandler(self.log, encoding="utf-8")
+            file = logging.FileHandler(self.log, encoding="utf-8", errors="replace")
         except OSError as error:
             problem = f"it cannot be written: {error.strerror}"
             raise DataError(str(self.log.parent), problem, "give another output_dir") from error
@@ -240,7 +240,7 @@ def start(name: str, output_dir: str | None = None, append: bool = False, ckpt_d
         warnings.filterwarnings("ignore", message=notice)
     for package in ("ignite", "monai.bundle.workflows"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    _current = _Run(name, Path(output_dir) / f"{name}.log" if output_dir is not None else None, append, ckpt_dir)
+    _current = _Run(name, Path(str(output_dir), f"{name}.log") if output_dir is not None else None, append, ckpt_dir)
     remember(check_command(sys.argv))
     join()
 

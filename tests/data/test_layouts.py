@@ -88,7 +88,7 @@ def test_a_table(tmp_path):
     (tmp_path / "dataset.csv").write_text("image,section\nc.nii,val\n")
     refused("cases under 'val'; known are training, validation", cases, tmp_path)
     (tmp_path / "dataset.csv").write_text("file;label\nc.nii;a.nii\n")
-    refused("the case .* has no 'image'", cases, tmp_path)
+    refused("a case has no 'image'", cases, tmp_path)
 
 
 def brats(folder: Path, kinds=("flair", "seg", "t1", "t1ce", "t2")) -> Path:

@@ -150,7 +150,9 @@ _BORDERS = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
-    figure.suptitle(title, fontsize=9, parse_math=False)  # a file may have any name, also one with $ signs
+    figure.suptitle(
+        title.encode(errors="replace").decode(), fontsize=9, parse_math=False
+    )  # a file may have any name, also one with $ signs
     return figure
 
 
