@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("input", nargs="*", help="image, folder, glob, DICOM folder, data set, or a file for each channel")
     add("--attention", action="store_true", help="save attention maps too")
+    add("--dicom_seg", action="store_true", help="save a DICOM SEG of each DICOM series too (extra dicom)")
     add("--table", metavar="FILE", help="write the volumes of all finished cases as CSV; alone, without images")
     add("--shard", metavar="K/N", help="segment the K-th of N parts, for independent workers on one output folder")
     add = command(_train, "Train a bundle.", _TRAIN, output="folder for weights, curves and log", options=True)
@@ -216,6 +217,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         _check_there(*inputs)
         files, options = _prepared(
             arguments, "inference", output_dir=arguments.out, save_attention=arguments.attention or None,
+            dicom_seg=arguments.dicom_seg or None,
             checkpoint=bundles.own_weights(folder, arguments.checkpoint),
         )  # fmt: skip
         _run(arguments, *api.with_images(files, options, inputs, arguments.shard))

@@ -284,6 +284,7 @@ def write_series() -> Callable[..., Path]:
             data = _dataset(
                 SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}", SOPInstanceUID=f"{series}.{index + 1}", Modality="MR",
                 SeriesDescription=description, StudyInstanceUID="1.2", SeriesInstanceUID=series,
+                PatientID="P 7", FrameOfReferenceUID="1.2.9",
                 InstanceNumber=index + 1, Rows=pixels.shape[1], Columns=pixels.shape[0], SamplesPerPixel=1,
                 PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=16, HighBit=15,
                 PixelRepresentation=1, PixelData=pixels.astype("<i2").tobytes(order="F"),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the place of every slice of DICOM files."""
+"""Find the place of every slice of DICOM files, and write DICOM SEG."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from monai.utils import optional_import
 from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
 
-__all__ = ["check_series", "is_dicom", "place_slices"]
+__all__ = ["check_series", "is_dicom", "place_slices", "write_segmentation"]
 
 itk, _ = optional_import("itk", allow_namespace_pkg=True)
 # MONAI says for every transform that loads, once pydicom is there, that its decoder for GPUs is not
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+logging.getLogger("highdicom").setLevel(logging.ERROR)  # it tells every step
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
 
 _CLASS_TAG = b"\x02\x00\x02\x00UI"  # (0002,0002), the kind of object
@@ -29,6 +30,11 @@ _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _STEP_TOLERANCE = 0.1  # of the usual distance of slices
 _NOT_PARALLEL = 1e-3  # of a pixel
 _MOST_SHIFT = 0.5  # of a pixel, or of the distance of slices
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+_ANY_STRUCTURE = {"category": ["91723000", "Anatomical Structure"], "type": ["91723000", "Anatomical Structure"]}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -103,6 +109,81 @@ def place_slices(image: Any, path: Path) -> Any:
             "%s: its slices are not spaced or ordered as its header says; placed one by one: %s", path, used
         )
     return image
+
+
+def write_segmentation(
+    file: Path, labels: np.ndarray, affine: np.ndarray, source: Path, *,
+    class_names: Sequence[str], bundle: Mapping[str, Any], provenance: str = "",
+) -> bool:  # fmt: skip
+    """Write a DICOM SEG of a series; return whether it reads the same.
+
+    Args:
+        file: where to write it.
+        labels: label map (x, y, z) or (x, y) on the grid of the series.
+        affine: its affine (4, 4), RAS.
+        source: DICOM file or folder.
+        class_names: names of the label values 1, 2, …; see :class:`monai_attn.transforms.SafeSaveImage`.
+        bundle: the bundle's metadata: ``name``, ``version``, and ``segment_codes`` of the output ``pred``, SNOMED CT
+            codes of structures by their names.
+        provenance: text to be read back by :func:`monai_attn.transforms.provenance_of`.
+
+    Raises:
+        DataError: if the tags of the series do not allow a SEG.
+
+    Example:
+        ``write_segmentation(Path("seg.dcm"), labels, affine, Path("scan"), class_names=["liver"], bundle=metadata)``
+    """
+    import highdicom  # when it is needed, for a quick start of everything else
+
+    files = check_series(source) if source.is_dir() else [source]
+    images = [pydicom.dcmread(path, force=True, stop_before_pixels=True) for path in files]
+    for keyword in _MAY_BE_EMPTY:  # highdicom wants them there
+        images[0].setdefault(keyword, None)
+    labels = np.atleast_3d(labels).astype(np.uint8)
+    places = [0]
+    if labels.shape[2] > 1:  # the reader may have put them into another order
+        to_voxels = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ affine)
+        places = [round((to_voxels @ [*frame[0], 1])[2]) for frame in _read_frames(source, files)]
+    found = [int(value) for value in np.unique(labels) if value]
+    named = {value: name for value, name in enumerate(class_names, 1) if name != "unused" or value in found}
+    names = {value: f"label {value}" for value in found} | named
+    numbers = np.zeros(256, np.uint8)
+    numbers[list(names)] = range(1, len(names) + 1)
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            images, numbers[labels[:, :, places].transpose(2, 1, 0)], "BINARY",
+            _describe_segments(list(names.values()), bundle, provenance),
+            series_instance_uid=highdicom.UID(), series_number=1000 + int(images[0].get("SeriesNumber") or 0),
+            series_description=bundle["name"][:64], sop_instance_uid=highdicom.UID(), instance_number=1,
+            manufacturer="monai_attn", manufacturer_model_name=bundle["name"][:64],
+            software_versions=bundle["version"], device_serial_number="1",
+        )  # fmt: skip
+    except (AttributeError, TypeError, ValueError) as error:
+        problem = f"no DICOM SEG can refer to it: {' '.join(str(error).split())}"
+        raise DataError(str(source), problem, "export the series again, or leave --dicom_seg out") from error
+    segmentation.save_as(file)
+    return np.array_equal(pydicom.dcmread(file).pixel_array, segmentation.pixel_array)
+
+
+def _describe_segments(names: Sequence[str], bundle: Mapping[str, Any], provenance: str) -> list[Any]:
+    import highdicom
+
+    codes = bundle["network_data_format"]["outputs"]["pred"].get("segment_codes", {})
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=bundle["name"][:64], family=highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        version=bundle["version"], source="monai_attn", parameters={"provenance": provenance},
+    )  # fmt: skip
+    segments = []
+    for number, name in enumerate(names, 1):
+        coded = codes.get(name, _ANY_STRUCTURE).items()
+        concepts = {part: highdicom.sr.CodedConcept(value, "SCT", meaning) for part, (value, meaning) in coded}
+        kinds = (concepts["category"], concepts["type"], "AUTOMATIC")
+        segment = highdicom.seg.SegmentDescription(number, name[:64], *kinds, algorithm)
+        if "modifier" in concepts:
+            (kind,) = segment.SegmentedPropertyTypeCodeSequence
+            kind.SegmentedPropertyTypeModifierCodeSequence = [concepts["modifier"]]
+        segments.append(segment)
+    return segments
 
 
 def _describe_series(files: Sequence[Path]) -> str:

@@ -149,13 +149,14 @@ def check_settings(
     regions: Sequence[Sequence[int]] = (),
     region_values: Sequence[int] = (),
     save_attention: bool = False,
+    dicom_seg: bool = False,
 ) -> None:
     """Raise if settings of a bundle cannot work together.
 
     The device must be available, and a copy of the network must take ``crop_size`` (voxels) and ``image_size`` (pixels,
     -1 for any). A ``softmax`` or argmax needs two output channels. Each of the overlapping ``regions``, given by their
-    label values, must be written as one of its own labels (``region_values``). ``save_attention`` must be a bool,
-    because the string "false" is true.
+    label values, must be written as one of its own labels (``region_values``). ``save_attention`` and ``dicom_seg``
+    must be bools, because the string "false" is true.
 
     Raises:
         ConfigError: with a setting that works, if there is one.
@@ -176,8 +177,9 @@ def check_settings(
             f"a voxel of a region must get one of its labels, and the regions are {list(map(list, regions))}",
             "give for each region one of its labels, which the regions after it go over",
         )
-    if not isinstance(save_attention, bool):
-        raise ConfigError(f"--save_attention {save_attention}", "it is not a truth value", "give True or False")
+    for name, switch in {"save_attention": save_attention, "dicom_seg": dicom_seg}.items():
+        if not isinstance(switch, bool):
+            raise ConfigError(f"--{name} {switch}", "it is not a truth value", "give True or False")
     for name, size in {"crop_size": crop_size, "image_size": image_size}.items():
         if size and min(size) > 0:
             _check_size(name, list(size), network, in_channels)

@@ -7,9 +7,11 @@ from monai_attn.transforms.checks import CheckImaged, CheckLabeld, label_values
 from monai_attn.transforms.edges import SobelEdges, SobelEdgesd, edge_targets, foreground_masks, sobel_edges
 from monai_attn.transforms.grid import RandSlicesd, SafeSpacingd
 from monai_attn.transforms.load import ReloadImaged, SafeChannelFirstd, SafeLoadImaged
-from monai_attn.transforms.output import AsLabelMapd, InvertArgmaxd, SafeSaveImage, SafeSaveImaged, provenance_of
+from monai_attn.transforms.output import SafeSaveImage, SafeSaveImaged, provenance_of
 from monai_attn.transforms.regions import (
+    AsLabelMapd,
     BrainMaskd,
+    InvertArgmaxd,
     LabelsToRegions,
     LabelsToRegionsd,
     RegionsToLabels,

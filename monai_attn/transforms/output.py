@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert predictions to label maps and save them."""
+"""Save predictions as NIfTI, PNG and DICOM SEG."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,111 +16,25 @@ import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
 from monai.data.utils import create_file_basename, to_affine_nd
-from monai.transforms import Invertd, InvertibleTransform, MapTransform, SaveImage, SaveImaged
-from monai.utils import (
-    ImageMetaKey,
-    MetaKeys,
-    TransformBackends,
-    convert_to_dst_type,
-    convert_to_numpy,
-    convert_to_tensor,
-    ensure_tuple_rep,
-    get_equivalent_dtype,
-    optional_import,
-)
+from monai.transforms import SaveImage, SaveImaged
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy, get_equivalent_dtype, optional_import
 
+from monai_attn.data.dicom import is_dicom, pydicom, write_segmentation
 from monai_attn.data.formats import forms_like
 from monai_attn.data.layouts import case_name
 from monai_attn.data.reader import ORIENTATION, ORIENTATION_TAG
-from monai_attn.errors import DataError
+from monai_attn.errors import ConfigError, DataError
 from monai_attn.files import atomic_write
 
-__all__ = ["AsLabelMapd", "InvertArgmaxd", "SafeSaveImage", "SafeSaveImaged", "provenance_of"]
+__all__ = ["SafeSaveImage", "SafeSaveImaged", "provenance_of"]
 
 PILImage, _ = optional_import("PIL.Image")
 ImageOps, _ = optional_import("PIL.ImageOps")
 PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
-
-
-class InvertArgmaxd(MapTransform):
-    """Invert scores and take their argmax, class by class.
-
-    It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
-
-    Args:
-        keys, allow_missing_keys: see MONAI's ``MapTransform``; scores (C, *spatial) of C classes.
-        transform: the preprocessing, to be inverted.
-        orig_keys: the image that it was applied to, one for each key or for all.
-
-    Example:
-        ``Compose([InvertArgmaxd("pred", preprocessing), AsLabelMapd("pred")])``
-    """
-
-    backend = [TransformBackends.TORCH]  # noqa: RUF012
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        transform: InvertibleTransform,
-        orig_keys: KeysCollection = "image",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.inverses = [
-            Invertd(key, transform, orig_key, nearest_interp=False)
-            for key, orig_key in zip(self.keys, ensure_tuple_rep(orig_keys, len(self.keys)))
-        ]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return label maps (1, *spatial), float32, for scores (C, *spatial)."""
-        item = dict(data)
-        for key, inverse in self.key_iterator(item, self.inverses):
-            item[key] = self._label_map(item, key, inverse)
-        return item
-
-    def _label_map(self, item: dict[Hashable, Any], key: Hashable, inverse: Invertd) -> torch.Tensor:
-        scores = item[key].detach()
-        best = labels = placed = torch.empty(0)
-        for index in range(len(scores)):
-            placed = inverse({**item, key: scores[index : index + 1]})[key]
-            values = convert_to_tensor(placed, track_meta=False)
-            if index == 0:
-                best = values.clone()
-                labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
-            else:  # NaN is above all numbers, as for torch.argmax
-                labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
-                torch.maximum(best, values, out=best)
-        return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
-
-
-class AsLabelMapd(MapTransform):
-    """Convert predictions to label maps that MONAI can save.
-
-    The metadata, inherited from the image, then say ``no_channel``. Otherwise MONAI's writers would cut the affine of
-    an image with channels down to two dimensions. Label maps are (1, *spatial) or (*spatial); for probabilities take
-    ``dtype=torch.float32``.
-
-    Example:
-        >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]
-        metatensor([[0, 2]], dtype=torch.uint8)
-    """
-
-    backend = [TransformBackends.TORCH]  # noqa: RUF012
-
-    def __init__(
-        self, keys: KeysCollection, dtype: torch.dtype = torch.uint8, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.dtype = dtype
-
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Convert the label maps of a case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            label_map = MetaTensor(item[key].to(self.dtype))
-            label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
-            item[key] = label_map
-        return item
+_NOT_OURS = (
+    OSError, EOFError, AttributeError, pydicom.errors.InvalidDicomError, nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)  # fmt: skip
 
 
 class SafeSaveImage(SaveImage):
@@ -130,14 +46,17 @@ class SafeSaveImage(SaveImage):
 
     Args:
         output_dir, output_postfix, output_dtype: see ``SaveImage``.
-        output_ext: ``.nii.gz``, ``.nii`` or ``.png``.
+        output_ext: ``.nii.gz``, ``.nii`` or ``.png``; ``.dcm`` for a DICOM SEG of a DICOM series, by highdicom.
         scale: 255 to write values from 0 to 1 as gray values from 0 to 255 (``.png`` only).
         data_root_dir: folder that holds all images, set by :class:`monai_attn.run.FinishedCases`.
         provenance: returns for an image file at most 79 characters on the origin of its result, to be written into the
             file, such as :class:`monai_attn.run.Provenance`.
+        metadata: ``metadata.json`` of the bundle, for the name, version and codes of structures in a DICOM SEG.
+        class_names: names of the classes 1, 2, … in a DICOM SEG; ``"unused"`` stands for a class that does not occur.
 
     Raises:
         ValueError: if there is no writer for ``output_ext``.
+        ConfigError: if highdicom is needed and not installed.
         DataError: when called, if a result cannot be written or is not read back the same.
 
     Example:
@@ -154,9 +73,13 @@ class SafeSaveImage(SaveImage):
         scale: int | None = None,
         data_root_dir: PathLike = "",
         provenance: Callable[[str], str] | None = None,
+        metadata: PathLike = "",
+        class_names: Sequence[str] = (),
     ) -> None:
         if output_ext not in _WRITERS:
             raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}.")
+        if output_ext == ".dcm" and find_spec("highdicom") is None:
+            raise ConfigError("--dicom_seg", "it needs the package highdicom", "pip install 'monai-attn[dicom]'")
         super().__init__(output_dir, output_postfix, output_ext, separate_folder=False)
         self.output_dir = output_dir
         self.output_postfix = output_postfix
@@ -164,10 +87,19 @@ class SafeSaveImage(SaveImage):
         self.scale = scale
         self.data_root_dir = data_root_dir
         self.provenance = provenance
+        self.metadata = metadata
+        self.class_names = class_names
         self._unnamed = 0  # images without a file so far
 
     def path_of(self, subject: PathLike) -> Path:
-        """Return the path of the result of an image file."""
+        """Return the path of the result of an image file.
+
+        Raises:
+            DataError: if it is not below ``output_dir``, or is a DICOM SEG of an image that is not DICOM.
+        """
+        if self.output_ext == ".dcm" and os.path.isfile(subject) and not is_dicom(Path(subject)):
+            problem = "a DICOM SEG belongs to a DICOM series, and this is another format"
+            raise DataError(str(subject), problem, "give the DICOM series, or leave --dicom_seg out")
         folder, name = os.path.dirname(subject), case_name(str(subject))
         try:
             path = create_file_basename(
@@ -204,42 +136,26 @@ class SafeSaveImage(SaveImage):
         if self.scale is not None:
             values = (self.scale * values.clip(0, 1)).astype(np.uint8)
         with atomic_write(path) as draft:
-            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, meta):
+            options = {"metadata": self.metadata, "class_names": self.class_names} if self.output_ext == ".dcm" else {}
+            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, meta, **options):
                 raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
-        meta[MetaKeys.SAVED_TO] = str(path)
+        if self.output_ext != ".dcm":  # the mask that reports and pictures lie beside
+            meta[MetaKeys.SAVED_TO] = str(path)
         return img
 
 
 class SafeSaveImaged(SaveImaged):
-    """Dictionary form of :class:`SafeSaveImage`, with the same arguments.
+    """Dictionary form of :class:`SafeSaveImage`, with the same ``options``.
 
     Example:
         ``SafeSaveImaged("pred", "out", data_root_dir="scans", output_ext=".png", scale=255)``
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        output_dir: PathLike = "./",
-        *,
-        output_postfix: str = "seg",
-        output_ext: str = ".nii.gz",
-        output_dtype: torch.dtype = torch.uint8,
-        scale: int | None = None,
-        data_root_dir: PathLike = "",
-        provenance: Callable[[str], str] | None = None,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, output_dir: PathLike = "./", *, allow_missing_keys: bool = False, **options: Any
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self.saver: SafeSaveImage = SafeSaveImage(
-            output_dir,
-            output_postfix=output_postfix,
-            output_ext=output_ext,
-            output_dtype=output_dtype,
-            scale=scale,
-            data_root_dir=data_root_dir,
-            provenance=provenance,
-        )
+        self.saver: SafeSaveImage = SafeSaveImage(output_dir, **options)
 
 
 def provenance_of(path: str | Path) -> str:
@@ -252,15 +168,19 @@ def provenance_of(path: str | Path) -> str:
         if str(path).endswith(".png"):
             with PILImage.open(path) as image:
                 return image.info.get("Description", "")
+        if str(path).endswith(".dcm"):
+            segment = pydicom.dcmread(path, stop_before_pixels=True).SegmentSequence[0]
+            parameters = segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+            return parameters.removeprefix("provenance=")
         header: Any = nibabel.load(path).header
         return header["descrip"].item().decode(errors="replace") if "descrip" in header else ""
-    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError):
-        return ""  # not a file of ours
+    except _NOT_OURS:
+        return ""
 
 
 def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapping[str, Any]) -> bool:
     """Write a volume; return whether it reads the same."""
-    affine = to_affine_nd(3, convert_to_numpy(meta.get(MetaKeys.AFFINE, np.eye(4))))
+    affine = _affine(meta)
     qform, (affine, code) = forms_like(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")), affine)
     image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
     image.set_sform(affine, code)
@@ -289,4 +209,19 @@ def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapp
         return np.array_equal(np.swapaxes(np.asarray(ImageOps.exif_transpose(written)), 0, 1), values)
 
 
-_WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".png": _write_png}
+def _write_dicom_seg(
+    path: Path, values: np.ndarray, _dtype: Any, line: str, meta: Mapping[str, Any], **about: Any
+) -> bool:
+    """Write a DICOM SEG; return whether it reads the same."""
+    about["bundle"] = json.loads(Path(about.pop("metadata")).read_text(encoding="utf-8"))
+    source = Path(meta[ImageMetaKey.FILENAME_OR_OBJ])
+    return write_segmentation(path, values, _affine(meta), source, provenance=line, **about)
+
+
+def _affine(meta: Mapping[str, Any]) -> np.ndarray:
+    return to_affine_nd(3, convert_to_numpy(meta.get(MetaKeys.AFFINE, np.eye(4))))
+
+
+_WRITERS: dict[str, Callable[..., bool]] = {
+    ".nii.gz": _write_nifti, ".nii": _write_nifti, ".png": _write_png, ".dcm": _write_dicom_seg,
+}  # fmt: skip

@@ -1,16 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert labels to overlapping regions, such as BraTS's, and back."""
+"""Convert scores to label maps, and labels to overlapping regions, such as BraTS's, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple, ensure_tuple_rep
+from monai.data import MetaTensor
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, Transform
+from monai.utils import (
+    MetaKeys,
+    TransformBackends,
+    convert_to_dst_type,
+    convert_to_tensor,
+    ensure_tuple,
+    ensure_tuple_rep,
+)
 
-__all__ = ["BrainMaskd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels", "RegionsToLabelsd"]
+__all__ = [
+    "AsLabelMapd", "BrainMaskd", "InvertArgmaxd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels",
+    "RegionsToLabelsd",
+]  # fmt: skip
+
+
+class InvertArgmaxd(MapTransform):
+    """Invert scores and take their argmax, class by class.
+
+    It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
+
+    Args:
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; scores (C, *spatial) of C classes.
+        transform: the preprocessing, to be inverted.
+        orig_keys: the image that it was applied to, one for each key or for all.
+
+    Example:
+        ``Compose([InvertArgmaxd("pred", preprocessing), AsLabelMapd("pred")])``
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: InvertibleTransform,
+        orig_keys: KeysCollection = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.inverses = [
+            Invertd(key, transform, orig_key, nearest_interp=False)
+            for key, orig_key in zip(self.keys, ensure_tuple_rep(orig_keys, len(self.keys)))
+        ]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return label maps (1, *spatial), float32, for scores (C, *spatial)."""
+        item = dict(data)
+        for key, inverse in self.key_iterator(item, self.inverses):
+            item[key] = self._label_map(item, key, inverse)
+        return item
+
+    def _label_map(self, item: dict[Hashable, Any], key: Hashable, inverse: Invertd) -> torch.Tensor:
+        scores = item[key].detach()
+        best = labels = placed = torch.empty(0)
+        for index in range(len(scores)):
+            placed = inverse({**item, key: scores[index : index + 1]})[key]
+            values = convert_to_tensor(placed, track_meta=False)
+            if index == 0:
+                best = values.clone()
+                labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
+            else:  # NaN is above all numbers, as for torch.argmax
+                labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
+                torch.maximum(best, values, out=best)
+        return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
+
+
+class AsLabelMapd(MapTransform):
+    """Convert predictions to label maps that MONAI can save.
+
+    The metadata, inherited from the image, then say ``no_channel``. Otherwise MONAI's writers would cut the affine of
+    an image with channels down to two dimensions. Label maps are (1, *spatial) or (*spatial); for probabilities take
+    ``dtype=torch.float32``.
+
+    Example:
+        >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]
+        metatensor([[0, 2]], dtype=torch.uint8)
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self, keys: KeysCollection, dtype: torch.dtype = torch.uint8, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.dtype = dtype
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Convert the label maps of a case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label_map = MetaTensor(item[key].to(self.dtype))
+            label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
+            item[key] = label_map
+        return item
 
 
 class LabelsToRegions(Transform):

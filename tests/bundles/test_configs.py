@@ -97,6 +97,7 @@ def test_metadata_has_what_the_newest_schema_requires(bundle):
     for tensor in (image, pred):
         assert {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "channel_def"} <= set(tensor)
     assert pred["channel_def"]["0"] == "background"  # of label values, as MONAI Label reads it
+    assert ["background", *pred["segment_codes"]] == list(pred["channel_def"].values())
     overlapping = load(bundle, "train").get("region_values")  # painted into one label map
     assert len(pred["channel_def"]) == (len(overlapping) + 1 if overlapping else max(pred["num_channels"], 2))
     assert not [text for text in strings(metadata) if "#" in text or text.startswith("%")]
@@ -120,8 +121,8 @@ def test_predictions_go_back_to_the_grid_of_the_file_before_they_are_made_discre
         else:
             assert "monai_attn.transforms.InvertArgmaxd" in steps
     config = load(bundle, "inference")
-    saver = config["postprocessing"]["transforms"][-1]
-    last = [t["_target_"] for t in config["postprocessing"]["transforms"]][-3:]
+    steps = [step for step in config["postprocessing"]["transforms"] if "_disabled_" not in step]
+    saver, last = steps[-1], [step["_target_"] for step in steps][-3:]
     assert last[1:] == ["monai_attn.transforms.AsLabelMapd", "monai_attn.transforms.SafeSaveImaged"]
     if saver["output_ext"] == ".png":
         assert last[0] == "SqueezeDimd"
@@ -163,11 +164,13 @@ def test_an_overlay_for_any_bundle_is_the_same_in_all(bundle, name):
     assert ours == first
 
 
-def test_attention_is_saved_by_one_switch_which_is_off(bundle):
+def test_attention_and_dicom_seg_are_saved_by_one_switch_each_which_is_off(bundle):
     config = load(bundle, "inference")
-    (part,) = [c for c in components(config) if "_disabled_" in c]
-    assert (part["_target_"], part["_disabled_"]) == ("monai_attn.handlers.AttentionMaps", "$not @save_attention")
-    ending = config["postprocessing"]["transforms"][-1]["output_ext"]
+    (part,) = [c for c in components(config) if c.get("_disabled_") == "$not @save_attention"]
+    assert part["_target_"] == "monai_attn.handlers.AttentionMaps"
+    (ending, *others) = [c["output_ext"] for c in config["postprocessing"]["transforms"] if "output_ext" in c]
+    pictures = bundle.name.startswith(("skin", "retinal"))  # they take no DICOM
+    assert (others, config.get("dicom_seg")) == (([], None) if pictures else ([".dcm"], False))
     assert part["output_ext"] == ("@displayable_configs#result_extension" if ending == ".png" else ending)
 
 

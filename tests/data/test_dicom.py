@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
 import numpy as np
+import pydicom
 import pytest
+import torch
 from monai.transforms import LoadImage
 
 from monai_attn.data import CheckingReader
 from monai_attn.data.dicom import check_series
+from monai_attn.transforms import SafeSaveImage, provenance_of
 
-from ..conftest import refused
+from ..conftest import BUNDLES, refused
 
 # the steps along the axes of an oblique volume in mm (LPS), and the position of its first voxel
 STEPS = np.array([[1.6, 1.2, 0], [-0.9, 1.2, 0], [0, 0, 4]])
@@ -133,3 +141,43 @@ def test_a_slice_that_was_cut_off_is_named_not_dropped(write_series, tmp_path, k
     slice_ = folder / "1.2.3_003.dcm"  # the last one leaves no gap
     slice_.write_bytes(slice_.read_bytes()[: int(kept * slice_.stat().st_size)])
     assert "cut off" in refused(slice_, check_series, folder).problem
+
+
+TO_LPS = np.diag([-1, -1, 1, 1])
+METADATA = BUNDLES[0].parent / "kits_ct_egcnn_segmentation/configs/metadata.json"
+
+
+def places_of(mask, affine):
+    """The places of the voxels of a mask in the world, in mm, sorted."""
+    return np.array(sorted((np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]).round(3).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("order", "angle"), [(range(6), 0.4), (range(5, -1, -1), 0), ((0, 2, 4, 1, 3, 5), -0.7)], ids=str
+)
+def test_a_dicom_seg_lies_on_its_series_for_highdicom_and_dcmqi(write, order, angle, tmp_path):
+    highdicom = pytest.importorskip("highdicom")
+    sine, cosine = np.sin(angle), np.cos(angle)
+    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    image = load(write((PLACES @ turn)[[*order]], voxels=VOXELS[..., [*order]], axes=STEPS[:2] @ turn))
+    image[:] = torch.randint(0, 3, image.shape)
+    image[..., 2] = 0  # no frame of it is written
+    options = {"metadata": METADATA, "class_names": ["kidney", "mine", "unused"], "provenance": lambda _: "a=b c"}
+    SafeSaveImage(tmp_path / "out", output_ext=".dcm", **options)(image)
+    file = tmp_path / "out" / "series_seg.dcm"
+    assert provenance_of(file) == "a=b c"
+    data = pydicom.dcmread(file)
+    assert (data.PatientID, data.StudyInstanceUID, data.FrameOfReferenceUID) == ("P 7", "1.2", "1.2.9")
+    assert data.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
+    assert data.SeriesDescription == "Kidney tumour segmentation with EG-CNN"
+    assert [segment.SegmentLabel for segment in data.SegmentSequence] == ["kidney", "mine"]
+    assert data.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "64033007"
+    assert data.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "0.1.0"
+    volume = highdicom.seg.segread(file).get_volume(combine_segments=True)
+    command = [Path(sys.executable).with_name("segimage2itkimage"), "--inputDICOM", file, "-t", "nii"]
+    subprocess.run([*command, "--outputDirectory", tmp_path], check=True, capture_output=True)
+    for value in (1, 2):
+        expected = places_of(image[0].numpy() == value, TO_LPS @ image.affine.numpy())
+        np.testing.assert_allclose(places_of(volume.array == value, volume.affine), expected, atol=2e-3)
+        read = nibabel.load(tmp_path / f"{value}.nii.gz")
+        np.testing.assert_allclose(places_of(np.asarray(read.dataobj) > 0, TO_LPS @ read.affine), expected, atol=2e-3)

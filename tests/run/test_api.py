@@ -5,6 +5,7 @@ import sys
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from monai_attn.cli import main
 from monai_attn.data import cases
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.run.bundles import config_files, find_bundle, named_bundles
+from monai_attn.transforms import provenance_of
 
 BUNDLE = "hippocampus_mri_scse"
 
@@ -51,6 +53,30 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     assert monai_attn.segment(BUNDLE, ras.get_fdata()[None], spacing=(1, 1, 1)).shape == same.shape
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
         monai_attn.segment(BUNDLE, np.zeros((8, 8)))
+
+
+def test_a_dicom_seg_of_a_series_is_one_of_its_results_and_refused_for_another_format(
+    scan, write_series, tmp_path, capsys
+):
+    pytest.importorskip("highdicom")
+    out = tmp_path / "out"
+    assert main(["segment", BUNDLE, scan, "-o", str(out), "--dicom_seg"]) == 2
+    assert "a DICOM SEG belongs to a DICOM series" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["inference.log"]
+    image = nibabel.load(scan)
+    corners, voxels = np.outer(np.arange(image.shape[2]), [0, 0, 1]), np.asarray(image.dataobj).astype(int)
+    series = write_series(tmp_path / "series", corners, voxels=voxels, axes=[[-1, 0, 0], [0, -1, 0]])
+    command = ["segment", BUNDLE, str(series), "-o", str(out), "--dicom_seg"]
+    assert main(command) == 0
+    file = out / "series_seg.dcm"
+    labels = [segment.SegmentLabel for segment in pydicom.dcmread(file).SegmentSequence]
+    assert labels == ["anterior", "posterior"]
+    assert provenance_of(file) == provenance_of(out / "series_seg.nii.gz") != ""
+    assert main(command) == 0
+    assert "1 of 1 cases are finished" in capsys.readouterr().err
+    file.unlink()
+    assert main(command) == 0
+    assert file.exists()
 
 
 def test_load_gives_the_network_with_its_weights_and_options(train_bundle):

@@ -9,8 +9,10 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from PIL import Image
 
-from monai_attn.errors import DataError
+from monai_attn.errors import ConfigError, DataError
 from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, provenance_of
+
+from ..conftest import refused
 
 AFFINE = torch.tensor([[-1.1, 0, 0, 3], [0, 0, 1.2, -4], [0, 2.5, 0, 5], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -133,3 +135,8 @@ def test_the_dictionary_form_writes_its_keys_and_is_one_that_monai_label_leaves_
     data = {"pred": label_map("scan.nii.gz"), "image": 1}
     assert saver(data) == data
     assert files(tmp_path) == ["scan_x.nii.gz"]
+
+
+def test_a_dicom_seg_without_highdicom_names_the_extra(monkeypatch):
+    monkeypatch.setattr("monai_attn.transforms.output.find_spec", lambda name: None)
+    assert "monai-attn[dicom]" in refused("--dicom_seg", SafeSaveImage, output_ext=".dcm", kind=ConfigError).fix
