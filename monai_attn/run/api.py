@@ -123,6 +123,7 @@ def segment(
 
     Returns:
         The label map on the image's grid; with ``attention`` also the maps on that grid by the names of their gates.
+        A picture that is stored turned (EXIF) is read upright, and so is its label map.
 
     Raises:
         InputError: if the image, the bundle or an option cannot be used.
