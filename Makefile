@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 LABEL := .venv-label
+DEPLOY := .venv-deploy
 BIN := $(VENV)/bin
 # so many processes share the tests, each with one thread: `make test JOBS=8` on a larger machine
 JOBS ?= 2
@@ -12,13 +13,14 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label docs coverage faults soak bench lint types clean help
+.PHONY: demo test test-slow test-label test-deploy docs coverage faults soak bench lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
 	@echo "make test        lint, types and the default tests"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-label  every bundle in MONAI Label's server, in an environment of its own"
+	@echo "make test-deploy every bundle in MONAI Deploy's operator, in an environment of its own"
 	@echo "make docs        the documentation, in docs/_build/html; a warning is an error"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
@@ -55,6 +57,9 @@ bench: $(VENV)/installed-dev
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest -m monailabel tests/bundles/test_label.py
 
+test-deploy: $(DEPLOY)/installed
+	$(DEPLOY)/bin/python -m pytest -m deploy tests/bundles/test_deploy.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,7 +68,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy --num-workers $(JOBS)
 
 clean:
-	rm -rf $(VENV) $(LABEL) demo build dist docs/_build *.egg-info
+	rm -rf $(VENV) $(LABEL) $(DEPLOY) demo build dist docs/_build *.egg-info
 
 # `make demo` installs what bundles need, `make test` the tools besides
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -74,6 +79,11 @@ $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pyth
 $(LABEL)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(LABEL)
 	$(LABEL)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[bundle,label]" pytest
+	touch $@
+
+$(DEPLOY)/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[bundle,deploy]" filelock pytest
 	touch $@
 
 $(VENV)/bin/python:

@@ -115,8 +115,9 @@ class EGCNN(nn.Module):
     def resize(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Interpolate (B, C, *spatial) to the spatial size of another tensor."""
         size = like.shape[2:]
-        if not torch.jit.is_scripting() and isinstance(x, Proxy):  # torch.fx cannot decide
-            return F.interpolate(x, size=size, mode=self.mode)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second condition)
+            if isinstance(x, Proxy):  # torch.fx cannot decide
+                return F.interpolate(x, size=size, mode=self.mode)
         return x if x.shape[2:] == size else F.interpolate(x, size=size, mode=self.mode)
 
 

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, SaveImage
 from monai.utils import ensure_tuple
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_attn.data import case_name, cases
 
@@ -34,6 +35,33 @@ mostly_slow = pytest.mark.parametrize(
 @pytest.fixture(scope="session", params=NAMES)
 def trained(request: pytest.FixtureRequest, train_bundle: Callable[[str], Any]) -> Any:
     return train_bundle(request.param)
+
+
+def held_out(bundle: Any) -> Any:
+    return cases(bundle.data, "validation")[0]["image"]
+
+
+def give_weights(bundle: Any) -> None:
+    """Random weights whose predictions differ from voxel to voxel, so that a wrong orientation is seen."""
+    image = held_out(bundle)
+    for seed in range(20):
+        parser = ConfigParser()
+        parser.read_config(bundle.config("inference"))
+        torch.manual_seed(seed)
+        network, inferer = parser.get_parsed_content("network_def"), parser.get_parsed_content("inferer")
+        batch = parser.get_parsed_content("preprocessing")({"image": image})["image"][None]
+        for layer in network.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.momentum = None
+        with torch.no_grad():
+            inferer(batch, network.train())  # for the statistics of batch norm
+            scores = inferer(batch, network.eval())[0]
+        labels = scores > 0 if len(scores) == 1 or "region_values" in parser.get() else scores.argmax(0, keepdim=True)
+        if len(labels.unique()) > 1:
+            bundle.output.mkdir()
+            torch.save(network.state_dict(), bundle.weights)
+            return
+    raise AssertionError(f"{bundle.root.name} predicts the same for all voxels")
 
 
 def save_volume(image: torch.Tensor, path: Path) -> None:
