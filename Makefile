@@ -13,7 +13,7 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label test-deploy docs coverage faults soak bench lint types clean help
+.PHONY: demo test test-slow test-label test-deploy docs coverage faults fuzz soak bench lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
@@ -24,6 +24,7 @@ help:
 	@echo "make docs        the documentation, in docs/_build/html; a warning is an error"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
+	@echo "make fuzz        load 300 damaged files of each format: no trace, and no other voxels where there is a checksum"
 	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
 	@echo "make bench       the table of docs/performance.md (some ten minutes)"
 	@echo "make clean       remove what make made"
@@ -40,6 +41,9 @@ coverage: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python tests/faults/table.py
+
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python tests/faults/fuzz.py
 
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

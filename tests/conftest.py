@@ -257,59 +257,59 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture
 def write_series() -> Callable[..., Path]:
-    """Writes a DICOM series, or one file of several frames, with any tags.
+    return write_dicom
+
+
+def write_dicom(
+    path: Path,
+    positions: Sequence[Any],
+    series: str = "1.2.3",
+    description: str = "chest",
+    voxels: np.ndarray | None = None,
+    axes: Any = ((1, 0, 0), (0, 1, 0)),
+    **tags: Any,
+) -> Path:
+    """Write a DICOM series, or one file of several frames, with any tags.
 
     All pixels of slice k are 10 k, or ``voxels``, whose last axis is along the slices. A position is the z of the first
     pixel, or all three coordinates in mm (LPS); ``axes`` are the steps along the first and second axis.
     """
-
-    def write(
-        path: Path,
-        positions: Sequence[Any],
-        series: str = "1.2.3",
-        description: str = "chest",
-        voxels: np.ndarray | None = None,
-        axes: Any = ((1, 0, 0), (0, 1, 0)),
-        **tags: Any,
-    ) -> Path:
-        stack = np.arange(len(positions)) * np.full((4, 4, 1), 10) if voxels is None else voxels
-        spacing = np.linalg.norm(axes, axis=1)
-        corners = [[0, 0, position] if np.isscalar(position) else position for position in positions]
-        places = [_dataset(ImagePositionPatient=[f"{value:.12g}" for value in corner]) for corner in corners]
-        grid = {"PixelSpacing": [f"{size:.12g}" for size in spacing[::-1]], "SliceThickness": "1"}
-        plane = {"ImageOrientationPatient": [f"{value:.12g}" for value in np.ravel(axes / spacing[:, None])]}
-        several = path.suffix == ".dcm"
-        for index, place in enumerate(places[:1] if several else places):
-            pixels, kind = (stack, "4.1") if several else (stack[..., index], "4")
-            data = _dataset(
-                SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}", SOPInstanceUID=f"{series}.{index + 1}", Modality="MR",
-                SeriesDescription=description, StudyInstanceUID="1.2", SeriesInstanceUID=series,
-                PatientID="P 7", FrameOfReferenceUID="1.2.9",
-                InstanceNumber=index + 1, Rows=pixels.shape[1], Columns=pixels.shape[0], SamplesPerPixel=1,
-                PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=16, HighBit=15,
-                PixelRepresentation=1, PixelData=pixels.astype("<i2").tobytes(order="F"),
-            )  # fmt: skip
-            if several:
-                shared = _dataset(PlaneOrientationSequence=[_dataset(**plane)])
-                shared.PixelMeasuresSequence = [_dataset(**grid, **tags)]
-                data.NumberOfFrames, data.SharedFunctionalGroupsSequence = stack.shape[2], [shared]
-                data.PerFrameFunctionalGroupsSequence = [_dataset(PlanePositionSequence=[place]) for place in places]
-            else:
-                for name, value in {
-                    **grid,
-                    **plane,
-                    "ImagePositionPatient": place.ImagePositionPatient,
-                    **tags,
-                }.items():
-                    setattr(data, name, value)
-            data.file_meta = pydicom.dataset.FileMetaDataset()
-            data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            file = path if several else path / f"{series}_{index:03}.dcm"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pydicom.dcmwrite(file, data, enforce_file_format=True)
-        return path
-
-    return write
+    stack = np.arange(len(positions)) * np.full((4, 4, 1), 10) if voxels is None else voxels
+    spacing = np.linalg.norm(axes, axis=1)
+    corners = [[0, 0, position] if np.isscalar(position) else position for position in positions]
+    places = [_dataset(ImagePositionPatient=[f"{value:.10g}" for value in corner]) for corner in corners]
+    grid = {"PixelSpacing": [f"{size:.10g}" for size in spacing[::-1]], "SliceThickness": "1"}
+    plane = {"ImageOrientationPatient": [f"{value:.10g}" for value in np.ravel(axes / spacing[:, None])]}
+    several = path.suffix == ".dcm"
+    for index, place in enumerate(places[:1] if several else places):
+        pixels, kind = (stack, "4.1") if several else (stack[..., index], "4")
+        data = _dataset(
+            SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}", SOPInstanceUID=f"{series}.{index + 1}", Modality="MR",
+            SeriesDescription=description, StudyInstanceUID="1.2", SeriesInstanceUID=series,
+            PatientID="P 7", FrameOfReferenceUID="1.2.9",
+            InstanceNumber=index + 1, Rows=pixels.shape[1], Columns=pixels.shape[0], SamplesPerPixel=1,
+            PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=16, HighBit=15,
+            PixelRepresentation=1, PixelData=pixels.astype("<i2").tobytes(order="F"),
+        )  # fmt: skip
+        if several:
+            shared = _dataset(PlaneOrientationSequence=[_dataset(**plane)])
+            shared.PixelMeasuresSequence = [_dataset(**grid, **tags)]
+            data.NumberOfFrames, data.SharedFunctionalGroupsSequence = stack.shape[2], [shared]
+            data.PerFrameFunctionalGroupsSequence = [_dataset(PlanePositionSequence=[place]) for place in places]
+        else:
+            for name, value in {
+                **grid,
+                **plane,
+                "ImagePositionPatient": place.ImagePositionPatient,
+                **tags,
+            }.items():
+                setattr(data, name, value)
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        file = path if several else path / f"{series}_{index:03}.dcm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return path
 
 
 def _dataset(**tags: Any) -> pydicom.Dataset:

@@ -28,7 +28,7 @@ __all__ += ["training_cases"]
 _VALIDATION_FRACTION = 0.2
 _SLICE = re.compile(r"(.+)[_-](slice|slc?|frame|z|b)[_-]?[0-9]+", re.IGNORECASE)
 _LABEL_FOLDER = re.compile(r"(segs?|segmentations?|labels?|masks?|gts?|ground[_ -]?truths?)(tr|ts)?", re.IGNORECASE)
-_DATA = (".img", ".raw", ".zraw")  # of a header that is a file of its own
+_DATA = (".img", ".raw", ".zraw", ".raw.gz")  # of a header that is a file of its own
 
 
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -158,11 +158,8 @@ def _find_labels(images: Sequence[Path], root: Path) -> list[Path]:
     """Return those of the images that are labels, by their names or folders."""
     named = {path for path in images if layouts.LABEL.fullmatch(case_name(path))}
     beside = {path.parent for path in images if path not in named}
-    return [
-        path for path in images
-        if any(map(_LABEL_FOLDER.fullmatch, path.relative_to(root).parts[:-1]))
-        or (path in named and path.parent in beside)
-    ]  # fmt: skip
+    within = {path for path in images if any(map(_LABEL_FOLDER.fullmatch, path.relative_to(root).parts[:-1]))}
+    return [path for path in images if path in within or (path in named and path.parent in beside)]
 
 
 def _walk(root: Path) -> list[Path]:
@@ -170,10 +167,8 @@ def _walk(root: Path) -> list[Path]:
 
     Links are followed, but no folder is entered twice. Beside a series, pictures are previews.
     """
-    images: list[Path] = []
-    others: list[Path] = []
-    hidden: list[Path] = []
-    seen: set[str] = set()
+    lists: tuple[list[Path], ...] = ([], [], [])
+    (images, others, hidden), seen = lists, set[str]()
     for name, folders, files in os.walk(root, followlinks=True):
         folder, real = Path(name), os.path.realpath(name)
         hidden += [folder / part for part in folders if part.startswith(".")]
@@ -184,21 +179,18 @@ def _walk(root: Path) -> list[Path]:
         slices = [path for path in paths if path not in own and _is_slice(path)]
         previews = [path for path in own if path.name.lower().endswith(layouts.PICTURE_SUFFIXES)]
         previews = previews if len(slices) >= len(previews) and slices else []
-        parts = {case_name(path) for path in own}
-        others += [
-            path for path in paths
-            if path in previews or not (path in own or path in slices or (path.suffix in _DATA and path.stem in parts))
-        ]  # fmt: skip
-        images += [folder] * bool(slices) + [path for path in own if path not in previews]
+        used = [path for path in own if path not in previews]
+        data = {path.with_name(case_name(path) + ending) for path in used for ending in _DATA}
+        others += [path for path in paths if path not in data.union(used, slices)]
+        images += [folder] * bool(slices) + used
     say_left_out(root, others, "no images")
     say_left_out(root, hidden, "hidden")
     return sorted(images)
 
 
 def _is_slice(path: Path) -> bool:
-    is_named = path.name.lower().endswith((".dcm", ".ima")) and path.exists()
     with suppress(OSError):  # a link that leads nowhere
-        return is_named or (is_dicom(path) and path.name != "DICOMDIR")
+        return (is_dicom(path) and path.name != "DICOMDIR") or path.name.lower().endswith((".dcm", ".ima"))
     return False
 
 

@@ -105,9 +105,7 @@ def place_slices(image: Any, path: Path) -> Any:
         image.SetDirection(itk.matrix_from_array(placed[:, :3] / lengths))
         image.SetOrigin(corner)
         used = describe_affine(np.diag([-1, -1, 1, 1]) @ np.vstack([placed, [0, 0, 0, 1]]))
-        _LOGGER.warning(
-            "%s: its slices are not spaced or ordered as its header says; placed one by one: %s", path, used
-        )
+        _LOGGER.warning("%s: its slices do not lie as its header says; placed by their positions: %s", path, used)
     return image
 
 
@@ -208,8 +206,7 @@ def _read_frames(path: Path, files: Sequence[Path]) -> np.ndarray:
                 position, axes, spacing = (np.array(tag, float) for tag in tags)
                 frames.append([position, axes[:3] * spacing[1], axes[3:] * spacing[0]])
             elif len(files) > 1:
-                problem = f"it has no {_PLACE[tags.index(None)]}, so nobody knows where it lies"
-                raise DataError(str(file), problem, "export the series again")
+                raise DataError(str(file), f"it has no {_PLACE[tags.index(None)]}", "export the series again")
     places = np.array(frames).reshape(-1, 3, 3)
     if len(places) > 1:
         _check_places(path, places)

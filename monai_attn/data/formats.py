@@ -16,15 +16,17 @@ from typing import BinaryIO, cast
 
 import nibabel
 import numpy as np
+from monai.utils import optional_import
 
 from monai_attn.errors import DataError
 
 __all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "correct_affine", "describe_affine", "forms_like"]
 __all__ += ["read_header"]
 
+itk, _ = optional_import("itk", allow_namespace_pkg=True)
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _HEADED = (".mha", ".mhd", ".nrrd", ".nhdr")
-_COMPRESSED = re.compile(rb"^(encoding: *gz|CompressedData *= *True)", re.IGNORECASE | re.MULTILINE)
+_COMPRESSED = re.compile(rb"^(encoding: *gz|CompressedData *= *[t1])", re.IGNORECASE | re.MULTILINE)
 _DATA_FILE = re.compile(rb"^(?:data ?file: *|ElementDataFile *= *)(.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 _HEADER_END = re.compile(rb"^ElementDataFile[^\n]*\n|\n\r?\n", re.MULTILINE)
 _ANY_ZLIB = zlib.MAX_WBITS | 32
@@ -75,16 +77,32 @@ def check_stream(path: str) -> None:
     # a list or a pattern of files is left to the reader
     if not (is_mgz or _COMPRESSED.search(head)) or (apart is not None and not apart.is_file()):
         return
-    stream = zlib.decompressobj(_ANY_ZLIB)
+    stream, held, start = zlib.decompressobj(_ANY_ZLIB), 0, end.end() if end and not apart else 0
     try:
         with open(apart or path, "rb") as file:
-            file.seek(end.end() if end and not apart else 0)
+            file.seek(start)
             while not stream.eof and (block := file.read(1 << 16)):
-                stream.decompress(block)
+                held += len(stream.decompress(block))
+            packed = file.tell() - start - len(stream.unused_data)
     except zlib.error as error:
         raise DataError(str(apart or path), f"it is damaged: {error}", _AGAIN) from error
     if not stream.eof:
         raise DataError(str(apart or path), "it is damaged: its compressed voxels are cut off", _AGAIN)
+    said = re.search(rb"^CompressedDataSize *= *(\d+)\s*$", head, re.MULTILINE)
+    if not is_mgz and (
+        _promised(path) != held or (b"ElementDataFile" in head and not (said and int(said[1]) == packed))
+    ):
+        raise DataError(path, f"its header does not fit its voxels, {packed:,} bytes, {held:,} unpacked", _AGAIN)
+
+
+def _promised(path: str) -> int:
+    """Return the size of the voxels in bytes, as ITK reads the header."""
+    image_io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
+    if image_io is None:
+        return 0
+    image_io.SetFileName(path)
+    image_io.ReadImageInformation()
+    return int(image_io.GetImageSizeInBytes())
 
 
 def read_header(path: str) -> nibabel.Nifti1Header:
@@ -105,22 +123,20 @@ def correct_affine(path: str, used: np.ndarray) -> np.ndarray:
     """Return the affine of a NIfTI file in mm, after warnings of what is odd about it.
 
     Its unit may be another, its qform and sform may differ, and nibabel and MONAI replace it where spacing (pixdim),
-    qform and sform contradict each other, or are not finite.
+    qform and sform contradict each other, or are not finite. A valid sform is used in any case, as nibabel does.
     """
     header = read_header(path)
     with np.errstate(all="ignore"):
         claimed = header.get_best_affine()
+    is_odd = not np.allclose(claimed, used, rtol=1e-3, atol=1e-3)
+    if is_odd and header["sform_code"] > 0 and np.isfinite(claimed).all() and np.linalg.det(claimed):
+        used = claimed
     corrected = _scale(header) @ used
-    if not np.allclose(claimed, used, rtol=1e-3, atol=1e-3):
-        _LOGGER.warning(
-            "%s: its header contradicts itself (pixdim %s, qform_code %d, sform_code %d with rows %s); used: %s",
-            path,
-            header["pixdim"][1:4].round(4).tolist(),
-            header["qform_code"],
-            header["sform_code"],
-            header.get_sform()[:3].round(4).tolist(),
-            describe_affine(corrected),
-        )
+    if is_odd:
+        message = "%s: its header contradicts itself (pixdim %s, qform_code %d, sform_code %d with rows %s); used: %s"
+        pixdim, rows = (part.round(4).tolist() for part in (header["pixdim"][1:4], header.get_sform()[:3]))
+        codes = header["qform_code"], header["sform_code"]
+        _LOGGER.warning(message, path, pixdim, *codes, rows, describe_affine(corrected))
     if not np.array_equal(corrected, used):
         unit = header.get_xyzt_units()[0]
         _LOGGER.warning("%s: its unit is the %s; used: %s", path, unit, describe_affine(corrected))
@@ -136,11 +152,9 @@ def forms_like(path: str, affine: np.ndarray) -> list[tuple[np.ndarray, int]]:
 
     Those of the file are kept where they differ, so that every program shows the result on its image.
     """
-    forms: list[tuple[np.ndarray, int]] = []
-    if path.lower().endswith(NIFTI_SUFFIXES) and os.path.isfile(path):
-        forms = _different_forms(read_header(path))
-    is_one = any(np.allclose(form, affine, atol=1e-3) for form, _ in forms)
-    return forms if is_one else [(affine, 1), (affine, 1)]
+    is_nifti = path.lower().endswith(NIFTI_SUFFIXES) and os.path.isfile(path)
+    forms = _different_forms(read_header(path)) if is_nifti else []
+    return forms if any(np.allclose(form, affine, atol=1e-3) for form, _ in forms) else [(affine, 1)] * 2
 
 
 def _scale(header: nibabel.Nifti1Header) -> np.ndarray:

@@ -119,18 +119,17 @@ def _listed(content: Mapping[str, Any], listing: Path) -> Sections:
 
 def _odd(listing: Path, key: str, entry: Any, problem: str) -> DataError:
     """Return the error for an entry of a data list."""
-    found = shorten(json.dumps(entry, default=str), 100)
+    problem += f", under '{key}': {shorten(json.dumps(entry, default=str), 100)}"
     fix = 'write {"image": "images/1.nii.gz", "label": "labels/1.nii.gz"}; several channels are a list of images'
-    return DataError(str(listing), f"{problem}, under '{key}': {found}", fix)
+    return DataError(str(listing), problem, fix)
 
 
 def _checked(entry: Any, key: str, listing: Path) -> dict[str, Any]:
     """Return the case of an entry, with the separators of this system, or raise."""
-    item = dict(entry) if isinstance(entry, dict) else {"image": entry}
+    given = entry if isinstance(entry, dict) else {"image": entry}
+    item = {part: value for part, value in given.items() if (part, value) != ("label", None)}
     if not _first(item.get("image")):
         raise _odd(listing, key, entry, "a case has no 'image'")
-    if item.get("label", 0) is None:
-        del item["label"]
     for part in ("image", "label")[: 1 + ("label" in item)]:
         texts = [item[part]] if isinstance(item[part], str) else item[part]
         are_texts = isinstance(texts, list) and texts and all(isinstance(text, str) and text for text in texts)

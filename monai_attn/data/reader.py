@@ -154,7 +154,8 @@ class CheckingReader(ImageReader):
         """Open one file, or several as channels of one image."""
         self._files = tuple(str(file) for file in ensure_tuple(data))
         for file in self._files:
-            check_file(file)
+            with _naming([file]):
+                check_file(file)
             if _reader_for(file) is not _reader_for(self._files[0]):
                 raise DataError(file, f"its format is not that of {self._files[0]}", "give all channels in one format")
         self._reader = _reader_for(self._files[0])()

@@ -104,11 +104,9 @@ def check_affine(image: NdarrayOrTensor, name: str, orientation: str | None = No
         return _assume(image, name, orientation, lengths)
     sizes = np.array(image.shape[1:])
     spacing = np.sort(np.where(sizes > 1, lengths, 1))
-    if (spacing < _FINEST).any() or (spacing > _COARSEST).any():
-        problem = f"its voxels are {' x '.join(f'{length:.4g}' for length in lengths)} mm"
-        raise DataError(name, problem, "correct the spacing in its header, and the unit")
-    if (sizes * lengths).prod() > _LARGEST:
-        problem = f"it measures {' x '.join(f'{length:,.0f}' for length in sizes * lengths)} mm, more than a patient"
+    if (spacing < _FINEST).any() or (spacing > _COARSEST).any() or (sizes * lengths).prod() > _LARGEST:
+        voxel, extent = (" x ".join(f"{length:.4g}" for length in part) for part in (lengths, sizes * lengths))
+        problem = f"its voxels are {voxel} mm, and it is {extent} mm: no patient has such an image"
         raise DataError(name, problem, "correct the spacing in its header, and the unit")
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR:

@@ -3,11 +3,12 @@ import gzip
 import os
 from functools import partial
 
+import itk
 import nibabel
 import numpy as np
 import pytest
 
-from monai_attn.data.formats import check_nifti, correct_affine, describe_affine, read_header
+from monai_attn.data.formats import check_nifti, check_stream, correct_affine, describe_affine, read_header
 from monai_attn.errors import DataError
 
 from ..conftest import refused
@@ -94,5 +95,27 @@ def test_an_affine_other_than_that_in_the_file_is_told_with_both(tmp_path, caplo
     correct_affine(str(path), np.diag([1, 1, 2.5, 1]))
     assert caplog.records == []
     correct_affine(str(path), np.diag([-1, 1, 1, 1]))
-    for words in (str(path), "pixdim [1.0, 1.0, 0.0]", "[0.0, 0.0, 2.5, 0.0]", "used: spacing 1 x 1 x 1 mm, axes LAS"):
+    for words in (
+        str(path),
+        "pixdim [1.0, 1.0, 0.0]",
+        "[0.0, 0.0, 2.5, 0.0]",
+        "used: spacing 1 x 1 x 2.5 mm, axes RAS",
+    ):
         assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("a.mha", b"CompressedDataSize = ", b"CompressedDataSize = 1"),
+        ("a.mha", b"CompressedDataSize", b"CompressedDataSizf"),
+        ("a.mha", b"DimSize = 10 9 8", b"DimSize = 10 9 1"),
+        ("a.nrrd", b"sizes: 10 9 8", b"sizes: 10 9 9"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_compressed_voxels_is_refused(tmp_path, name, old, new):
+    path = tmp_path / name
+    itk.imwrite(itk.image_from_array(VOXELS), str(path), compression=True)
+    check_stream(str(path))
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert "its header does not fit its voxels" in refused(path, check_stream, str(path)).problem

@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_compressed_voxels(lab):
         if name != "e.mgz":
             itk.imwrite(voxels, str(lab.folder / "in" / name), compression=True)
     attempt = lab.segment(lab.folder / "in").finished()
-    assert len(list(attempt.output.glob("*_seg.nii.gz"))) == len([name for name in sources if name != "d.nhdr"])
+    assert len(list(attempt.output.glob("*_seg.nii.gz"))) == len(sources)
     for name, file in sources.items():
         copy = shutil.copytree(lab.folder / "in", lab.folder / name[0])
         content = bytearray((copy / file).read_bytes())

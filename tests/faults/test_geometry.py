@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import resource
+import shutil
 
 import itk
 import nibabel
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+
+from monai_attn.transforms import AsLabelMapd, CheckImaged, SafeChannelFirstd, SafeLoadImaged, SafeSaveImage
 
 from ..conftest import BUNDLES
 
@@ -88,3 +93,49 @@ def test_more_than_the_training_has_seen_and_an_empty_mask(lab):
         lab.segment(path, field_of_view="None").finished().warned("times the images")
     path = lab.write(np.zeros_like(lab.scan) + np.eye(*lab.scan.shape[:2])[..., None], "nothing.nii.gz")
     lab.segment(path).finished().warned("nothing", "the mask is empty")
+
+
+VOXELS = np.random.RandomState(0).permutation(60).reshape(3, 4, 5)
+TO_MM = {"mm": 1, "unknown": 1, "meter": 1000, "micron": 0.001}
+numbers = st.integers(0, 10_000)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["a.nii", "b.nii.gz", "nifti2.nii", "c.mha", "d.nrrd", "series", "frames.dcm"]),
+    dtype=st.sampled_from(["u1", "i2", "f4", "f8"]), axes=st.permutations(range(3)), seed=numbers,
+    codes=st.sampled_from([(1, 0), (0, 1), (2, 3), (1, 1)]), unit=st.sampled_from([*TO_MM]), scaled=st.booleans(),
+)  # fmt: skip
+def test_the_mask_lies_where_the_image_lies(tmp_path, write_series, kind, dtype, axes, seed, codes, unit, scaled):
+    random, path = np.random.RandomState(seed), tmp_path / str(seed) / kind
+    turn = np.linalg.qr(random.rand(3, 3))[0][:, axes] * random.choice([-1, 1], 3)
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([turn * random.uniform(0.5, 5, 3), random.uniform(-200, 200, 3)])
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    path.parent.mkdir(exist_ok=True)
+    if ".nii" in kind:
+        image = (nibabel.Nifti2Image if "2" in kind else nibabel.Nifti1Image)(VOXELS.astype(dtype), None)
+        forms = np.diag([1 / TO_MM[unit]] * 3 + [1]) @ affine
+        image.set_qform(forms if codes[0] else None, codes[0])
+        image.set_sform(forms if codes[1] else None, codes[1])
+        image.header.set_xyzt_units(unit)
+        image.header.set_data_dtype("i2" if scaled else dtype)
+        nibabel.save(image, path)
+    elif kind in ("series", "frames.dcm"):
+        places = lps[:3, 3] + np.outer(range(5), lps[:3, 2])
+        write_series(path, places, voxels=VOXELS, axes=lps[:3, :2].T)
+    else:
+        image, spacing = itk.image_from_array(VOXELS.T.astype(dtype, order="C")), np.linalg.norm(lps[:3, :3], axis=0)
+        image.SetSpacing(spacing)
+        image.SetOrigin(lps[:3, 3])
+        image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+        itk.imwrite(image, str(path), compression=scaled)
+    volume = CheckImaged("image", 3, 1)(SafeChannelFirstd("image")(SafeLoadImaged("image")({"image": path})))["image"]
+    SafeSaveImage(path.parent / "out")(AsLabelMapd("pred")({"pred": volume > 29.5})["pred"])
+    mask = nibabel.load(next((path.parent / "out").iterdir()))
+    for found in (mask.get_sform(), mask.get_qform()):
+        index = np.argwhere(np.asarray(mask.dataobj))
+        places = np.linalg.solve(affine, found @ np.column_stack([index, np.ones(len(index))]).T)[:3].T
+        assert np.abs(places - places.round()).max() < 1e-3
+        assert {*map(tuple, places.round().astype(int))} == {*map(tuple, np.argwhere(VOXELS > 29.5))}
+    shutil.rmtree(path.parent)
