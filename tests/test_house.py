@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7713, 12_926, 18_142
+CODE_LINES, LINES, TEST_LINES = 7725, 12_925, 18_261
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -21,7 +21,6 @@ from monai_attn.handlers.training import (
     EpochSeed,
     LossTerms,
     StopOnNonFinite,
-    training_loss,
 )
 
 __all__ = [
@@ -29,5 +28,5 @@ __all__ = [
     "CaseMetricsSaver", "CasePictures", "CurveSaver", "EarlyStop", "EpochProgressBar", "EpochSeed",
     "ISICSegmentation", "LossTerms", "MeanDiceOrNaN", "OverlaySaver", "SafeCheckpointLoader", "SkipFailedCases",
     "SpacedHausdorffDistance", "SpacedSurfaceDistance", "StopOnNonFinite", "TrainingCheckpoint", "ValidationLoss",
-    "keep_state", "training_loss", "validation_loss",
+    "keep_state", "validation_loss",
 ]  # fmt: skip

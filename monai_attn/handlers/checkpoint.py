@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.handlers import CheckpointLoader
 from torch import nn
+from torch.jit import ScriptModule
 
 from monai_attn.errors import DataError
 from monai_attn.files import atomic_write
@@ -160,7 +161,7 @@ class SafeCheckpointLoader(CheckpointLoader):
     """Load a checkpoint when the engine starts, completely or not.
 
     It takes the arguments of MONAI's ``CheckpointLoader``, but refuses damaged files and weights of another network
-    (:func:`monai_attn.weights.load_weights`).
+    (:func:`monai_attn.weights.load_weights`). A network in TorchScript keeps the weights that it has.
 
     Raises:
         DataError: when the engine starts, if the file cannot be used.
@@ -168,6 +169,13 @@ class SafeCheckpointLoader(CheckpointLoader):
     Example:
         ``SupervisedEvaluator(..., val_handlers=[SafeCheckpointLoader("models/model.pt", {"model": network})])``
     """
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine, and tell :class:`monai_attn.run.RunManifest` of the file."""
+        self.load_dict = {name: part for name, part in self.load_dict.items() if not isinstance(part, ScriptModule)}
+        state: Any = engine.state
+        state.weights = [self.load_path] if self.load_dict else []
+        super().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights."""

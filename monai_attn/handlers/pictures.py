@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
-from monai.handlers import MetricLogger
+from monai.handlers import MetricLogger, from_engine
 from monai.transforms import Compose, LoadImage
 from monai.utils import CommonKeys, ImageMetaKey, MetaKeys, ensure_tuple
 
@@ -21,7 +21,6 @@ from monai_attn.data.datalist import case_name, case_names
 from monai_attn.data.reader import CheckingReader
 from monai_attn.files import atomic_write
 from monai_attn.handlers.checkpoint import keep_state
-from monai_attn.handlers.training import training_loss
 from monai_attn.transforms.grid import fit_channels
 from monai_attn.visualize import figures
 
@@ -130,7 +129,7 @@ class CurveSaver(MetricLogger):
     """
 
     def __init__(self, output_dir: str, evaluator: Engine | None = None) -> None:
-        super().__init__(loss_transform=training_loss, evaluator=evaluator)
+        super().__init__(loss_transform=from_engine(CommonKeys.LOSS, first=True), evaluator=evaluator)
         self.output_dir = Path(output_dir)
         if evaluator is not None:
             evaluator.add_event_handler(Events.COMPLETED, self._write)

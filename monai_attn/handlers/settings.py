@@ -62,7 +62,8 @@ def _parts(part: Any, name: str, settings: dict[str, str]) -> Iterable[tuple[Any
     if isinstance(part, nn.Module):
         shapes = {key: list(value.shape) for key, value in part.named_parameters(recurse=False)}
         buffers = {key: value for key, value in part.named_buffers(recurse=False) if key not in _STATISTICS}
-        own = {key: value for key, value in own.items() if key != "training"}
+        # TorchScript keeps a `forward` that was called once
+        own = {key: value for key, value in own.items() if key not in ("training", "forward")}
         return [*own.items(), *shapes.items(), *buffers.items(), *part.named_children()]
     return own.items()
 

@@ -27,7 +27,7 @@ from monai_attn.errors import DataError
 from monai_attn.handlers.metrics import by_structure
 
 __all__ = [
-    "AverageStatistics", "EpochProgressBar", "EpochSeed", "LossTerms", "StopOnNonFinite", "training_loss",
+    "AverageStatistics", "EpochProgressBar", "EpochSeed", "LossTerms", "StopOnNonFinite",
 ]  # fmt: skip
 
 
@@ -184,15 +184,6 @@ class LossTerms:
             state.metrics.update({name: float(mean.compute()) for name, mean in self.means.items()})
 
 
-def training_loss(output: dict[str, Any]) -> float:
-    """Return the loss of a trainer with ``decollate=False``.
-
-    Example:
-        ``StatsHandler(output_transform=training_loss)``
-    """
-    return float(output[CommonKeys.LOSS].detach())
-
-
 class EpochProgressBar:
     """Show the progress of a run as a bar, or a line per epoch.
 
@@ -200,7 +191,7 @@ class EpochProgressBar:
     each validation. Elsewhere it is a line per epoch of a training, which the log file has anyway.
 
     Args:
-        show_loss: whether the engine is a trainer (with ``decollate=False``).
+        show_loss: whether the engine is a trainer.
         desc: name of the bar, by default the epoch.
         evaluator: the engine of the validations.
         structures: names of the structures in its key metric.
@@ -228,7 +219,7 @@ class EpochProgressBar:
 
     def _begin(self, engine: Engine) -> None:
         state: Any = engine.state
-        self.begun, self.total, self.count = time.perf_counter(), torch.zeros(()), 0
+        self.begun, self.total, self.count = time.perf_counter(), 0.0, 0
         if self.bar is None:
             total = state.epoch_length * (state.max_epochs if self.show_loss else 1)
             hidden = not sys.stderr.isatty() or idist.get_rank() > 0
@@ -239,14 +230,14 @@ class EpochProgressBar:
     def _advance(self, engine: Engine) -> None:
         output: Any = engine.state.output
         if self.show_loss:
-            self.total, self.count = self.total + output[CommonKeys.LOSS].detach().cpu(), self.count + 1
+            self.total, self.count = self.total + float(output[0][CommonKeys.LOSS]), self.count + 1
             if not self.bar.disable:
                 self.bar.set_postfix_str(self._text(), refresh=False)
         self.bar.update()
 
     def _text(self, epoch: int = 0) -> str:
         """Return the loss so far and the last scores, or those of an epoch only."""
-        values = {"loss": float(self.total) / self.count}
+        values = {"loss": self.total / self.count}
         state: Any = getattr(self.evaluator, "state", None)
         if state is not None and state.metrics and epoch in (0, state.epoch):
             name = state.key_metric_name

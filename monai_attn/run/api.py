@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +174,7 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
         ``export("hippocampus_mri_scse", "model.onnx")``
     """
     import torch
-    from monai.bundle import ckpt_export, onnx_export
+    from monai.bundle import ckpt_export
 
     from monai_attn.run.workflow import with_model
 
@@ -179,25 +182,39 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
     metadata = folder / "configs" / "metadata.json"
     if ending not in (".ts", ".onnx", ".pt2"):
         raise ConfigError(str(file), "it has none of the endings .ts, .onnx, .pt2", "give one of these")
-    if ending == ".pt2":
-        image = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["inputs"]["image"]
-        network = load(folder, checkpoint=checkpoint, **options)
-        example = torch.rand(2, image["num_channels"], *[64] * len(image["spatial_shape"]))
-        any_size = dict.fromkeys(range(example.ndim), torch.export.Dim.AUTO)
-        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(any_size,)), file)
-        return
     weights = own_weights(folder, checkpoint)
-    files = [str(path) for path in config_files(folder, "inference")]
-    files, options = with_model(files, {**options, "checkpoint": weights})
-    options |= {key: "$None" for key, value in options.items() if value is None}  # MONAI would leave it out
-    (ckpt_export if ending == ".ts" else onnx_export)(
-        net_id="network_def",
-        filepath=str(file),
-        ckpt_file=weights,
-        meta_file=str(metadata),
-        config_file=files,
-        **options,
-    )
+    if ending == ".ts":  # with the configurations, for others
+        files = [str(path) for path in config_files(folder, "inference")]
+        files, options = with_model(files, {**options, "checkpoint": weights})
+        options |= {key: "$None" for key, value in options.items() if value is None}  # MONAI would leave it out
+        given = {"ckpt_file": weights, "meta_file": str(metadata), "config_file": files, **options}
+        with _quiet():
+            ckpt_export(net_id="network_def", filepath=str(file), **given)
+        return
+    network = load(folder, checkpoint=checkpoint, **options)
+    image = json.loads(metadata.read_text(encoding="utf-8"))["network_data_format"]["inputs"]["image"]
+    channels = options.get("in_channels", image["num_channels"])
+    example = torch.rand(2, channels, *[64] * len(image["spatial_shape"]))
+    any_size = {axis: torch.export.Dim.AUTO for axis in range(example.ndim) if axis != 1}
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(network, (example,), dynamic_shapes=(any_size,))
+        if ending == ".pt2":
+            torch.export.save(program, file)
+        else:
+            options = {"input_names": ["image"], "output_names": ["pred"], "external_data": False, "verbose": False}
+            torch.onnx.export(program, f=file, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the screen what an export tells its programmers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _parsed(bundle: str | Path, checkpoint: str | Path | None, device: str, options: Mapping[str, Any]) -> ConfigParser:

@@ -80,7 +80,7 @@ def check_command(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]] | Non
     if isinstance(files, str) and files.startswith(("[", "(")):
         files = ast.literal_eval(files)
     files = [str(file) for file in ensure_tuple(files)]
-    own = set(inspect.signature(bundle_run).parameters)
+    own = set(inspect.signature(bundle_run).parameters) - {"tracking"}
     given = {name: value for name, value in options.items() if name not in own}
     overrides = check_overrides(files, given)
     for name, meant in overrides.items():

@@ -53,7 +53,7 @@ class RunManifest:
 
     Args:
         name, output_dir, seed: name of the run, folder for the manifest, and seed of the run.
-        data, weights: the data set or the input, to be fingerprinted, and files of weights, to be hashed.
+        data: the data set or the input, to be fingerprinted.
         evaluator: the engine with the results, if it is not the one attached to.
         bundle: folder of the bundle.
         class_names: names of the classes 1, 2, … of a label map.
@@ -74,7 +74,6 @@ class RunManifest:
         *,
         seed: int,
         data: str | Sequence[str] | None = None,
-        weights: Sequence[str] | str = (),
         evaluator: Engine | None = None,
         bundle: str = "",
         class_names: Sequence[str] = (),
@@ -83,7 +82,6 @@ class RunManifest:
         self.path = Path(output_dir) / f"{name}_run.json"
         self.seed = seed
         self.data = data
-        self.weights = ensure_tuple(weights)
         self.evaluator = evaluator
         self.bundle = Path(bundle).absolute()
         self.content: dict[str, Any] = {}
@@ -100,6 +98,7 @@ class RunManifest:
             engine.add_event_handler(Events.EPOCH_COMPLETED(once=1), _warn_of_absent, self.report.class_names)
 
     def _start(self, engine: Engine) -> None:
+        self.weights = getattr(engine.state, "weights", [])  # of the handler that loads them, if any
         open_log()  # first, as it refuses a second training in the folder, which must not write a manifest
         self.begun, self.worked = time.perf_counter(), time.process_time()
         self.content = {

@@ -22,6 +22,8 @@ from monai_attn.errors import ConfigError
 __all__ = ["is_reference", "parse_options", "parts_of", "read_options"]
 
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
+# what MONAI's tracking takes besides the entries of a bundle, if it is on
+_TRACKING = {"tracking": None, "tracking_uri": "", "experiment_name": "", "run_name": "", "save_execute_config": None}
 _OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 
 
@@ -49,7 +51,7 @@ def parse_options(
         {'names': ['liver'], 'out_dir': '2024'}
     """
     known: dict[str, Any] = {}
-    for key, value in entries.items():
+    for key, value in ({**_TRACKING, **entries} if "tracking" in options else entries).items():
         _put(known, key, copy.deepcopy(value))
     read = {}
     for key in sorted(options, key=lambda key: not key.endswith("_target_")):  # which decides on the arguments

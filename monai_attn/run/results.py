@@ -14,6 +14,7 @@ from zlib import crc32
 import ignite.distributed as idist
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
+from torch.jit import ScriptModule
 
 from monai_attn.data import case_name, common_root
 from monai_attn.errors import ConfigError, DataError
@@ -48,8 +49,9 @@ class Provenance:
 
     @cached_property
     def weights(self) -> str:
-        """Hash of the weights."""
-        return file_hash(self.checkpoint)
+        """Hash of the weights: of their file, or of those in a network in TorchScript."""
+        exported = [describe(dict(part.state_dict())) for part in self.parts if isinstance(part, ScriptModule)]
+        return digest(exported[0]) if exported else file_hash(self.checkpoint)
 
     @cached_property
     def configuration(self) -> str:

@@ -215,7 +215,7 @@ class Workflow(ConfigWorkflow):
         files = [str(path) for path in ensure_tuple(config_file)]
         name = Path(files[-1]).stem
         start(name)
-        own = inspect.signature(ConfigWorkflow.__init__).parameters
+        own = inspect.signature(ConfigWorkflow.__init__).parameters.keys() - {"tracking"}
         command = with_model(files, {key: value for key, value in settings.items() if key not in own})
         kind = "infer" if Path(files[0]).stem.startswith("inference") else "train"
         super().__init__(command[0], **{"workflow_type": kind, **settings, **command[1]})

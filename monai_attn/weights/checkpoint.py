@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from monai_attn.errors import DataError
 
-__all__ = ["check_whole", "fill", "load_exported", "load_weights", "read_state_dict", "read_tensors", "unwrapped"]
+__all__ = ["check_whole", "fill", "load_weights", "read_state_dict", "read_tensors", "unwrapped"]
 
 
 State = Mapping[str, torch.Tensor]
@@ -25,6 +25,7 @@ _logger = logging.getLogger(__name__)
 _LFS_POINTER = b"version https://git-lfs"
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
 _AGAIN = "copy or download it again"
+_EXPORTED = "give model.pt, or run it by --network_def \"$torch.jit.load('FILE')\" as docs/export.md shows"
 
 
 def read_tensors(path: str | os.PathLike) -> Any:
@@ -42,7 +43,7 @@ def read_tensors(path: str | os.PathLike) -> Any:
     """
     name = os.fspath(path)
     if any("/code/" in entry for entry in check_whole(name)):
-        raise DataError(name, "it is a network in TorchScript", "add configs/inference_exported.json, or give model.pt")
+        raise DataError(name, "it is a network in TorchScript", _EXPORTED)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -66,25 +67,6 @@ def _is_stored(value: torch.Tensor) -> bool:
     """Return whether all values of a tensor are there, so that working with it needs no more memory than the file."""
     is_dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
     return is_dense and value.ndim <= 64 and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def load_exported(path: str | os.PathLike, device: torch.device | str = "cpu") -> nn.Module:
-    """Load a TorchScript network that ``monai.bundle ckpt_export`` wrote.
-
-    Such a file is a program: load only your own, or one whose author you trust.
-
-    Raises:
-        DataError: if the file is missing, empty, damaged, or not TorchScript.
-
-    Example:
-        ``load_exported("models/model.ts")(images)``
-    """
-    check_whole(path)
-    try:
-        return torch.jit.load(os.fspath(path), map_location=device).eval()
-    except RuntimeError as error:
-        fix = "export one by `python -m monai.bundle ckpt_export`"
-        raise DataError(os.fspath(path), "it is no network in TorchScript", fix) from error
 
 
 def check_whole(path: str | os.PathLike) -> list[str]:

@@ -13,7 +13,7 @@ from monai.transforms import LoadImaged
 from ..conftest import BUNDLES
 from .conftest import components, strings
 
-CONFIGS = ("train", "evaluate", "inference", "inference_exported", "multi_gpu_train", "multi_gpu_evaluate")
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 # entries that MONAI looks for by name
 STRUCTURE = {"bundle_root", "dataset", "dataset_dir", "displayable_configs", "evaluator", "finalize", "imports"}
 STRUCTURE |= {"initialize", "network_def", "run", "train", "validate"}
@@ -33,7 +33,6 @@ ENTRIES = {
         "train#dataset#data": "$datalist.training_cases(@dataset_dir)",
         "train#dataset#copy_cache": False,
         "train#dataloader#sampler": "@train#sampler",
-        "train#trainer#decollate": False,
         "train#trainer#max_epochs": "@epochs",
         "validate#evaluator#network": "@network",
         "validate#dataloader#dataset": "@validate#dataset",
@@ -153,7 +152,7 @@ def test_inference_and_validation_see_what_training_saw(bundle):
         assert inferer["overlap"] == "@overlap"
 
 
-@pytest.mark.parametrize("name", ["multi_gpu_train", "multi_gpu_evaluate", "inference_exported"])
+@pytest.mark.parametrize("name", ["multi_gpu_train", "multi_gpu_evaluate"])
 def test_an_overlay_for_any_bundle_is_the_same_in_all(bundle, name):
     ours, first = load(bundle, name), load(BUNDLES[0], name)
     if name == "multi_gpu_train":
@@ -278,7 +277,7 @@ def test_what_monai_label_reads_of_an_inference_needs_neither_data_nor_weights(b
 
 def test_an_iteration_of_a_training_does_nothing_that_the_cache_or_the_validation_can_do(bundle):
     train = load(bundle, "train")["train"]
-    assert {"postprocessing", "key_train_metric", "additional_metrics"}.isdisjoint(train["trainer"])
+    assert [train[name] for name in ("postprocessing", "key_metric")] == [None, None]
     steps = [step for name, part in train.items() if name.endswith("transforms") for step in part]
     names = [step["_target_"].split(".")[-1] for step in steps]
     first_random = next(index for index, name in enumerate(names) if name.startswith("Rand"))

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ckpt_export, onnx_export
+from monai.bundle import ckpt_export
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from torch import nn
@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from monai_attn.data import case_name, cases
 from monai_attn.errors import ConfigError, DataError, root_cause
+from monai_attn.run.api import export
 
 from ..conftest import TrainedBundle
 from .conftest import mostly_slow
@@ -56,14 +57,14 @@ def test_the_network_in_torchscript_is_the_network_for_images_of_any_size(traine
 
 
 @mostly_slow
-def test_the_network_in_onnx_is_the_network(trained, tmp_path):
-    onnx_export(filepath=str(tmp_path / "model.onnx"), **command(trained))
+def test_the_network_in_onnx_is_the_network_for_images_of_any_size(trained, tmp_path):
+    network = eager(trained)
+    export(trained.root, tmp_path / "model.onnx", checkpoint=trained.weights, **trained.small("inference"))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (entry,) = session.get_inputs()
-    image = torch.rand(*entry.shape)
-    (found,) = session.run(None, {entry.name: image.numpy()})
-    with torch.no_grad():
-        torch.testing.assert_close(torch.as_tensor(found), eager(trained)(image), atol=1e-4, rtol=1e-4)
+    for image in (image_of(trained, 1, 32), image_of(trained, 3, 48)):
+        (found,) = session.run(["pred"], {"image": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.as_tensor(found), network(image), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -80,25 +81,25 @@ def test_the_network_of_torch_export_is_the_network_for_images_of_any_size(train
 @pytest.mark.fault(94)
 @mostly_slow
 def test_the_exported_network_segments_as_the_network_does(trained, torchscript, tmp_path):
+    """It has its weights, and needs no other file of them; its results are its own when they are looked for again."""
     image = cases(trained.data, "validation")[0]["image"]
     trained.run("inference", input=image, output_dir=str(tmp_path / "own"), checkpoint=str(trained.weights))
-    exported = {"input": image, "output_dir": str(tmp_path / "exported")}
-    trained.run("inference", "inference_exported", checkpoint=str(torchscript), **exported)
+    exported = {"network_def": f"$torch.jit.load('{torchscript.as_posix()}')", "input": image, "checkpoint": "none.pt"}
     name = f"{case_name(ensure_tuple(image)[0])}_seg{trained.suffix}"
+    for _again in range(2):
+        trained.run("inference", output_dir=str(tmp_path / "exported"), **exported)
     own, found = (np.asarray(LoadImage(image_only=True)(tmp_path / folder / name)) for folder in ("own", "exported"))
     assert np.array_equal(own, found)
     manifest = json.loads((tmp_path / "exported" / "inference_run.json").read_text())
-    assert set(manifest["weights"]) == {str(torchscript)}
+    assert (manifest["weights"], manifest["cases"]["finished before"]) == ({}, 1)
 
 
-def test_an_exported_network_must_be_there_and_has_no_attention_to_save(train_bundle, tmp_path):
+def test_an_exported_network_is_asked_for_by_name_and_has_no_attention_to_save(train_bundle, tmp_path):
     bundle = train_bundle("hippocampus_mri_scse_segmentation")
     ckpt_export(filepath=str(tmp_path / "model.ts"), **command(bundle))
-    cases_of_error = [("none.ts", False, DataError, "none.ts"), ("model.ts", True, ConfigError, "show its gates")]
-    for name, attention, kind, words in cases_of_error:
-        options = {"checkpoint": str(tmp_path / name), "output_dir": str(tmp_path), "save_attention": attention}
+    load = {"network_def": f"$torch.jit.load('{(tmp_path / 'model.ts').as_posix()}')", "save_attention": True}
+    for options, kind, words in (({}, DataError, "--network_def"), (load, ConfigError, "show its gates")):
         with pytest.raises(RuntimeError) as caught:
-            bundle.run("inference", "inference_exported", **options)
-        error = root_cause(caught.value)
-        assert isinstance(error, kind)
+            bundle.run("inference", checkpoint=str(tmp_path / "model.ts"), output_dir=str(tmp_path), **options)
+        assert isinstance(error := root_cause(caught.value), kind)
         assert words in str(error)

@@ -18,6 +18,5 @@ def make_trainer(
         optimizer=torch.optim.SGD(network.parameters(), lr=options.pop("lr", 0.1)),
         loss_function=loss,
         train_handlers=list(handlers),
-        decollate=False,
         **{"max_epochs": 1, **options},
     )

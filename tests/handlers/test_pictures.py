@@ -62,7 +62,7 @@ def test_a_picture_stands_beside_its_result(tmp_path):
 def test_curves_hold_the_loss_of_every_iteration_and_every_validation(tmp_path):
     evaluator = Engine(lambda engine, batch: None)
     evaluator.add_event_handler(Events.COMPLETED, lambda: evaluator.state.metrics.update(dice=0.75))
-    trainer = Engine(lambda engine, batch: {"loss": torch.tensor(float(batch))})
+    trainer = Engine(lambda engine, batch: [{"loss": float(batch)}])
     saver = CurveSaver(str(tmp_path), evaluator)
     saver.attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([1]))

@@ -153,7 +153,6 @@ def training(
         network=network,
         optimizer=optim,
         loss_function=loss,
-        decollate=False,
         train_handlers=[
             checkpoint,  # first in the list, to show that its place does not matter
             EpochSeed(seed),

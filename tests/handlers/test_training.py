@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedTrainer
-from monai.handlers import StatsHandler, TensorBoardStatsHandler
+from monai.handlers import StatsHandler, TensorBoardStatsHandler, from_engine
 from monai.transforms import RandGaussianNoise
 from torch.utils.data import ConcatDataset
 
@@ -24,7 +24,6 @@ from monai_attn.handlers import (
     LossTerms,
     StopOnNonFinite,
     training,
-    training_loss,
 )
 from monai_attn.losses import EGCNNLoss
 
@@ -219,7 +218,7 @@ def test_a_validation_with_the_same_loss_between_two_iterations_changes_nothing(
 def test_monais_logs_and_the_curves_show_one_value_for_each_epoch(tmp_path, capsys):
     loss, writer = TwoTerms(), Mock()
     shown = (
-        StatsHandler(name="terms", iteration_log=False, output_transform=training_loss),
+        StatsHandler(name="terms", iteration_log=False, output_transform=from_engine("loss", first=True)),
         TensorBoardStatsHandler(writer, iteration_log=False),
         CurveSaver(str(tmp_path)),
     )
@@ -253,7 +252,7 @@ def test_the_terms_of_egcnn_are_shown():
     trainer.run()
     terms = {name.removeprefix("loss_"): value for name, value in trainer.state.metrics.items()}
     assert list(terms) == ["semantic", "consistency", "edge_dice", "edge_bce"]
-    assert training_loss(trainer.state.output) == pytest.approx(
+    assert float(trainer.state.output[0]["loss"]) == pytest.approx(
         terms["semantic"] + terms["consistency"] + terms["edge_dice"] + 0.5 * terms["edge_bce"]
     )
 
@@ -261,7 +260,7 @@ def test_the_terms_of_egcnn_are_shown():
 @pytest.mark.parametrize("terminal", [Terminal(), io.StringIO()])
 def test_progress_is_a_bar_on_a_terminal_and_a_line_per_epoch_elsewhere(monkeypatch, caplog, terminal):
     monkeypatch.setattr(sys, "stderr", terminal)
-    engine, evaluator = Engine(lambda engine, batch: {"loss": torch.tensor(batch / 8)}), Engine(lambda *_: None)
+    engine, evaluator = Engine(lambda engine, batch: [{"loss": batch / 8}]), Engine(lambda *_: None)
     scores = {"key_metric_name": "dice", "metric_details": {"dice": torch.tensor([[0.5, torch.nan], [1.0, 0.25]])}}
     for name, value in scores.items():
         setattr(evaluator.state, name, value)

@@ -18,7 +18,6 @@ def test_the_validation_loss_is_the_mean_over_cases_of_any_batch_size():
         val_data_loader=batches,
         network=torch.nn.Identity(),
         val_handlers=[ValidationLoss(torch.nn.L1Loss())],
-        decollate=False,
     )
     for _ in range(2):  # a second epoch starts anew
         evaluator.run()

@@ -38,7 +38,7 @@ def test_the_data_set_of_the_bundle_is_looked_at_by_default_by_the_rules_of_the_
     assert summary == "3 cases: 3 can be used, 0 cannot; 0 with warnings"
     lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides={"structures": ["hippocampus"]})
     assert any("the values 2, expected 0, 1" in line for line in lines)
-    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides={"network_def#in_channels": 2})
+    lines, _ = failing(HIPPOCAMPUS, sections=["validation"], overrides={"in_channels": 2})
     assert any("it is 3D, 1 channel, expected 3D, 2 channels" in line for line in lines)
 
 

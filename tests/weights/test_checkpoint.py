@@ -9,7 +9,7 @@ import torch
 
 from monai_attn.errors import DataError
 from monai_attn.nets import SCSEUNet
-from monai_attn.weights import load_exported, load_pretrained, load_weights
+from monai_attn.weights import load_pretrained, load_weights
 from monai_attn.weights.checkpoint import read_state_dict, read_tensors, unwrapped
 
 from ..conftest import refused as refuse
@@ -21,13 +21,6 @@ STATE = {"conv.weight": torch.arange(15.0).reshape(3, 5), "bn.running_mean": tor
 def saved(tmp_path) -> Path:
     torch.save(STATE, tmp_path / "model.pt")
     return tmp_path / "model.pt"
-
-
-@pytest.fixture
-def exported(tmp_path) -> Path:
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout())
-    torch.jit.save(torch.jit.script(network), tmp_path / "model.ts")
-    return tmp_path / "model.ts"
 
 
 def refused(path: Path, *expected: str, read=read_tensors) -> None:
@@ -48,7 +41,7 @@ def test_what_torch_saved_is_read(tmp_path, zipped):
 
 
 def test_a_missing_and_a_foreign_file_are_told_apart(tmp_path):
-    refused(tmp_path / "no.pt", "there is no such file", "get the published weights", read=load_exported)
+    refused(tmp_path / "no.pt", "there is no such file", "get the published weights")
     refused(tmp_path, "there is no such file")
     (tmp_path / "model.pt").write_text("<html>log in first</html>")
     refused(tmp_path / "model.pt", "it is no file of plain tensors")
@@ -121,15 +114,9 @@ def test_a_whole_network_is_refused_with_its_class(tmp_path):
         refused(tmp_path / "network.pt", "torch.load(weights_only=True)", "Sequential" if protocol == 2 else "")
 
 
-def test_an_exported_network_is_ready_for_inference_and_no_state_dict_and_must_be_whole(saved, exported):
-    network = load_exported(exported)
-    image = torch.rand(1, 1, 8, 8)
-    assert not network.training
-    assert torch.equal(network(image), network(image))
-    refused(saved, "ckpt_export", read=load_exported)
-    refused(exported, "add configs/inference_exported.json")
-    exported.write_bytes(exported.read_bytes()[:-300])
-    refused(exported, "copy or download it again", read=load_exported)
+def test_an_exported_network_is_no_state_dict(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Conv2d(1, 2, 3)), tmp_path / "model.ts")
+    refused(tmp_path / "model.ts", "--network_def")
 
 
 def network(classes: int = 3, features: int = 4) -> SCSEUNet:
