@@ -60,6 +60,7 @@ bench: $(VENV)/installed-dev
 
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest -m monailabel tests/bundles/test_label.py
+	$(LABEL)/bin/python -m pytest tests/data/test_dicom.py  # with its older pydicom
 
 test-deploy: $(DEPLOY)/installed
 	$(DEPLOY)/bin/python -m pytest -m deploy tests/bundles/test_deploy.py

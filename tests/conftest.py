@@ -310,7 +310,11 @@ def write_dicom(
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         file = path if several else path / f"{series}_{index:03}.dcm"
         file.parent.mkdir(parents=True, exist_ok=True)
-        pydicom.dcmwrite(file, data, enforce_file_format=True)
+        if pydicom.__version_info__[0] == "2":  # that MONAI Label needs
+            data.is_little_endian, data.is_implicit_VR = True, False
+            pydicom.dcmwrite(file, data, write_like_original=False)
+        else:
+            pydicom.dcmwrite(file, data, enforce_file_format=True)
     return path
 
 
