@@ -11,7 +11,6 @@ import difflib
 import glob
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -293,8 +292,5 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _copy(arguments: argparse.Namespace) -> None:
-    folder, target = find_bundle(arguments.bundle), Path(arguments.folder)
-    if target.exists():
-        raise DataError(str(target), "it is there already", "give a folder that is to be made")
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("eval", "__pycache__"))
+    target = bundles.copy_bundle(find_bundle(arguments.bundle), Path(arguments.folder))
     print(f"written: {target}; next: monai-attn info {target}")

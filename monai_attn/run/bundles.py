@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 from monai_attn.errors import ConfigError, DataError
 
 __all__ = [
-    "config_files", "describe", "find_bundle", "named_bundles", "named_configs", "own_weights", "read_entries",
-    "show_command", "table",
+    "config_files", "copy_bundle", "describe", "find_bundle", "named_bundles", "named_configs", "own_weights",
+    "read_entries", "show_command", "table",
 ]  # fmt: skip
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -80,6 +81,26 @@ def config_files(folder: Path, kind: str, more: Sequence[str] = ()) -> list[Path
     if kind != "inference" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         names.append(f"multi_gpu_{kind}")
     return named_configs(folder, names)
+
+
+def copy_bundle(folder: Path, target: Path) -> Path:
+    """Copy a bundle that works anywhere, without results, and return the copy.
+
+    In its card, links out of the folder become text.
+
+    Raises:
+        DataError: if the folder is there already.
+
+    Example:
+        ``copy_bundle(find_bundle("hippocampus_mri_scse"), Path("my_bundle"))``
+    """
+    if target.exists():
+        raise DataError(str(target), "it is there already", "give a folder that is to be made")
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("eval", "__pycache__"))
+    if (card := target / "docs" / "README.md").is_file():
+        text = card.read_text(encoding="utf-8")
+        card.write_text(re.sub(r"\[([^]]*)\]\(\.\./\.\.[^)]*\)", r"\1", text), encoding="utf-8")
+    return target
 
 
 def named_configs(folder: Path, names: Sequence[str]) -> list[Path]:

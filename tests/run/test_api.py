@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.bundle import download, run
 
 import monai_attn
 from monai_attn.cli import main
@@ -77,6 +81,37 @@ def test_a_dicom_seg_of_a_series_is_one_of_its_results_and_refused_for_another_f
     file.unlink()
     assert main(command) == 0
     assert file.exists()
+
+
+@pytest.mark.parametrize("name", named_bundles())
+def test_a_copied_bundle_keeps_the_rules_of_the_model_zoo_without_its_repository(name, tmp_path):
+    """The checks of the zoo's `verify_bundle.py` that need neither a network nor weights, and the links of the card."""
+    copy = tmp_path / name
+    assert main(["copy", name, str(copy)]) == 0
+    files = ("LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md")
+    assert [file for file in files if not (copy / file).is_file()] == []
+    metadata = json.loads((copy / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    links = re.findall(r"\]\((?!http|#)(.*?)\)", card := (copy / "docs" / "README.md").read_text())
+    assert [link for link in links if not (copy / "docs" / link).exists()] == []
+    assert card.startswith("# ")
+    for package, version in {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}.items():
+        assert re.fullmatch(r"[\d.]+", version), package  # the zoo pins it
+    if (weights := copy / "models" / "model.pt").exists():
+        assert weights.stat().st_size < 25e6  # larger ones would need `large_files.yml`
+
+
+def test_a_bundle_that_is_zipped_and_downloaded_runs_in_an_empty_folder(scan, tmp_path, monkeypatch):
+    name = f"{BUNDLE}_segmentation"
+    assert main(["copy", BUNDLE, str(tmp_path / "made" / name)]) == 0
+    file = shutil.make_archive(str(tmp_path / name), "zip", tmp_path / "made")
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
+    download(name, bundle_dir=str(empty), url=Path(file).as_uri())
+    files = [str(empty / name / "configs" / "inference.json")]
+    run(config_file=files, bundle_root=str(empty / name), input=scan, output_dir="out")
+    (mask,) = (empty / "out").glob("*_seg.nii.gz")
+    assert np.array_equal(nibabel.load(mask).dataobj, monai_attn.segment(BUNDLE, scan)[0])
 
 
 def test_load_gives_the_network_with_its_weights_and_options(train_bundle):
