@@ -18,6 +18,7 @@ from monai.bundle import ConfigComponent, ConfigParser, run
 from monai_attn import cli
 from monai_attn.errors import ConfigError
 from monai_attn.run.bundles import config_files, find_bundle, read_entries
+from monai_attn.run.options import _TRACKING
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bundles/*/docs/README.md")])
@@ -68,6 +69,7 @@ def configuration(*names: Any) -> dict[str, Any]:
 
 def is_entry(config: Any, path: str) -> bool:
     """Return whether a path such as ``network_def#se`` leads to an entry, or to an argument of a component."""
+    config = {**_TRACKING, **config} if isinstance(config, dict) else config  # which MONAI takes besides
     for name in path.split("#"):
         if isinstance(config, list):
             config = config[int(name)] if int(name) < len(config) else None
