@@ -75,7 +75,7 @@ def test_a_model_card_has_the_sections_of_the_model_zoo(card):
 def test_the_first_screen_of_the_readme_has_a_picture_a_command_the_papers_and_a_block_in_a_network():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert any(line.startswith("![") for line in lines[:12])
-    assert any(line.startswith("monai-attn segment") for line in lines[:15])
-    screen = "\n".join(lines[:40])
+    assert any(line.startswith("monai-attn segment") for line in lines[:16])
+    screen = "\n".join(lines[:45])
     assert all(f"\n| [{paper}]" in screen for paper in ("scSE", "FocusNet", "Autofocus", "EG-CNN"))
     assert "network = recalibrate(" in screen
