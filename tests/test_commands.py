@@ -138,7 +138,8 @@ def test_the_page_on_your_own_data_works_as_it_is_written(tmp_path, monkeypatch)
     small = {"network_def#features": 4, "device": "cpu"}
     for words in commands(ROOT / "docs" / "own_data.md"):
         if words[0] == "monai-attn":
-            assert cli.main(words[1:]) == 0
+            quick = ["--epochs", "1", "--network_def#features", "4"] if words[1] == "train" else []
+            assert cli.main([*words[1:], *quick]) == 0
         else:
             given = {**options(words), **small}
             if given.get("input") == "my_scans":

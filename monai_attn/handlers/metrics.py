@@ -176,7 +176,7 @@ class _Spaced(_OrNaN):
             spacing = label.pixdim[: label.ndim - 1].tolist()
             masks = [self._masks(prediction), self._masks(label)]
             distances: Any = self.metric_fn(masks[:1], masks[1:], spacing=spacing)
-            there = torch.stack([mask.flatten(1).any(1)[-distances.shape[1] :] for mask in masks])
+            there = torch.stack([mask.flatten(1).bool().any(1)[-distances.shape[1] :] for mask in masks])
             distances[:, there.any(0) & ~there.all(0)] = math.inf  # the buffer's rows; percentiles of inf are NaN
             if distances.isinf().any():
                 name = label.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "a case")

@@ -56,7 +56,7 @@ def test_the_network_in_torchscript_is_the_network_for_images_of_any_size(traine
             torch.testing.assert_close(scripted(image), network(image))
 
 
-@mostly_slow
+@pytest.mark.slow
 def test_the_network_in_onnx_is_the_network_for_images_of_any_size(trained, tmp_path):
     network = eager(trained)
     export(trained.root, tmp_path / "model.onnx", checkpoint=trained.weights, **trained.small("inference"))

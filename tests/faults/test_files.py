@@ -115,8 +115,9 @@ def test_names_with_dots(lab, write_series):
     attempt = lab.segment(lab.folder / "in", save_attention=True).finished()
     names = {path.name.partition("_")[0] for path in attempt.output.glob("*_*") if path.suffix != ".json"}
     assert names == {"scan.v2", "scan.v3", "x"}
+    (lab.folder / "dicom").mkdir()
     for number in (7, 8):
-        (lab.folder / "dicom").mkdir(exist_ok=True)
         write_series(lab.folder / "dicom" / f"1.2.840.113619.{number}", range(4), "1.2.3", voxels=lab.scan[..., :4])
-        attempt = lab.segment(lab.folder / "dicom" / f"1.2.840.113619.{number}", output_dir=lab.folder / "dicom_out")
-        assert (attempt.finished().output / f"1.2.840.113619.{number}_seg.nii.gz").exists()
+    attempt = lab.segment(lab.folder / "dicom", output_dir=lab.folder / "dicom_out")
+    names = {path.name for path in attempt.finished().output.rglob("*_seg.nii.gz")}
+    assert names == {"1.2.840.113619.7_seg.nii.gz", "1.2.840.113619.8_seg.nii.gz"}
