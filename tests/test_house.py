@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7730, 12_942, 18_304
+CODE_LINES, LINES, TEST_LINES = 7746, 12_962, 18_306
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -13,7 +13,6 @@ front of the attention; so do the defaults here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.fx import Proxy
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
@@ -31,6 +32,7 @@ from monai_attn.blocks.gate import Gate
 __all__ = ["AutofocusConv", "crop_border"]
 
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
+_KERNEL_GRADIENT = (conv1d_weight, conv2d_weight, conv3d_weight)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -174,39 +176,57 @@ class AutofocusConv(nn.Module):
     @torch.jit.unused
     def _recomputed(self, x: torch.Tensor) -> torch.Tensor:
         """``forward`` that keeps only ``x`` and the attention, and computes the branches again in the backward pass."""
-        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         x = x.as_subclass(torch.Tensor)  # a MetaTensor makes views, which nothing may change in place
-        scales = self.gate(recompute(self.logits, x))
+        scales = self.gate(checkpoint(self.logits, x, use_reentrant=False, preserve_rng_state=False))
         output = x.new_zeros([])
         for k, (norm, scale) in enumerate(zip(self.norms, scales.split(1, dim=1))):
-            # copies, as the statistics must not be updated the second time
-            statistics = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-            branch = recompute(self._weighted_branch, x, scale, k, statistics)
+            branch = _Branch.apply(self, k, x, scale, self._kernel(k), *norm.parameters())
             output = branch if k == 0 else output.add_(branch)
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(statistics[name])
         return output
 
-    @torch.jit.unused
-    def _weighted_branch(
-        self, x: torch.Tensor, scale: torch.Tensor, k: int, statistics: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        return _Weigh.apply(functional_call(self.norms[k], statistics, self.branch(_fast_layout(x), k)), scale)
 
+class _Branch(torch.autograd.Function):
+    """A weighted branch that keeps only its inputs, and computes its features again in the backward pass.
 
-class _Weigh(torch.autograd.Function):
-    """``features * scale``, whose gradient of ``scale`` is summed over the channels of a few rows at a time."""
+    There, the gradient of the features takes their place, a few channels at a time; then follows the gradient of the
+    kernel, and last that of the input, so that the large buffers are held one after the other.
+    """
 
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(features, scale)
-        return features * scale
+    def forward(ctx: Any, layer: AutofocusConv, k: int, x: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, *inputs)
+        ctx.layer, ctx.k, device = layer, k, x.device.type
+        ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        return layer.norms[k](layer._convolve(_fast_layout(x), inputs[1], None, k)) * inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features, scale = ctx.saved_tensors
-        rows = [(part * other).sum(1, keepdim=True) for part, other in zip(grad.split(8, 2), features.split(8, 2))]
-        return grad * scale, torch.cat(rows, dim=2)
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        layer, norm, dilation = ctx.layer, ctx.layer.norms[ctx.k], ctx.layer.dilations[ctx.k]
+        x, scale, kernel, *parameters = ctx.saved_tensors
+        scale, *parameters = (tensor.detach().requires_grad_() for tensor in (scale, *parameters))
+        # copies, as the statistics must not be updated the second time
+        state = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+        state.update(zip(dict(norm.named_parameters()), parameters))
+        with ctx.autocast:
+            features = layer._convolve(_fast_layout(x), kernel, None, ctx.k)
+            # in the layout of x, as the gradient of the kernel would copy them otherwise
+            features = features.contiguous() if x.is_contiguous() else features
+            step = 8 if isinstance(norm, (nn.Identity, *_BATCH_NORMS)) else features.shape[1]
+            for start in range(0, features.shape[1], step):
+                channels = slice(start, start + step)
+                part = features[:, channels].contiguous().detach().requires_grad_()
+                with torch.enable_grad():
+                    tensors = {name: tensor[channels] if tensor.ndim else tensor for name, tensor in state.items()}
+                    output = functional_call(norm, tensors, part) * scale
+                output.backward(grad[:, channels].contiguous())
+                features[:, channels] = part.grad
+        del part, output  # they would keep the features' memory
+        x, kernel, padding = x.to(features.dtype), kernel.to(features.dtype), dilation - layer.crop
+        of_kernel = _KERNEL_GRADIENT[x.ndim - 3](x, kernel.shape, features, 1, padding, dilation)
+        features, turned = _fast_layout(features), kernel.transpose(0, 1).flip(tuple(range(2, x.ndim)))
+        of_x = layer.convolve(features, turned, None, 1, dilation + layer.crop, dilation)
+        return None, None, of_x, scale.grad, of_kernel, *(parameter.grad for parameter in parameters)
 
 
 def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: int) -> None:

@@ -129,14 +129,14 @@ def test_detached_attention_sends_no_gradient_to_the_input_and_attached_attentio
         ("plain", "batch", True),
         ("own kernels", ("batch", {"momentum": None}), True),
         ("crop", ("batch", {"affine": False}), False),
-        ("plain", "instance", True),
+        ("plain", ("group", {"num_groups": 1}), True),
         ("crop", "batch", False),
         ("own kernels", None, True),
     ],
 )
 def test_memory_efficient_training_has_the_outputs_gradients_and_statistics_of_the_plain_form(form, norm, training):
-    plain = AutofocusConv(2, 6, 5, norm=norm, detach_attention=False, **FORMS[form]).double()
-    lean = AutofocusConv(2, 6, 5, norm=norm, detach_attention=False, memory_efficient=True, **FORMS[form]).double()
+    plain = AutofocusConv(2, 6, 9, norm=norm, detach_attention=False, **FORMS[form]).double()
+    lean = AutofocusConv(2, 6, 9, norm=norm, detach_attention=False, memory_efficient=True, **FORMS[form]).double()
     lean.load_state_dict(plain.state_dict())
     u = torch.randn(2, 6, 19, 16, dtype=torch.float64)
     weight = None
