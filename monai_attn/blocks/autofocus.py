@@ -195,7 +195,7 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: AutofocusConv, k: int, x: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, *inputs)
-        ctx.layer, ctx.k, device = layer, k, x.device.type
+        ctx.layer, ctx.k, device = layer, k, "cpu" if x.is_meta else x.device.type
         ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         return layer.norms[k](layer._convolve(_fast_layout(x), inputs[1], None, k)) * inputs[0]
 
