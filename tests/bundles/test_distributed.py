@@ -49,7 +49,7 @@ def finish(job: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def files_in(folder: Path) -> Counter[str]:
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = (str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file())
     return Counter(re.sub(r"^events\.out\..*", "events", name) for name in names)
 
 
