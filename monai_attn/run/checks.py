@@ -128,8 +128,8 @@ def describe_model(structures: Sequence[str]) -> dict[str, Any]:
     own = [str(file) for file in files if file.parent == folder]
     more = [name for file in own[1:] if not (name := Path(file).stem).startswith("multi_gpu")]
     given: dict[str, Any] = {}
-    for file in files:
-        given |= ConfigParser.load_config_file(file) if file.parent != folder else {}
+    for file in (file for file in files if file.parent != folder):
+        given |= ConfigParser.load_config_file(file)
     given |= overrides
     defaults = ConfigParser(ConfigParser.load_config_files(own))
     keys = [key for key in given if parts_of(key)[0] in shaping(folder, more)]

@@ -101,6 +101,7 @@ class RunManifest:
         self.weights = getattr(engine.state, "weights", [])  # of the handler that loads them, if any
         open_log()  # first, as it refuses a second training in the folder, which must not write a manifest
         self.begun, self.worked = time.perf_counter(), time.process_time()
+        packages = {**get_config_values(), **get_optional_config_values()}
         self.content = {
             "state": "running",
             "command": sys.argv,
@@ -113,7 +114,7 @@ class RunManifest:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
-            "versions": {"monai_attn": monai_attn.__version__, **get_config_values(), **get_optional_config_values()},
+            "versions": {"python": platform.python_version(), "monai_attn": monai_attn.__version__, **packages},
             "revision": _git_revision(),
         }
         self.report.begin(engine)

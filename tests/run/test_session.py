@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import logging
+import platform
 import sys
 import warnings
 
@@ -65,6 +66,7 @@ def test_a_run_leaves_a_manifest_and_a_log_and_gives_the_process_back(config, tm
     manifest = json.loads((tmp_path / "out" / "train_run.json").read_text())
     assert (manifest["state"], manifest["seed"], manifest["results"]) == ("finished", 5, {})
     assert manifest["versions"]["Pytorch"] == torch.__version__
+    assert manifest["versions"]["python"] == platform.python_version()
     assert (tmp_path / "out" / "train.log").is_file()
 
 
