@@ -142,7 +142,7 @@ CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00"
 _PANEL_INCHES = 2.4
 _DPI = 150
 _MOST_BYTES = 300_000
-_LEVELS = (256, 32, 16, 8)  # of red, green and blue; black, white and what is between them stay far apart
+_LEVELS = (32, 16, 8)  # of red, green and blue; black, white and what is between them stay far apart
 _BORDERS = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
             (0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top"))  # fmt: skip
 
@@ -239,11 +239,12 @@ def save(figure: Figure, path: str | Path) -> Path:
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3]
     with atomic_write(path) as draft:
+        Image.fromarray(drawn).save(draft, format="PNG")
         for levels in _LEVELS:
-            rounded = np.rint(np.rint(drawn / 255 * (levels - 1)) * 255 / (levels - 1)).astype(np.uint8)
-            Image.fromarray(rounded).save(draft, format="PNG", optimize=True)
             if draft.stat().st_size < _MOST_BYTES:
                 break
+            rounded = np.rint(np.rint(drawn / 255 * (levels - 1)) * 255 / (levels - 1)).astype(np.uint8)
+            Image.fromarray(rounded).save(draft, format="PNG", optimize=True)
     return path
 
 
