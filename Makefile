@@ -13,15 +13,16 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label test-deploy docs coverage faults fuzz soak bench lint types clean help
+.PHONY: demo test test-slow test-label test-deploy docs links coverage faults fuzz soak bench lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
-	@echo "make test        lint, types and the default tests"
+	@echo "make test        lint, spelling, types and the default tests"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-label  every bundle in MONAI Label's server, in an environment of its own"
 	@echo "make test-deploy every bundle in MONAI Deploy's operator, in an environment of its own"
 	@echo "make docs        the documentation, in docs/_build/html; a warning is an error"
+	@echo "make links       whether the addresses in the documentation answer; needs a network"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make fuzz        load 300 damaged files of each format: no trace, and no other voxels where there is a checksum"
@@ -48,6 +49,10 @@ fuzz: $(VENV)/installed-dev
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+# those within the repository are looked at by `make test`
+links: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -D nb_execution_mode=off -b linkcheck docs docs/_build/links
+
 test-slow: $(VENV)/installed-dev $(VENV)/installed-docs
 	$(PYTEST) -m slow
 
@@ -68,6 +73,7 @@ test-deploy: $(DEPLOY)/installed
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy --num-workers $(JOBS)
