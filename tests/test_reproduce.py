@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def reproduce(script, tmp_path, monkeypatch, capsys):
     """Runs scSE's Table VII with cells that are done at once, by a commit and an exit code that a test may change."""
 
     class Runs:
-        ran, commit, code = [], "abc", 0
+        ran, commit, code, last = [], "abc", 0, 0.704
 
         def run(self, command, stdout, **_):
             options = dict(zip(command[4::2], command[5::2]))
@@ -37,6 +38,8 @@ def reproduce(script, tmp_path, monkeypatch, capsys):
             scores += 0.1 * (folder.parent.name == "sd_net_scse") * np.linspace(0.5, 1, 8)
             rows = [f"case_{i},{score},{score}\n" for i, score in enumerate(scores)]
             (folder / "val_mean_dice_raw.csv").write_text("filename,CSF,mean\n" + "".join(rows))
+            curve = f"8,val_mean_dice,0.7\n10,val_mean_dice,{self.last}\n"
+            (folder / "curves.csv").write_text("iteration,name,value\n" + curve)
             stdout.write("monai_attn: cannot use x\n" * bool(self.code))
             self.ran.append((folder.relative_to(tmp_path / "out").as_posix(), options))
             return subprocess.CompletedProcess(command, self.code)
@@ -107,6 +110,31 @@ def test_ours_is_over_the_seeds_and_the_difference_over_seeds_and_cases(reproduc
     assert row["p"] == f"{wilcoxon(gain).pvalue:.3f}"
     assert reproduce.table()["SD-Net, 4 encoders and decoders"]["p"] == "1.000"
     assert reproduce.table()["SD-Net"]["difference"] == ""
+
+
+def test_a_training_that_still_improved_in_its_last_fifth_has_not_converged(reproduce):
+    reproduce.last = 0.706
+    reproduce("--rows", "SD-Net")
+    assert reproduce.table()["SD-Net"]["ours"] == "0.650, not converged"
+
+
+def test_a_figure_has_curves_a_dot_per_seed_and_the_difference(script, reproduce, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    figures = importlib.import_module("figures")
+    reproduce("--seeds", "0", "1", "--rows", "SD-Net", "SD-Net + scSE")
+    options = SimpleNamespace(paper="scse", table="VII", seeds=[0, 1], output_dir=tmp_path / "out", dataset_dir=None)
+    vars(options).update(small=False, section="", set=[], rows=None)
+    paper = json.loads((SCRIPT.parent / "scse.json").read_text())
+    curves, scores, differences = figures.comparison(script.Grid(paper, options)).axes
+    assert len(curves.lines) == 4
+    assert [text.get_text() for text in scores.get_yticklabels()] == ["SD-Net", "SD-Net + scSE"]
+    assert scores.lines[0].get_xdata() == pytest.approx([0.65, 0.66])
+    assert differences.lines[1].get_xdata() == pytest.approx([0.075])
+
+
+def test_structures_can_be_pooled(script):
+    scores = {"a": {"case": 0.2, "other": np.nan}, "b": {"case": 0.4, "other": 0.6}}
+    assert script.pool(scores, ["a", "b"]) == pytest.approx({"case": 0.3, "other": 0.6})
 
 
 def test_of_one_seed_there_is_no_p_and_cases_without_the_structure_do_not_count(script):

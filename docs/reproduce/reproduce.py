@@ -38,6 +38,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 RUNS = ["train", "evaluate"]
 HEADER = ("method", "measure", "paper", "ours", "seeds", "n", "difference", "p", "parameters", "minutes")
+PLATEAU = 0.005  # gain of the validation in the last fifth of a training from which on it had not converged
 COLUMNS = (
     "ours: mean ± standard deviation over the seeds; difference: to the row without the method, by seed and case, with "
     "95 % interval by bootstrap over both; p: Wilcoxon signed-rank test, two-sided; minutes: processor time of a cell."
@@ -102,6 +103,18 @@ class Cell:
         with (self.folder / f"{metric}_raw.csv").open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         return {name: {row[0]: float(row[i]) for row in rows} for i, name in enumerate(header) if i > 0}
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """Read a metric of the validation by iteration."""
+        with (self.folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["name"] == metric]
+        return [(int(row["iteration"]), float(row["value"])) for row in rows]
+
+    def converged(self, metric: str) -> bool:
+        """Return whether the last fifth of the training did not improve the validation."""
+        points = self.curve(metric)
+        before = [value for iteration, value in points if iteration <= 0.8 * points[-1][0]]
+        return max((value for _, value in points), default=0.0) < max(before, default=0.0) + PLATEAU
 
 
 class Grid:
@@ -206,10 +219,22 @@ class Grid:
             for measure, metric in self.measures.items():
                 scores, bases = ({cell.seed: cell.scores(metric) for cell in cells} for cells in (done, against))
                 parts = [*next(iter(scores.values()), {key: 0 for key in paper if key != measure} | {"mean": 0})]
-                for part in parts if self.table.get("structures") == measure else ["mean"]:
+                groups = self.table.get("groups") or {part: [part] for part in parts}
+                groups = {"mean": ["mean"], **(groups if self.table.get("structures") == measure else {})}
+                early = "" if all(cell.converged(metric) for cell in done) else ", not converged"
+                for part, names in groups.items():
                     title = measure if part == "mean" else part
-                    ours, theirs = ({seed: found[part] for seed, found in of.items()} for of in (scores, bases))
-                    yield {**common, "measure": title, "paper": paper.get(title, ""), **statistics(ours, theirs)}
+                    ours, theirs = ({seed: pool(found, names) for seed, found in of.items()} for of in (scores, bases))
+                    found = statistics(ours, theirs)
+                    found["ours"] += early
+                    yield {**common, "measure": title, "paper": paper.get(title, ""), **found}
+
+
+def pool(scores: Mapping[str, Mapping[str, float]], structures: Sequence[str]) -> dict[str, float]:
+    """Return the mean score of some structures by case."""
+    cases = scores[structures[0]]
+    known = {case: [scores[name][case] for name in structures if not np.isnan(scores[name][case])] for case in cases}
+    return {case: float(np.mean(values)) if values else np.nan for case, values in known.items()}
 
 
 def statistics(ours: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]]) -> dict[str, str]:
