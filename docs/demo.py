@@ -89,7 +89,7 @@ def draw_summary(case: dict[str, Any], results: Path) -> Figure:
     name = case_name(case["image"])
     load = LoadImage(image_only=True, ensure_channel_first=True)
     masks = {"manual segmentation": load(case["label"]), "prediction": load(results / f"{name}_seg.nii.gz")}
-    heatmaps = {"attention, 2nd encoder": load(results / f"{name}_attention_encoder_se.1.spatial.nii.gz")}
+    heatmaps = {"attention: encoder 2, spatial": load(results / f"{name}_attention_encoder_se.1.spatial.nii.gz")}
     return figures.overlay(  # sagittal slices, which the network works on, show the hippocampus at its longest
         load(case["image"]), masks, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
     )

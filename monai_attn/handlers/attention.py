@@ -25,7 +25,7 @@ from monai_attn.files import atomic_write
 from monai_attn.handlers.pictures import CasePictures
 from monai_attn.inferers import SliceBatchInferer
 from monai_attn.transforms import AsLabelMapd, SafeSaveImaged
-from monai_attn.visualize import GateMaps, figures
+from monai_attn.visualize import GateMaps, figures, gate_title
 from monai_attn.visualize.figures.training import epoch_files
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ class AttentionMaps(CasePictures):
     def draw(self, image: MetaTensor, masks: Mapping[str, torch.Tensor], case: Mapping[str, Any], title: str) -> Figure:
         """Save the maps of a case and draw them."""
         maps = self.write({**self.compute(case[CommonKeys.IMAGE]), CommonKeys.IMAGE: case[CommonKeys.IMAGE]})
-        maps = {name: maps[name] for name in self.maps.names}
+        titles = {name: gate_title(name) + (", mm" if name in self.maps.layers else "") for name in self.maps.names}
         return figures.overlay(
             image,
             masks,
-            heatmaps={f"{name}, mm" if name in self.maps.layers else name: layer for name, layer in maps.items()},
+            heatmaps={title: maps[name] for name, title in titles.items()},
             spatial_dim=self.spatial_dim,
             title=f"{title}: attention",
             class_names=self.class_names,

@@ -4,6 +4,6 @@
 from __future__ import annotations
 
 from monai_attn.visualize import figures
-from monai_attn.visualize.maps import GateMaps, capture_attention
+from monai_attn.visualize.maps import GateMaps, capture_attention, gate_title
 
-__all__ = ["GateMaps", "capture_attention", "figures"]
+__all__ = ["GateMaps", "capture_attention", "figures", "gate_title"]

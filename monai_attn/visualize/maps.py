@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture attention maps, and resize spatial ones to the image."""
+"""Capture attention maps, resize spatial ones to the image, and name them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.squeeze_excite import ChannelGate
 from monai_attn.errors import ConfigError
 
-__all__ = ["GateMaps", "capture_attention", "voxel_sizes"]
+__all__ = ["GateMaps", "capture_attention", "gate_title", "voxel_sizes"]
 
 
 @contextmanager
@@ -143,6 +144,46 @@ def voxel_sizes(image: torch.Tensor) -> list[float]:
         return [1.0] * len(image)
     pixdims = image.pixdim if image.is_batch else [image.pixdim] * len(image)
     return [geometric_mean(float(side) for side in sides[: image.ndim - 2]) for sides in pixdims]
+
+
+# a level of MONAI's nested UNet or AttentionUnet, in which `recalibrate` or `autofocus` has put a block
+_NESTED = re.compile(
+    r"\bmodel\.((?:1\.submodule\.)*)(?:(0)|(2(?:\.\d(?=\.conv))?|1\.merge)|1\.submodule)"
+    r"(?=\..*\b(?:recalibration|focus)\b)"
+)
+_WORDS = {"first": "layer 1", "second": "layer 2", "se1": "SE 1", "se2": "SE 2"}
+_SILENT = {"block", "conv", "convs", "focus", "model", "recalibration", "trunk"}
+
+
+def gate_title(path: str) -> str:
+    """Return a title for the map of a gate.
+
+    It is made of the gate's path in the network. The modules of a list are counted from 1, in its order, the levels of
+    MONAI's ``UNet`` from the finest.
+
+    Example:
+        >>> gate_title("encoder_se.1.spatial.gate")
+        'encoder 2, spatial'
+        >>> gate_title("model.1.submodule.2.recalibration.channel.gate")
+        'decoder 2, channel'
+    """
+    words: list[str] = []
+    for part in re.sub(r"\bunit(?=\d)", "unit.", _NESTED.sub(_stage, _short(path))).split("."):
+        if part.isdigit():
+            word = words.pop().removesuffix("s") if words else "layer"
+            words.append(f"{word}{'.' if word[-1].isdigit() else ' '}{int(part) + 1}")
+        elif part not in _SILENT:
+            spaced = re.sub(r"(?<=[a-z])(?=\d)", " ", part.removesuffix("_se")).strip("_").replace("_", " ")
+            words.append(_WORDS.get(part, spaced))
+    return ", ".join(words) or path
+
+
+def _stage(place: re.Match[str]) -> str:
+    levels, encoder, decoder = place.groups()
+    if levels + (decoder or "") == "2":
+        return "classifier"  # P4; the last up path of a UNet is also its classifier
+    side = "encoder" if encoder else "decoder" if decoder else ""
+    return f"{side}.{levels.count('submodule')}" if side else "bottleneck"
 
 
 def _short(path: str) -> str:

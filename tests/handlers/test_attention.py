@@ -88,7 +88,8 @@ def test_a_slice_has_the_map_that_it_has_alone_and_the_picture_every_map_by_its_
     output, figure = segment(network, tmp_path / "scan.nii.gz", out, inferer=SliceBatchInferer(2, batch_size=4))
     assert set(output) == {"image", "label", "pred"}  # a server would have to save more
     names = ["encoder_se.0.spatial", "decoder_se.0.spatial"]
-    assert [axis.get_title() for axis in figure.axes[:4]] == ["image", "prediction", *names]
+    titles = ["image", "prediction", "encoder 1, spatial", "decoder 1, spatial"]
+    assert [axis.get_title() for axis in figure.axes[:4]] == titles
     maps, alone = GateMaps(network), torch.tensor(voxels[None, None, ..., 3])
     with torch.no_grad():
         expected = maps.split(maps(alone), alone)
@@ -106,7 +107,7 @@ def test_in_pictures_maps_of_scales_are_grey_values_and_255_stands_for_one(tmp_p
     scales = np.asarray(Image.open(tmp_path / "out" / "scan_attention_trunk.blocks.0.second.png"))
     assert scales.shape == (8, 12)
     assert set(scales.flat) <= {1, 3}
-    assert figure.axes[2].get_title() == "trunk.blocks.0.second, mm"
+    assert figure.axes[2].get_title() == "block 1, layer 2, mm"
     segment(Follows(), tmp_path / "scan.png", tmp_path / "out", output_ext=".png")
     assert np.asarray(Image.open(tmp_path / "out" / "scan_attention_gate.png")).max() == 255
 

@@ -3,14 +3,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets import AttentionUnet, SegResNet, UNet
 from torch import nn
 
-from monai_attn.adapt import autofocus
+from monai_attn.adapt import autofocus, recalibrate
 from monai_attn.blocks import Gate
 from monai_attn.errors import ConfigError
 from monai_attn.nets import EGCNN, AFNet, FocusNet, SCSEUNet
-from monai_attn.visualize import GateMaps, capture_attention
+from monai_attn.visualize import GateMaps, capture_attention, gate_title
 from monai_attn.visualize.maps import voxel_sizes
 
 
@@ -39,6 +39,29 @@ def test_every_paper_has_its_maps_on_the_grid_of_the_image(network, names):
     found = maps_of(network, torch.randn(2, 1, 16, 24))
     assert [name.removesuffix(".spatial") for name in found] == names
     assert {(layer.shape, layer.dtype) for layer in found.values()} == {((2, 1, 16, 24), torch.float32)}
+
+
+def unet():
+    return UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1)
+
+
+TITLES = [
+    (SCSEUNet(2, 1, 2, features=4, depth=1, positions="P6"), ["encoder 1", "bottleneck", "decoder 1", "classifier"]),
+    (FocusNet(2, 1, 1, channels=(8, 8, 16), se_reduction=4), ["level 1"]),
+    (egcnn(), ["gate 1"]),
+    (AFNet(2, 1, 2, n_autofocus=2, channels=(4, 4, 6, 6)), ["block 1, layer 1", "block 1, layer 2"]),
+    (recalibrate(unet(), "scse", "P6"), ["encoder 1", "encoder 2", "bottleneck", "decoder 2", "classifier"]),
+    (recalibrate(AttentionUnet(2, 1, 2, (4, 8), (2,)), zero_effect=True), ["encoder 1", "decoder 1"]),
+    (recalibrate(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,))), ["down layer 1", "up layer 1"]),
+    (autofocus(unet(), last=2), ["decoder 2, unit 1", "decoder 1, unit 1"]),
+    (nn.Sequential(nn.Sequential(Gate())), ["layer 1.1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "titles"), TITLES, ids=lambda value: type(value).__name__)
+def test_a_gate_has_a_title_for_people(network, titles):
+    found = [gate_title(path) for path in GateMaps(network).gates]
+    assert [title.removesuffix(", spatial") for title in found] == titles
 
 
 def test_a_map_is_the_mean_over_the_channels_of_its_gate():

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from monai_attn.visualize.figures import panels
 from monai_attn.visualize.figures.panels import CLASS_COLORS, View, cut, to_ras
+from monai_attn.visualize.maps import gate_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,8 @@ def overlay(
     Args:
         image: image (C, *spatial), 2D or 3D, gray (the first channel) or RGB, with or without metadata.
         masks: title to label map (1, *spatial) of class indices.
-        heatmaps: title to map (1, *spatial), such as an attention map.
+        heatmaps: title to map (1, *spatial), such as an attention map; all have one scale of colors, from 0 to 1 or to
+            the largest value.
         spatial_dim: slicing axis for volumes: 0 sagittal, 1 coronal, 2 axial.
         title: title of the figure.
         class_names: names of the classes 1, 2, …, for the legend.
@@ -56,14 +58,17 @@ def overlay(
     image, layers, view = cut(image, layers, spatial_dim, by=masks)
     colors = _colors(masks, class_names)
     figure, axes = panels.grid(1 + len(layers), image.shape[2] * view.aspect / image.shape[1], title)
+    most = max([1.0, *(float(layers[name].max()) for name in heatmaps)])
     for axis, name in zip(axes, ["image", *layers]):
         axis.set_title(name, fontsize=8 if len(name) < 28 else 6)
         if name in heatmaps:
-            panels.color_bar(axis, panels.show_map(axis, layers[name], view))
+            shown = panels.show_map(axis, layers[name], view, vmin=0, vmax=most)
         else:
             panels.show_image(axis, image, view)
         if name in masks:
             panels.show_mask(axis, layers[name], colors, view)
+    if heatmaps:
+        panels.color_bar(axes, shown)
     panels.show_letters(axes[0], view)  # all panels show the same slice
     panels.legend(figure, dict(zip(class_names, colors)))
     return figure
@@ -127,7 +132,7 @@ def attention_grid(
     """Draw the attention maps of one 2D image.
 
     A spatial map is drawn as the mean over its channels, a channel map (of spatial size one) as a bar per channel,
-    sorted.
+    sorted. All maps have one scale of colors, from 0 to 1.
 
     Args:
         image: the network's input (C, H, W).
@@ -146,6 +151,7 @@ def attention_grid(
     panels.show_image(axes[0], image, view)
     panels.show_letters(axes[0], view)
     axes[0].set_title("image", fontsize=8)
+    shown = None
     for axis, (name, attention) in zip(axes[1:], maps.items()):
         if attention.ndim != 4 or attention.shape[0] != 1:
             raise ValueError(
@@ -158,8 +164,10 @@ def attention_grid(
             axis.tick_params(labelsize=6)
         else:
             mean = F.interpolate(attention.mean(dim=1, keepdim=True).float(), size=image.shape[1:], mode="nearest")
-            panels.color_bar(axis, panels.show_map(axis, mean[0], view))
-        axis.set_title(name.removesuffix(".gate"), fontsize=6)
+            shown = panels.show_map(axis, mean[0], view, vmin=0, vmax=1)
+        axis.set_title(gate_title(name), fontsize=8)
+    if shown is not None:
+        panels.color_bar(axes, shown)
     return figure
 
 

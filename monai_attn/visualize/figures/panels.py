@@ -210,9 +210,11 @@ def show_map(axis: Axes, attention: torch.Tensor, view: View, **options: Any) ->
     return _show(axis, view, **{"X": values, "cmap": "viridis", **options})
 
 
-def color_bar(axis: Axes, shown: Any) -> Any:
-    """Add a small scale of colors below a panel."""
-    bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, location="bottom")
+def color_bar(axes: Axes | Sequence[Axes], shown: Any) -> Any:
+    """Add a small scale of colors below a panel, or one to the right of several."""
+    several: dict[str, Any] = {"fraction": 0.02, "pad": 0.01, "aspect": 30}
+    options = several if isinstance(axes, Sequence) else {"fraction": 0.046, "location": "bottom"}
+    bar = shown.axes.figure.colorbar(shown, ax=axes, **options)
     bar.ax.tick_params(labelsize=6)
     return bar
 

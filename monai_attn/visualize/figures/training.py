@@ -13,6 +13,7 @@ import torch
 
 from monai_attn.visualize.figures import panels
 from monai_attn.visualize.figures.panels import CLASS_COLORS, View
+from monai_attn.visualize.maps import gate_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,11 +99,10 @@ def excitation_by_epoch(
         for axis in row:
             panels.show_image(axis, image, view)
         panels.show_letters(row[0], view)
-        row[0].set_title(gate, fontsize=7)
+        row[0].set_title(gate_title(gate), fontsize=7)
         for axis, epoch, saved in zip(row[1:], epochs, arrays):
             attention = torch.tensor(saved[f"map/{case}/{gate}"]).float()
             shown = panels.show_map(axis, attention, view, alpha=0.7, vmin=0, vmax=1)
             axis.set_title(f"epoch {epoch}", fontsize=7)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.02, aspect=30)
-    bar.ax.tick_params(labelsize=6)
+    panels.color_bar(list(axes.flat), shown)
     return figure

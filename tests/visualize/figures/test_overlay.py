@@ -48,6 +48,10 @@ def test_an_overlay_draws_two_dimensional_rgb_images_heat_maps_and_the_middle(im
     figure = figures.overlay(torch.rand(3, 20, 30) * 255, {}, heatmaps=heatmaps)
     assert pixels(figure.axes[0]).shape == (30, 20, 3)
     assert np.allclose(pixels(figure.axes[1]), heatmaps["attention"][0].T)
+    heatmaps["scale, mm"] = heatmaps["attention"] * 0 + 4
+    figure = figures.overlay(torch.rand(3, 20, 30), {}, heatmaps=heatmaps)
+    assert [axis.images[-1].get_clim() for axis in figure.axes[1:3]] == [(0, 4), (0, 4)]
+    assert len(figure.axes) == 4  # one scale of colors
     figure = figures.overlay(image.as_tensor(), {"prediction": masks["truth"] * 0}, spatial_dim=2)
     assert np.allclose(pixels(figure.axes[0]), image[0, :, :, 5].T)  # without foreground the middle is shown
 
@@ -108,12 +112,13 @@ def test_layers_on_another_grid_and_pictures_in_place_of_volumes_are_refused(ima
 
 
 def test_attention_grid_draws_spatial_maps_on_the_image_and_channel_maps_as_bars(image):
-    maps = {"a.spatial.gate": torch.rand(1, 1, 5, 4), "a.channel.gate": torch.tensor([[[[0.3]], [[0.1]]]])}
+    maps = {"a.0.spatial.gate": torch.rand(1, 1, 5, 4), "a.0.channel.gate": torch.tensor([[[[0.3]], [[0.1]]]])}
     view = figures.slice_view(image, spatial_dim=0)
     figure = figures.attention_grid(image[:, 3].as_tensor(), maps, view=view)
     by_title = {axis.get_title(): axis for axis in figure.axes}
-    assert pixels(by_title["a.spatial"]).shape == (10, 9)
-    assert [bar.get_height() for bar in by_title["a.channel"].patches] == pytest.approx([0.1, 0.3])
+    assert pixels(by_title["a 1, spatial"]).shape == (10, 9)
+    assert by_title["a 1, spatial"].images[-1].get_clim() == (0, 1)
+    assert [bar.get_height() for bar in by_title["a 1, channel"].patches] == pytest.approx([0.1, 0.3])
     assert letters(figure.axes[0]) == "APIS"
     with pytest.raises(ValueError, match="capture one 2D image"):
         figures.attention_grid(torch.rand(1, 10, 8), {"gate": torch.rand(2, 1, 10, 8)})

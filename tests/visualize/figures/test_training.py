@@ -22,7 +22,7 @@ def test_training_curves_show_the_loss_with_its_terms_and_the_metrics():
 @pytest.fixture
 def epochs(tmp_path):
     for epoch in range(1, 10):
-        maps = {f"map/a/{gate}": np.full((1, 4, 5), epoch / 10, np.float16) for gate in ("first", "middle", "last")}
+        maps = {f"map/a/{gate}": np.full((1, 4, 5), epoch / 10, np.float16) for gate in ("se.0", "middle", "last")}
         view = np.array(json.dumps(figures.View(letters=("R", "L", "P", "A"))))
         np.savez(tmp_path / f"epoch_{epoch:04}.npz", **{"image/a": np.zeros((1, 4, 5)), "view/a": view}, **maps)
     return tmp_path
@@ -31,7 +31,7 @@ def epochs(tmp_path):
 def test_the_figure_of_the_paper_shows_the_first_and_the_last_gate_in_seven_epochs(epochs):
     figure = figures.excitation_by_epoch(epochs)
     chosen = [f"epoch {number}" for number in (1, 2, 4, 5, 6, 8, 9)]
-    assert [axis.get_title() for axis in figure.axes][:16] == ["first", *chosen, "last", *chosen]
+    assert [axis.get_title() for axis in figure.axes][:16] == ["se 1", *chosen, "last", *chosen]
     assert np.allclose(figure.axes[7].images[-1].get_array(), 0.9, atol=1e-3)
     assert [text.get_text() for text in figure.axes[0].texts] == ["R", "L", "P", "A"]
     assert figure.get_suptitle() == "a"
