@@ -2,10 +2,11 @@
 """Run a table of a paper through a bundle, and write it with the paper's values beside ours.
 
   python docs/reproduce/reproduce.py scse III --dataset_dir data/malc --seeds 0 1 2
+  python docs/reproduce/reproduce.py split hippocampus --dataset_dir data/hippocampus --output_dir data/split
 
 A cell, a method with a seed, is two commands of ``python -m monai.bundle run`` and a folder with the scores of every
 case, curves and logs. The same call again continues where it was stopped, and adds new seeds and rows. Without a table
-it lists them, without data it counts parameters.
+it lists them, without data it counts parameters. ``split`` writes a data list with a split of ``splits``.
 """
 
 from __future__ import annotations
@@ -165,19 +166,8 @@ class Grid:
         source = str(self.options.dataset_dir)
         if "split" not in self.table:
             return source
-        folds = json.loads((FOLDER / "splits" / f"{self.table['split']}.json").read_text(encoding="utf-8"))
-        fold, known = folds[seed % len(folds)], {}
-        for section in ("training", "validation", "test"):
-            with suppress(DataError):  # without such a section
-                known |= {case_name(ensure_tuple(case["image"])[0]): case for case in cases(source, section)}
-        if missing := [name for names in fold.values() for name in names if name not in known]:
-            sys.exit(f"{source} lacks {len(missing)} cases of the split '{self.table['split']}': {missing[:3]}")
-        folder = self.output / f"fold_{seed % len(folds)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "dataset.json") as draft:
-            found = {section: [known[name] for name in names] for section, names in fold.items()}
-            draft.write_text(json.dumps(found), encoding="utf-8")
-        return str(folder)
+        fold = seed % len(folds(self.table["split"]))
+        return split_data(source, self.table["split"], fold, self.output / f"fold_{fold}")
 
     def write(self) -> str:
         """Write the table, as far as it is there, as ``table.md`` and ``table.csv``, and return the former."""
@@ -228,6 +218,28 @@ class Grid:
                     found = statistics(ours, theirs)
                     found["ours"] += early
                     yield {**common, "measure": title, "paper": paper.get(title, ""), **found}
+
+
+def folds(split: str) -> list[dict[str, list[str]]]:
+    """Read the folds of a split, each a list of case names for every section."""
+    found: list[dict[str, list[str]]] = json.loads((FOLDER / "splits" / f"{split}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def split_data(source: str, split: str, fold: int, folder: Path) -> str:
+    """Write a ``dataset.json`` with a fold of the cases of a data set, and return its folder."""
+    known = {}
+    for section in ("training", "validation", "test"):
+        with suppress(DataError):  # without such a section
+            known |= {case_name(ensure_tuple(case["image"])[0]): case for case in cases(source, section)}
+    sections = folds(split)[fold]
+    if missing := [name for names in sections.values() for name in names if name not in known]:
+        sys.exit(f"{source} lacks {len(missing)} cases of the split '{split}': {missing[:3]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "dataset.json") as draft:
+        found = {section: [known[name] for name in names] for section, names in sections.items()}
+        draft.write_text(json.dumps(found), encoding="utf-8")
+    return str(folder)
 
 
 def pool(scores: Mapping[str, Mapping[str, float]], structures: Sequence[str]) -> dict[str, float]:
@@ -298,8 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing of a table and print it; returns 0, or 3 if a cell failed."""
     papers = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paper", nargs="?", choices=papers)
-    parser.add_argument("table", nargs="?", help="number of the table, such as III")
+    parser.add_argument("paper", nargs="?", choices=[*papers, "split"])
+    parser.add_argument("table", nargs="?", help="number of the table, such as III, or name of the split")
     parser.add_argument("--dataset_dir", help="data set to train on; without it, nothing is run")
     parser.add_argument("--output_dir", help="folder of the cells (default: docs/reproduce/results/<paper>_<table>)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the trainings (default: 0)")
@@ -308,6 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides, for all cells")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="run only these rows (default: all)")
     options = parser.parse_args(argv)
+    if options.paper == "split":
+        print(split_data(options.dataset_dir, options.table, options.seeds[0], Path(options.output_dir)))
+        return 0
     tables = {f"{paper} {number}": table for paper in papers for number, table in papers[paper]["tables"].items()}
     if (table := tables.get(f"{options.paper} {options.table}")) is None:
         print(*(f"{name}: {table['title']} ({table['data']})" for name, table in tables.items()), sep="\n")
