@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.run.options import set_entry
 
 __all__ = [
     "config_files", "copy_bundle", "describe", "find_bundle", "named_bundles", "named_configs", "own_weights",
@@ -86,7 +87,8 @@ def config_files(folder: Path, kind: str, more: Sequence[str] = ()) -> list[Path
 def copy_bundle(folder: Path, target: Path) -> Path:
     """Copy a bundle that works anywhere, without results, and return the copy.
 
-    In its card, links out of the folder become text.
+    In its card, links out of the folder become text. The options of its weights become its defaults, since MONAI alone
+    does not read their ``model.json``.
 
     Raises:
         DataError: if the folder is there already.
@@ -100,6 +102,12 @@ def copy_bundle(folder: Path, target: Path) -> Path:
     if (card := target / "docs" / "README.md").is_file():
         text = card.read_text(encoding="utf-8")
         card.write_text(re.sub(r"\[([^]]*)\]\(\.\./\.\.[^)]*\)", r"\1", text), encoding="utf-8")
+    model = read_entries([path]) if (path := target / "models" / "model.json").is_file() else {}
+    for file in named_configs(target, ["train", "inference"]) if model.get("options") else []:
+        entries = read_entries([file])
+        for key, value in model["options"].items():
+            set_entry(entries, key, value)
+        file.write_text(json.dumps(entries, indent=4), encoding="utf-8")
     return target
 
 

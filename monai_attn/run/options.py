@@ -19,7 +19,7 @@ from typing import Any
 
 from monai_attn.errors import ConfigError
 
-__all__ = ["is_reference", "parse_options", "parts_of", "read_options"]
+__all__ = ["is_reference", "parse_options", "parts_of", "read_options", "set_entry"]
 
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
 # what MONAI's tracking takes besides the entries of a bundle, if it is on
@@ -52,12 +52,12 @@ def parse_options(
     """
     known: dict[str, Any] = {}
     for key, value in ({**_TRACKING, **entries} if "tracking" in options else entries).items():
-        _put(known, key, copy.deepcopy(value))
+        set_entry(known, key, copy.deepcopy(value))
     read = {}
     for key in sorted(options, key=lambda key: not key.endswith("_target_")):  # which decides on the arguments
         default = _default(key, known, arguments)
         read[key] = _read(key, options[key], default)
-        _put(known, key, read[key])
+        set_entry(known, key, read[key])
     return {key: read[key] for key in options}
 
 
@@ -106,8 +106,14 @@ def is_reference(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
-def _put(entries: dict[str, Any], key: str, value: Any) -> None:
-    """Set an entry, if there is a place for it."""
+def set_entry(entries: dict[str, Any], key: str, value: Any) -> None:
+    """Set an entry of a configuration, if there is a place for it.
+
+    Example:
+        >>> set_entry(entries := {"network_def": {"features": 24}}, "network_def#features", 32)
+        >>> entries
+        {'network_def': {'features': 32}}
+    """
     *above, last = parts_of(key)
     node: Any = entries
     with suppress(KeyError, IndexError, TypeError, ValueError):

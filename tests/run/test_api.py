@@ -17,7 +17,7 @@ import monai_attn
 from monai_attn.cli import main
 from monai_attn.data import cases
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.run.bundles import config_files, find_bundle, named_bundles
+from monai_attn.run.bundles import config_files, copy_bundle, find_bundle, named_bundles, read_entries
 from monai_attn.transforms import provenance_of
 
 BUNDLE = "hippocampus_mri_scse"
@@ -99,6 +99,14 @@ def test_a_copied_bundle_keeps_the_rules_of_the_model_zoo_without_its_repository
         assert re.fullmatch(r"[\d.]+", version), package  # the zoo pins it
     if (weights := copy / "models" / "model.pt").exists():
         assert weights.stat().st_size < 25e6  # larger ones would need `large_files.yml`
+
+
+def test_a_copy_has_the_options_of_its_weights_as_defaults(tmp_path):
+    first = copy_bundle(find_bundle(BUNDLE), tmp_path / "first")
+    (first / "models" / "model.json").write_text(json.dumps({"options": {"network_def#features": 8}}))
+    second = copy_bundle(first, tmp_path / "second")
+    for name in ("train", "inference"):
+        assert read_entries([second / "configs" / f"{name}.json"])["network_def"]["features"] == 8
 
 
 def test_a_bundle_that_is_zipped_and_downloaded_runs_in_an_empty_folder(scan, tmp_path, monkeypatch):
