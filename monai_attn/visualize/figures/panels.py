@@ -157,9 +157,9 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def grid(count: int, height_by_width: float, title: str, columns: int = 5) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, ``columns`` in a row."""
-    columns = min(count, columns)
+    """Return a figure and its panels, at most ``columns`` in a row."""
     rows = -(-count // columns)
+    columns = -(-count // rows)  # rows of one length, as far as possible
     height = _PANEL_INCHES * max(0.5, min(height_by_width, 2.0)) + 0.45
     figure = new_figure(columns * _PANEL_INCHES, rows * height + 0.5, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
