@@ -38,7 +38,7 @@ html_title = f"monai_attn {version}"
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["page.css"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -74,7 +74,7 @@ def escape_stars(_app: Sphinx, _what: str, _name: str, _thing: object, _options:
 
 def hide_private_bases(_app: Sphinx, _name: str, _thing: object, _options: object, bases: list[type]) -> None:
     """Name the public class behind a private one that a class is made of."""
-    bases[:] = [base.__base__ if base.__name__.startswith("_") else base for base in bases]
+    bases[:] = [next(base for base in each.__mro__ if not base.__name__.startswith("_")) for each in bases]
 
 
 def show_arguments(
