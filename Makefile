@@ -13,7 +13,7 @@ export MALLOC_TRIM_THRESHOLD_ = 16000000000
 export MALLOC_MMAP_THRESHOLD_ = 8000000000
 export MALLOC_TOP_PAD_ = 536870912
 
-.PHONY: demo test test-slow test-label test-deploy docs links coverage faults fuzz soak bench lint types clean help
+.PHONY: demo test test-slow test-label test-deploy docs notebooks links coverage faults fuzz soak bench lint types clean help
 
 help:
 	@echo "make demo        train, evaluate and apply the quick-start bundle, with pictures in demo/"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-deploy every bundle in MONAI Deploy's operator, in an environment of its own"
 	@echo "make docs        the documentation, in docs/_build/html; a warning is an error"
 	@echo "make links       whether the addresses in the documentation answer; needs a network"
+	@echo "make notebooks   run the notebooks again and keep their outputs"
 	@echo "make coverage    the default tests, and which lines of the package they miss"
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make fuzz        load 300 damaged files of each format: no trace, and no other voxels where there is a checksum"
@@ -51,7 +52,12 @@ docs: $(VENV)/installed-docs
 
 # those within the repository are looked at by `make test`
 links: $(VENV)/installed-docs
-	$(BIN)/python -m sphinx -D nb_execution_mode=off -b linkcheck docs docs/_build/links
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
+
+notebooks: $(VENV)/installed-docs
+	cd docs/notebooks && $(CURDIR)/$(BIN)/python -c "import sys, nbclient, nbformat; \
+	[nbformat.write(nbclient.execute(nbformat.read(name, 4), record_timing=False, coalesce_streams=True), name) \
+	for name in sys.argv[1:]]" *.ipynb
 
 test-slow: $(VENV)/installed-dev $(VENV)/installed-docs
 	$(PYTEST) -m slow

@@ -43,10 +43,7 @@ html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
-nb_execution_mode = "force"  # notebooks are kept without outputs
-nb_execution_raise_on_error = True
-nb_execution_timeout = 300
-nb_output_stderr = "remove"
+nb_execution_mode = "off"  # notebooks keep the outputs of real data
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"

@@ -101,7 +101,7 @@ def test_the_help_of_every_command_is_shown(extension):
     assert all("examples:" in text and "exit codes:" in text for text in texts.values())
 
 
-@pytest.mark.slow  # minutes: it runs the notebooks and draws every page
+@pytest.mark.slow  # minutes: it draws every page
 def test_the_site_is_built_without_a_warning_and_shows_every_public_name(tmp_path):
     pytest.importorskip("myst_nb")
     inventory = importlib.import_module("sphinx.util.inventory").InventoryFile
