@@ -2,7 +2,7 @@
 """Phantom data sets of random spheres, one for each bundle.
 
 Each has the layout, file formats, spacing, labels and intensities of the bundle's real data, to try the bundle end to
-end. Nothing learned from it holds for patients.
+end; ``phantoms.json`` is the table of them. Nothing learned from it holds for patients.
 """
 
 from __future__ import annotations
@@ -62,30 +62,13 @@ class Phantom(NamedTuple):
     scans: int = 1
 
 
-_CT = Phantom((), levels=(-50, 250), outside=-1000, modalities=("CT",))
-_PICTURE = Phantom(
-    (), (96, 72), (40, 200), outside=None, spacings=((1.0, 1.0),), dtype=np.uint8, suffixes=(".png", ".png")
-)
-_HIPPOCAMPUS = Phantom(range(3), (36, 48, 40), dtype=np.float32)
-_BRATS = Phantom(range(5), modalities=("T1", "T1c", "T2", "FLAIR"), mask=True)
+def _phantom(fields: dict[str, Any]) -> Phantom:
+    own: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Phantom(**own)
 
-PHANTOMS = {
-    "hippocampus_mri_scse_segmentation": _HIPPOCAMPUS,
-    "brain_mri_scse_segmentation": Phantom(range(28), (56, 64, 56)),
-    "whole_body_ct_scse_segmentation": _CT._replace(values=range(11), shape=(56, 48, 64), spacings=((2.0,) * 3,)),
-    "retinal_oct_scse_segmentation": _PICTURE._replace(values=range(10), modalities=("OCT",), scans=2),
-    "skin_lesion_focusnet_segmentation": _PICTURE._replace(
-        values=(0, 255), levels=(200, 60), modalities=("RGB dermoscopy",), channels=3, suffixes=(".jpg", ".png")
-    ),
-    "lung_ct_focusnet_segmentation": _PICTURE._replace(
-        values=range(2), levels=(180, 40), modalities=("CT slice, HU -1000..400 -> 0..255",), scans=4
-    ),
-    "hippocampus_mri_egcnn_segmentation": _HIPPOCAMPUS,
-    "brats_mri_egcnn_segmentation": _BRATS._replace(values=(0, 1, 2, 4)),
-    "kits_ct_egcnn_segmentation": _CT._replace(values=range(3), spacings=((0.8, 0.8, 2.0), (0.7, 0.7, 3.0))),
-    "brats_mri_autofocus_segmentation": _BRATS,
-    "pelvic_ct_autofocus_segmentation": _CT._replace(values=range(7), spacings=((1.0, 1.0, 3.0),)),
-}
+
+_TABLE = json.loads(Path(__file__).with_name("phantoms.json").read_text(encoding="utf-8"))
+PHANTOMS = {bundle: _phantom(fields) for bundle, fields in _TABLE.items()}
 
 
 def make_phantom(bundle: str, folder: str | Path, cases: int = 20, seed: int = 0) -> Path:
