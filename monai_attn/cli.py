@@ -9,40 +9,23 @@ from __future__ import annotations
 import argparse
 import difflib
 import glob
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any, NoReturn
 
 import monai_attn
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.files import print_any_name
 from monai_attn.run import api, bundles
-from monai_attn.run.bundles import find_bundle
 from monai_attn.run.options import parse_options, read_options
 
 __all__ = ["main"]
 
-_SEGMENT = """examples:
-  monai-attn segment hippocampus_mri_scse scan.nii.gz -o out
-  monai-attn segment hippocampus_mri_scse my_scans -o out --attention --table out/volumes.csv
-  monai-attn segment brats_mri_egcnn t1.nii.gz t1c.nii.gz t2.nii.gz flair.nii.gz -o out --checkpoint model.pt
-  monai-attn segment hippocampus_mri_scse my_scans -o out --shard 3/16
-"""
-_TRAIN = """examples:
-  monai-attn train hippocampus_mri_scse -d my_data -o out
-  monai-attn train hippocampus_mri_scse -d my_data -o out --structures liver spleen --epochs 50 --pretrained shipped
-  monai-attn train kits_ct_egcnn -d kits19 -o out --config baselines --main_stream @unet
-"""
-_EVALUATE = """examples:
-  monai-attn evaluate hippocampus_mri_scse -d my_data -o out --section test
-  monai-attn evaluate hippocampus_mri_scse -d my_data -o out --checkpoint out/model.pt
-"""
-_PREPARE = """examples:
-  monai-attn prepare kits_ct_egcnn kits19 -o data/kits
-  monai-attn prepare brats_mri_autofocus BRATS2015 -o data/brats --split test=test_cases.txt
-"""
+_Command = Callable[[argparse.Namespace], None]
 _OPTIONS = """
 Any entry of the bundle's configuration is an option too, such as --epochs 50 or --network_def#features 32;
 `monai-attn info BUNDLE` lists them.
@@ -83,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if others and not arguments.takes_options:
             raise ConfigError(others[0], f"`monai-attn {arguments.command}` has no such option", "see its --help")
         arguments.options = read_options(others)
+        if "bundle" in arguments:
+            arguments.bundle = bundles.find_bundle(arguments.bundle)
         arguments.run(arguments)
     except (Exception, KeyboardInterrupt) as error:
         return api.report(error)
@@ -90,99 +75,76 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="monai-attn",
-        description=monai_attn.__doc__,
-        epilog=_SEGMENT + _TRAIN.removeprefix("examples:\n") + _EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw, epilog = argparse.RawDescriptionHelpFormatter, _examples(_segment, _train) + _EXIT_CODES
+    parser = _Parser(prog="monai-attn", description=monai_attn.__doc__, epilog=epilog, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"monai-attn {monai_attn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(
-        run: Callable[[argparse.Namespace], None], summary: str, epilog: str = "examples:\n  monai-attn list\n",
-        *, output: str = "", bundle: bool = True, options: bool = False,
-    ) -> Callable[..., Any]:  # fmt: skip
-        sub = commands.add_parser(
-            run.__name__.strip("_"), help=summary, description=summary, allow_abbrev=False,
-            epilog=epilog + _OPTIONS * options + _EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+    def command(run: _Command, more: str = "", output: str = "", bundle: bool = True, options: bool = False) -> Any:
+        summary, epilog = _paragraphs(run)[0], _examples(run) + more + _OPTIONS * options + _EXIT_CODES
+        texts: Any = {"help": summary, "description": summary, "epilog": epilog, "formatter_class": raw}
+        sub = commands.add_parser(run.__name__.strip("_"), allow_abbrev=False, **texts)
         sub.set_defaults(run=run, takes_options=options)
+        add = sub.add_argument
         if bundle:
-            sub.add_argument("bundle", help="folder of a bundle, its name, or an unambiguous part of its name")
+            add("bundle", help="folder of a bundle, its name, or an unambiguous part of its name")
         if output:
-            sub.add_argument("-o", "--out", "--output_dir", required=True, metavar="DIR", help=output)
+            add("-o", "--out", "--output_dir", required=True, metavar="DIR", help=output)
         if options:
-            sub.add_argument("--show", action="store_true", help="print the equivalent command of MONAI, and end")
-            sub.add_argument(
-                "--config", nargs="+", default=[], metavar="NAME", help="more configurations of the bundle"
-            )
-            sub.add_argument("--checkpoint", metavar="FILE", help="weights (default: those that come with the bundle)")
-        return sub.add_argument
+            add("--show", action="store_true", help="print the equivalent command of MONAI, and end")
+            add("--config", nargs="+", default=[], metavar="NAME", help="more configurations of the bundle")
+            add("--checkpoint", metavar="FILE", help="weights (default: those that come with the bundle)")
+        return add
 
-    command(_list, "List the bundles, with paper, task, modality, weights and data set.", bundle=False)
-    info = "Show a bundle: what it segments, labels, expected input, and its options with defaults."
-    add = command(_info, info, "examples:\n  monai-attn info hippocampus_mri_scse\n")
+    command(_list, bundle=False)
+    add = command(_info)
     add("--checkpoint", metavar="FILE", help="weights of a training, whose options and scores are shown too")
-    add = command(
-        _segment, "Segment images.", _SEGMENT, output="folder for masks, pictures, report and log", options=True
-    )
+    add = command(_segment, output="folder for masks, pictures, report and log", options=True)
     add("input", nargs="*", help="image, folder, glob, DICOM folder, data set, or a file for each channel")
-    add("--attention", action="store_true", help="save attention maps too")
-    add("--dicom_seg", action="store_true", help="save a DICOM SEG of each DICOM series too (extra dicom)")
+    switch: Any = {"action": "store_true", "default": None}  # None leaves the entry of the bundle as it is
+    add("--attention", help="save attention maps too", **switch)
+    add("--dicom_seg", help="save a DICOM SEG of each DICOM series too (extra dicom)", **switch)
     add("--table", metavar="FILE", help="write the volumes of all finished cases as CSV; alone, without images")
     add("--shard", metavar="K/N", help="segment the K-th of N parts, for independent workers on one output folder")
-    add = command(_train, "Train a bundle.", _TRAIN, output="folder for weights, curves and log", options=True)
+    add = command(_train, output="folder for weights, curves and log", options=True)
     add("-d", "--dataset_dir", required=True, metavar="DATA", help="data set to train on")
-    add = command(_evaluate, "Score a bundle's weights.", _EVALUATE, output="folder for tables and log", options=True)
+    add = command(_evaluate, output="folder for tables and log", options=True)
     add("-d", "--dataset_dir", required=True, metavar="DATA", help="data set with labels")
     add("--section", "--val_section", metavar="NAME", help="section of the data set (default: validation)")
-    add = command(
-        _check,
-        "Load every case and say which ones a bundle cannot use, and why.",
-        "examples:\n  monai-attn check brain_mri_scse -d my_data\n  monai-attn check brain_mri_scse my_scans\n",
-        options=True,
-    )
+    add = command(_check, options=True)
     add("input", nargs="*", help="images to segment, instead of a data set to train on")
     add("-d", "--dataset_dir", metavar="DATA", help="data set to train on (default: that of the bundle)")
     add("--section", nargs="+", default=["training", "validation"], metavar="NAME", help="sections of the data set")
-    summary = "Write a look-alike of a bundle's data set: made-up spheres, for trying the software only."
-    add = command(
-        _phantom,
-        summary,
-        "examples:\n  monai-attn phantom brain_mri_scse -o data/brain_phantom --cases 20\n",
-        output="folder to make",
-    )
+    add = command(_phantom, output="folder to make")
     add("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
-    summary = "Make the folder that a bundle trains on from the unpacked download of its paper's data set."
-    add = command(_prepare, summary, _PREPARE + _data_sets(), output="folder to make, which refers to the download")
+    add = command(_prepare, _data_sets(), output="folder to make, which refers to the download")
     add("downloaded", help="folder of the unpacked download")
     text = "files with the names of cases, one a line: training, validation, test, or any other word to leave them out"
     add("--split", nargs="+", default=[], metavar="SECTION=FILE", help=text)
-    add = command(
-        _export,
-        "Export a bundle's network.",
-        "examples:\n  monai-attn export hippocampus_mri_scse model.onnx\n",
-        options=True,
-    )
+    add = command(_export, options=True)
     add("file", help="file to write: .ts (TorchScript), .onnx or .pt2 (torch.export)")
-    add = command(
-        _copy,
-        "Copy a bundle, to make one of your own.",
-        "examples:\n  monai-attn copy hippocampus_mri_scse my_bundle\n",
-    )
+    add = command(_copy)
     add("folder", help="folder to make")
     return parser
 
 
+def _paragraphs(run: _Command) -> list[str]:
+    """Return the summary and the examples in the docstring of a command."""
+    return (inspect.getdoc(run) or "").split("\n\n")
+
+
+def _examples(*commands: _Command) -> str:
+    return "examples:\n" + indent("\n".join(_paragraphs(run)[1] for run in commands), "  ") + "\n"
+
+
 def _prepared(arguments: argparse.Namespace, kind: str, **own: Any) -> tuple[list[Path], dict[str, Any]]:
     """Return configurations and checked options of a run, ``own`` ones among them unless they are None."""
-    folder = find_bundle(arguments.bundle)
-    files = bundles.config_files(folder, kind, arguments.config)
+    files = bundles.config_files(arguments.bundle, kind, arguments.config)
     _check_there(own.get("dataset_dir"))
     given = parse_options(arguments.options, bundles.read_entries(files))
-    return files, {"bundle_root": str(folder), **{key: own[key] for key in own if own[key] is not None}, **given}
+    own = {"bundle_root": str(arguments.bundle), **own}
+    return files, {**{key: value for key, value in own.items() if value is not None}, **given}
 
 
 def _check_there(*paths: str | None) -> None:
@@ -199,27 +161,39 @@ def _run(arguments: argparse.Namespace, files: Sequence[Path], options: Mapping[
 
 
 def _list(_: argparse.Namespace) -> None:
+    """List the bundles, with paper, task, modality, weights and data set.
+
+    monai-attn list
+    """
     print(*bundles.table(), sep="\n")
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    """Show a bundle: what it segments, labels, expected input, and its options with defaults.
+
+    monai-attn info hippocampus_mri_scse
+    """
     _check_there(arguments.checkpoint)
-    print(*bundles.describe(find_bundle(arguments.bundle), arguments.checkpoint), sep="\n")
+    print(*bundles.describe(arguments.bundle, arguments.checkpoint), sep="\n")
 
 
 def _segment(arguments: argparse.Namespace) -> None:
-    folder = find_bundle(arguments.bundle)
+    """Segment images.
+
+    monai-attn segment hippocampus_mri_scse scan.nii.gz -o out
+    monai-attn segment hippocampus_mri_scse my_scans -o out --attention --table out/volumes.csv
+    monai-attn segment brats_mri_egcnn t1.nii.gz t1c.nii.gz t2.nii.gz flair.nii.gz -o out --checkpoint model.pt
+    monai-attn segment hippocampus_mri_scse my_scans -o out --shard 3/16
+    """
     if not arguments.input and not arguments.table:
         raise ConfigError("the input", "there is none", "give an image, a folder, or the files of the channels")
     if arguments.input:
         inputs = [path for word in arguments.input for path in (sorted(glob.glob(word)) or [word])]
         _check_there(*inputs)
-        files, options = _prepared(
-            arguments, "inference", output_dir=arguments.out, save_attention=arguments.attention or None,
-            dicom_seg=arguments.dicom_seg or None,
-            checkpoint=bundles.own_weights(folder, arguments.checkpoint),
-        )  # fmt: skip
-        _run(arguments, *api.with_images(files, options, inputs, arguments.shard))
+        own = {"output_dir": arguments.out, "save_attention": arguments.attention, "dicom_seg": arguments.dicom_seg}
+        checkpoint = bundles.own_weights(arguments.bundle, arguments.checkpoint)
+        files, options = _prepared(arguments, "inference", **own, checkpoint=checkpoint)
+        _run(arguments, files, api.with_images(files, options, inputs, arguments.shard))
     if arguments.table and not arguments.show:
         from monai_attn.run.report import write_table
 
@@ -227,20 +201,35 @@ def _segment(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    """Train a bundle.
+
+    monai-attn train hippocampus_mri_scse -d my_data -o out
+    monai-attn train hippocampus_mri_scse -d my_data -o out --structures liver spleen --epochs 50 --pretrained shipped
+    monai-attn train kits_ct_egcnn -d kits19 -o out --config baselines --main_stream @unet
+    """
     places = dict.fromkeys(("output_dir", "ckpt_dir"), arguments.out)
     _run(arguments, *_prepared(arguments, "train", dataset_dir=arguments.dataset_dir, **places))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    checkpoint = bundles.own_weights(find_bundle(arguments.bundle), arguments.checkpoint)
+    """Score a bundle's weights.
+
+    monai-attn evaluate hippocampus_mri_scse -d my_data -o out --section test
+    monai-attn evaluate hippocampus_mri_scse -d my_data -o out --checkpoint out/model.pt
+    """
+    checkpoint = bundles.own_weights(arguments.bundle, arguments.checkpoint)
     own = {"dataset_dir": arguments.dataset_dir, "output_dir": arguments.out, "val_section": arguments.section}
     _run(arguments, *_prepared(arguments, "evaluate", checkpoint=checkpoint, **own))
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    kind = "inference" if arguments.input else "train"
-    own = {"dataset_dir": arguments.dataset_dir, "checkpoint": arguments.checkpoint if arguments.input else None}
-    files, options = _prepared(arguments, kind, **own)
+    """Load every case and say which ones a bundle cannot use, and why.
+
+    monai-attn check brain_mri_scse -d my_data
+    monai-attn check brain_mri_scse my_scans
+    """
+    kind, checkpoint = ("inference", arguments.checkpoint) if arguments.input else ("train", None)
+    files, options = _prepared(arguments, kind, dataset_dir=arguments.dataset_dir, checkpoint=checkpoint)
     from tqdm import tqdm
 
     from monai_attn.run.workflow import check_bundle
@@ -252,9 +241,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _phantom(arguments: argparse.Namespace) -> None:
-    name = find_bundle(arguments.bundle).name
+    """Write a look-alike of a bundle's data set: made-up spheres, for trying the software only.
+
+    monai-attn phantom brain_mri_scse -o data/brain_phantom --cases 20
+    """
     from monai_attn.data.phantom import make_phantom
 
+    name = arguments.bundle.name
     folder = make_phantom(name, arguments.out, cases=arguments.cases, seed=arguments.seed)
     print(f"{arguments.cases} made-up cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
 
@@ -270,7 +263,11 @@ def _data_sets() -> str:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    name = find_bundle(arguments.bundle).name
+    """Make the folder that a bundle trains on from the unpacked download of its paper's data set.
+
+    monai-attn prepare kits_ct_egcnn kits19 -o data/kits
+    monai-attn prepare brats_mri_autofocus BRATS2015 -o data/brats --split test=test_cases.txt
+    """
     sections: dict[str, str] = {}
     for option in arguments.split:
         section, _, path = option.partition("=")
@@ -280,17 +277,24 @@ def _prepare(arguments: argparse.Namespace) -> None:
             raise DataError(option, f"it cannot be read: {error}", "give SECTION=FILE, a name in each line") from error
     from monai_attn.data.prepare import prepare
 
-    for line in prepare(name, Path(arguments.downloaded), Path(arguments.out), sections):
+    for line in prepare(arguments.bundle.name, Path(arguments.downloaded), Path(arguments.out), sections):
         print(line, flush=True)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    folder = find_bundle(arguments.bundle)
+    """Export a bundle's network.
+
+    monai-attn export hippocampus_mri_scse model.onnx
+    """
     _, options = _prepared(arguments, "inference")
-    api.export(folder, arguments.file, checkpoint=arguments.checkpoint, **options)
+    api.export(arguments.bundle, arguments.file, checkpoint=arguments.checkpoint, **options)
     print(f"written: {arguments.file}")
 
 
 def _copy(arguments: argparse.Namespace) -> None:
-    target = bundles.copy_bundle(find_bundle(arguments.bundle), Path(arguments.folder))
+    """Copy a bundle, to make one of your own.
+
+    monai-attn copy hippocampus_mri_scse my_bundle
+    """
+    target = bundles.copy_bundle(arguments.bundle, Path(arguments.folder))
     print(f"written: {target}; next: monai-attn info {target}")

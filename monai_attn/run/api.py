@@ -50,12 +50,12 @@ def report(error: BaseException) -> int:
 
 def with_images(
     files: Sequence[Path], options: Mapping[str, Any], inputs: Sequence[str], shard: str | None = None
-) -> tuple[Sequence[Path], dict[str, Any]]:
-    """Return configurations and options of an inference of these images.
+) -> dict[str, Any]:
+    """Return the options of an inference of these images.
 
     Args:
         files: configurations of the inference.
-        options: its options.
+        options: its other options.
         inputs: files, folders and data sets, or the files of one image's channels if there are as many.
         shard: part of the images, such as ``"3/16"``, with a log and a manifest of its own.
 
@@ -77,7 +77,7 @@ def with_images(
         manifest = next(i for i, part in enumerate(entries["handlers"]) if part["_target_"].endswith(".RunManifest"))
         added |= {"unfinished#shard": shard, f"handlers#{manifest}#name": name}
         added["initialize#0"] = entries["initialize"][0].replace("'inference'", f"'{name}'")
-    return files, {**options, **added}
+    return {**options, **added}
 
 
 def load(
