@@ -18,9 +18,23 @@ from filelock import FileLock, Timeout
 from monai_attn.errors import DataError
 
 __all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "print_any_name", "say", "say_left_out"]
+__all__ += ["writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@contextmanager
+def writing_to(path: str | Path, fix: str) -> Iterator[None]:
+    """Name the file or folder, and a fix, in an error of writing to it.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(str(path), f"it cannot be written: {error.strerror or error}", fix) from error
 
 
 @contextmanager
@@ -44,14 +58,13 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
     path = Path(path)
     draft = path.with_name(f".partial-{os.getpid()}-{path.name}")  # hidden: no search for images finds it
     try:
-        _remove_left_drafts(path)
-        yield draft
-        with open(draft, "rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise DataError(str(path), f"it cannot be written: {error.strerror or error}", fix) from error
+        with writing_to(path, fix):
+            _remove_left_drafts(path)
+            yield draft
+            with open(draft, "rb+") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # which would hide the error that matters
             draft.unlink(missing_ok=True)

@@ -19,8 +19,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 from torch.jit import ScriptModule
 
-from monai_attn.errors import DataError
-from monai_attn.files import atomic_write
+from monai_attn.files import atomic_write, writing_to
 from monai_attn.weights.checkpoint import load_weights
 
 __all__ = ["DESCRIPTION", "AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
@@ -71,14 +70,9 @@ class AtomicSaver(BaseSaveHandler):
         """
         if idist.get_rank() > 0:
             return
-        try:
+        with writing_to(self.save_dir, "give another ckpt_dir"):
             self.save_dir.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=self.save_dir):
-                pass
-        except OSError as error:
-            raise DataError(
-                str(self.save_dir), f"it cannot be written: {error.strerror}", "give another ckpt_dir"
-            ) from error
+            TemporaryFile(dir=self.save_dir).close()
 
     def remove(self, filename: str) -> None:
         """Do nothing: the new file replaces the old one."""

@@ -27,7 +27,7 @@ from monai.utils import ensure_tuple
 import monai_attn
 from monai_attn.data.layouts import LISTINGS
 from monai_attn.errors import CasesError, DataError, InputError
-from monai_attn.files import atomic_write
+from monai_attn.files import atomic_write, writing_to
 from monai_attn.handlers.metrics import by_structure
 from monai_attn.run.bundles import named_bundles
 from monai_attn.run.report import CaseReport
@@ -167,11 +167,8 @@ class RunManifest:
     def _write(self) -> None:
         if idist.get_rank() > 0:
             return
-        try:
+        with writing_to(self.path.parent, "give another output_dir"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = f"it cannot be written: {error.strerror}"
-            raise DataError(str(self.path.parent), problem, "give another output_dir") from error
         with atomic_write(self.path) as draft:
             draft.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
 

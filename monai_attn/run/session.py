@@ -22,8 +22,8 @@ import torch
 from monai.handlers import StatsHandler, TensorBoardHandler
 from tqdm import tqdm
 
-from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
-from monai_attn.files import alone_in
+from monai_attn.errors import CasesError, ConfigError, InputError, root_cause
+from monai_attn.files import alone_in, writing_to
 from monai_attn.run.checks import check_command, remember
 from monai_attn.run.report import tidy_screen
 
@@ -160,15 +160,12 @@ class _Run:
         rank = idist.get_rank()
         if self.ckpt_dir is not None and rank == 0:
             self.restore.enter_context(alone_in(Path(self.ckpt_dir)))
-        try:
+        with writing_to(self.log.parent, "give another output_dir"):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             if rank == 0 and not self.append:
                 self.log.write_text("", encoding="utf-8")
             idist.barrier()
             file = logging.FileHandler(self.log, encoding="utf-8", errors="replace")
-        except OSError as error:
-            problem = f"it cannot be written: {error.strerror}"
-            raise DataError(str(self.log.parent), problem, "give another output_dir") from error
         file.addFilter(lambda record: rank == 0 or record.levelno >= logging.WARNING)
         file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         self.buffer.setTarget(file)

@@ -24,7 +24,7 @@ from monai_attn.data.formats import forms_like
 from monai_attn.data.layouts import case_name
 from monai_attn.data.reader import ORIENTATION, ORIENTATION_TAG
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.files import atomic_write
+from monai_attn.files import atomic_write, writing_to
 
 __all__ = ["SafeSaveImage", "SafeSaveImaged", "provenance_of"]
 
@@ -101,17 +101,11 @@ class SafeSaveImage(SaveImage):
             problem = "a DICOM SEG belongs to a DICOM series, and this is another format"
             raise DataError(str(subject), problem, "give the DICOM series, or leave --dicom_seg out")
         folder, name = os.path.dirname(subject), case_name(str(subject))
-        try:
+        source = os.path.join(folder, f"{name}.nii")  # MONAI would take whatever is behind a dot for the ending
+        with writing_to(self.output_dir, "give another output_dir"):
             path = create_file_basename(
-                self.output_postfix,
-                os.path.join(folder, f"{name}.nii"),  # MONAI would take whatever is behind a dot for the ending
-                self.output_dir,
-                self.data_root_dir,
-                separate_folder=False,
+                self.output_postfix, source, self.output_dir, self.data_root_dir, separate_folder=False
             )
-        except OSError as error:
-            problem = f"it cannot be written: {error.strerror}"
-            raise DataError(str(self.output_dir), problem, "give another output_dir") from error
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.output_dir)):
             problem = f"it is not below {self.data_root_dir}, so its result would not be in {self.output_dir}"
             raise DataError(str(subject), problem, "give the folder that holds it")
