@@ -238,11 +238,9 @@ def _count(label: torch.Tensor | str, num_classes: int, spatial_dim: int | None,
     images = (volume if spatial_dim is None else volume.movedim(spatial_dim + 1, 0)).long()
     low, high = int(images.min()), int(images.max())
     if low < 0 or high >= num_classes:
-        raise DataError(
-            label if isinstance(label, str) else "a label",
-            f"it has values from {low} to {high}, expected 0 to {num_classes - 1}",
-            "map its values (label_map), or name all structures (num_classes)",
-        )
+        problem = f"it has values from {low} to {high}, expected 0 to {num_classes - 1}"
+        fix = "map its values (label_map), or name all structures (num_classes)"
+        raise DataError(label if isinstance(label, str) else "a label", problem, fix)
     return torch.stack([torch.bincount(image.flatten(), minlength=num_classes) for image in images])
 
 

@@ -83,11 +83,8 @@ def cases(dataset_dir: str | Path, section: str = "training") -> list[dict[str, 
         problem = f"it has {len(training)} cases{few} for training, and at least 3 are needed to set some apart"
         raise DataError(str(folder), problem, "add cases, or list others under 'validation' in dataset.json")
     counts = ", ".join(f"{len(items)} {name}" for name, items in sections.items()) or "none"
-    raise DataError(
-        str(folder),
-        f"it has no cases for '{section}' (found: {counts})",
-        f"list them under '{section}' in dataset.json, or give another dataset_dir",
-    )
+    fix = f"list them under '{section}' in dataset.json, or give another dataset_dir"
+    raise DataError(str(folder), f"it has no cases for '{section}' (found: {counts})", fix)
 
 
 def training_cases(dataset_dir: str | Path) -> list[dict[str, Any]]:

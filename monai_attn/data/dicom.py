@@ -61,9 +61,8 @@ def check_series(folder: Path) -> list[Path]:
     _check_readable(folder, {file for files in series for file in files})
     if len(series) > 1:
         listed = "; ".join(map(_describe_series, series))
-        raise DataError(
-            str(folder), f"it holds {len(series)} DICOM series: {listed}", "move the files of one into their own folder"
-        )
+        problem = f"it holds {len(series)} DICOM series: {listed}"
+        raise DataError(str(folder), problem, "move the files of one into their own folder")
     _read_frames(folder, series[0])
     return series[0]
 
@@ -224,9 +223,8 @@ def _check_readable(folder: Path, read: set[Path]) -> None:
     lost = sorted(file.name for file in folder.iterdir() if file not in read and _object_class(file) in kinds)
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise DataError(
-            str(folder / lost[0]), f"this slice{more} of the series is damaged or cut off", "copy or export it again"
-        )
+        problem = f"this slice{more} of the series is damaged or cut off"
+        raise DataError(str(folder / lost[0]), problem, "copy or export it again")
 
 
 def _object_class(file: Path) -> bytes | None:
@@ -271,8 +269,5 @@ def _check_places(path: Path, frames: np.ndarray) -> None:
     else:
         problem = f"the slices at {below:.2f} and {above:.2f} mm are {step:.2f} mm apart"
     more = f" (and {len(odd) - 1} more such places)" if len(odd) > 1 else ""
-    raise DataError(
-        str(path),
-        f"its slices are not evenly spaced, every {usual:.2f} mm: {problem}{more}",
-        "export the series again, or take the odd slices away",
-    )
+    problem = f"its slices are not evenly spaced, every {usual:.2f} mm: {problem}{more}"
+    raise DataError(str(path), problem, "export the series again, or take the odd slices away")

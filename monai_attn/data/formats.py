@@ -210,11 +210,9 @@ def _check_header(path: str, header: nibabel.Nifti1Header) -> int:
         raise DataError(path, f"its voxels are {dtype.name} numbers", "save the magnitude, or what you need of them")
     needed, memory = 4 * voxels / 2**30, _memory() / 2**30
     if needed > memory:
-        raise DataError(
-            path,
-            f"its header gives it the size {size}: {needed:,.0f} GB, and this machine has {memory:,.0f} GB of memory",
-            "correct the header, or cut or resample the image",
-        )
+        problem = f"its header gives it the size {size}: {needed:,.0f} GB"
+        problem += f", and this machine has {memory:,.0f} GB of memory"
+        raise DataError(path, problem, "correct the header, or cut or resample the image")
     return int(header.get_data_offset()) + voxels * dtype.itemsize
 
 

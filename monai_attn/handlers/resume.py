@@ -87,11 +87,8 @@ class TrainingCheckpoint(Checkpoint):
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), _move_aside, folder)
         gathered: Any = idist.all_gather([engine.state.epoch])
         if len(epochs := {epoch for (epoch,) in gathered}) > 1:
-            raise DataError(
-                str(folder / LATEST),
-                f"the processes would go on after different epochs: {', '.join(map(str, sorted(epochs)))}",
-                "give a ckpt_dir on a disk that all machines share",
-            )
+            problem = f"the processes would go on after different epochs: {', '.join(map(str, sorted(epochs)))}"
+            raise DataError(str(folder / LATEST), problem, "give a ckpt_dir on a disk that all machines share")
 
     def _save(self, engine: Engine) -> None:
         if engine.state.epoch % self.interval == 0 or self.progress.finished:
@@ -102,9 +99,8 @@ class TrainingCheckpoint(Checkpoint):
         if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("trainer"), Mapping):
             raise DataError(str(path), "it holds no state of a training", f"give a {LATEST}, or leave out --resume")
         if "settings" not in checkpoint["trainer"]:
-            raise DataError(
-                str(path), "another version of monai_attn wrote it", "finish it with that one, or start anew"
-            )
+            fix = "finish it with that one, or start anew"
+            raise DataError(str(path), "another version of monai_attn wrote it", fix)
         load_weights(self.network, checkpoint, str(path))
         then, now = checkpoint["trainer"]["settings"], self.progress.settings
         longer = {**then, "epochs": now["epochs"]} if int(now["epochs"]) > int(then["epochs"]) else then

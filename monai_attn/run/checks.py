@@ -8,6 +8,7 @@ import copy
 import inspect
 import pydoc
 from collections.abc import Mapping, Sequence
+from operator import contains
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +167,14 @@ def check_settings(
     """
     _check_device(device)
     if softmax and out_channels == 1:
-        raise ConfigError(
-            "--out_channels 1",
-            "the softmax or argmax of one channel is the same for every image",
-            "count the background as a class too (2), or use sigmoid and threshold in place of softmax and argmax",
-        )
-    if region_values and not _are_own(region_values, regions):
-        raise ConfigError(
-            f"--region_values {list(region_values)}",
-            f"a voxel of a region must get one of its labels, and the regions are {list(map(list, regions))}",
-            "give for each region one of its labels, which the regions after it go over",
-        )
+        problem = "the softmax or argmax of one channel is the same for every image"
+        fix = "count the background as a class too (2), or use sigmoid and threshold in place of softmax and argmax"
+        raise ConfigError("--out_channels 1", problem, fix)
+    own = len(region_values) == len(regions) and all(map(contains, regions, region_values))
+    if region_values and not own:
+        problem = f"a voxel of a region must get one of its labels, and the regions are {list(map(list, regions))}"
+        fix = "give for each region one of its labels, which the regions after it go over"
+        raise ConfigError(f"--region_values {list(region_values)}", problem, fix)
     for name, switch in {"save_attention": save_attention, "dicom_seg": dicom_seg}.items():
         if not isinstance(switch, bool):
             raise ConfigError(f"--{name} {switch}", "it is not a truth value", "give True or False")
@@ -191,15 +189,8 @@ def _check_device(device: torch.device | str) -> None:
     except (AssertionError, RuntimeError) as error:
         accelerator = torch.accelerator.current_accelerator()
         others = [f"{accelerator}:{i}" for i in range(torch.accelerator.device_count())] if accelerator else []
-        raise ConfigError(
-            f"--device {device}", str(error).splitlines()[0], f"this machine has {', '.join(['cpu', *others])}"
-        ) from error
-
-
-def _are_own(region_values: Sequence[int], regions: Sequence[Sequence[int]]) -> bool:
-    return len(region_values) == len(regions) and all(
-        map(lambda value, region: value in region, region_values, regions)
-    )
+        fix = f"this machine has {', '.join(['cpu', *others])}"
+        raise ConfigError(f"--device {device}", str(error).splitlines()[0], fix) from error
 
 
 def _check_size(name: str, size: list[int], network: nn.Module, channels: int) -> None:
@@ -212,9 +203,8 @@ def _check_size(name: str, size: list[int], network: nn.Module, channels: int) -
     multiple = next((m for m in _MULTIPLES if _takes(network, channels, [3 * m] * len(size))), 1)
     better = [-(-length // multiple) * multiple for length in size]
     if better != size and _takes(network, channels, better):
-        raise ConfigError(
-            f"--{name} {size}", f"{type(network).__name__} needs multiples of {multiple}", f'--{name} "{better}"'
-        )
+        problem = f"{type(network).__name__} needs multiples of {multiple}"
+        raise ConfigError(f"--{name} {size}", problem, f'--{name} "{better}"')
 
 
 def _takes(network: nn.Module, channels: int, size: Sequence[int]) -> bool:

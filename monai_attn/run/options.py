@@ -154,11 +154,8 @@ def _check_absent(
         return
     better = f"did you mean --{above}{'#' if above else ''}{nearest[0]}? " if nearest else ""
     value = "" if isinstance(node, dict) else f", which is {shorten(str(node), 60)}"
-    raise ConfigError(
-        f"--{key}",
-        f"no entry named '{part}' in {above or 'the configuration'}{value}",
-        f"{better}The bundle's docs/README.md lists the entries",
-    )
+    problem = f"no entry named '{part}' in {above or 'the configuration'}{value}"
+    raise ConfigError(f"--{key}", problem, f"{better}The bundle's docs/README.md lists the entries")
 
 
 def _literal(text: str) -> Any:

@@ -161,11 +161,8 @@ class FinishedCases:
         expected = saver.provenance(image) if saver.provenance is not None else ""
         found = provenance_of(path)
         if found != expected or not found:
-            raise ConfigError(
-                str(path),
-                f"it is there already, and {Provenance.difference(found, expected)}",
-                "give another output_dir, or --overwrite True to replace it",
-            )
+            problem = f"it is there already, and {Provenance.difference(found, expected)}"
+            raise ConfigError(str(path), problem, "give another output_dir, or --overwrite True to replace it")
         return True
 
     def _is_drawn(self, image: str) -> bool:

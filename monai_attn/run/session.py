@@ -47,11 +47,9 @@ def join() -> None:
         return
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if 0 < gpus < processes:
-        raise ConfigError(
-            f"--nproc_per_node={processes}",
-            f"every process needs a GPU of its own, and there are {gpus}",
-            f"give {gpus}, or set CUDA_VISIBLE_DEVICES= to run on the CPU",
-        )
+        problem = f"every process needs a GPU of its own, and there are {gpus}"
+        fix = f"give {gpus}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        raise ConfigError(f"--nproc_per_node={processes}", problem, fix)
     hook = sys.excepthook
     idist.initialize("nccl" if gpus else "gloo", timeout=_PATIENCE)
     sys.excepthook = hook  # torch puts one in front that loses what a hook prints before it chooses the exit code
@@ -82,9 +80,8 @@ def share(items: Sized, least: int = 0) -> range:
     """
     processes, rank = idist.get_world_size(), idist.get_rank()
     if len(items) < least * processes:
-        raise ConfigError(
-            f"{processes} processes", f"there are only {len(items)} cases for them", "start fewer processes"
-        )
+        problem = f"there are only {len(items)} cases for them"
+        raise ConfigError(f"{processes} processes", problem, "start fewer processes")
     return range(len(items) * rank // processes, len(items) * (rank + 1) // processes)
 
 

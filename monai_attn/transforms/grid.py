@@ -135,11 +135,8 @@ def check_pair(image: NdarrayOrTensor, label: NdarrayOrTensor, image_name: str, 
     """
     difference = _grid_difference(image, label)
     if difference:
-        raise DataError(
-            name,
-            f"it does not lie on {image_name}: {difference}",
-            "pair the right files, or resample the label to its image by nearest neighbor",
-        )
+        fix = "pair the right files, or resample the label to its image by nearest neighbor"
+        raise DataError(name, f"it does not lie on {image_name}: {difference}", fix)
 
 
 def _grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | None:
@@ -167,11 +164,9 @@ def _grid_difference(image: NdarrayOrTensor, label: NdarrayOrTensor) -> str | No
 def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.ndarray) -> MetaTensor:
     """Return an image whose affine has the axes of ``orientation``."""
     if orientation is None:
-        raise DataError(
-            name,
-            "its orientation is unknown (qform_code and sform_code are 0): left and right are anybody's guess",
-            'correct the header, or, if you know the axes, set assume_orientation to them, such as "RAS"',
-        )
+        problem = "its orientation is unknown (qform_code and sform_code are 0): left and right are anybody's guess"
+        fix = 'correct the header, or, if you know the axes, set assume_orientation to them, such as "RAS"'
+        raise DataError(name, problem, fix)
     affine = np.zeros((4, 4))
     rows, signs = nibabel.orientations.axcodes2ornt(orientation).T
     affine[rows.astype(int), range(3)] = signs * spacing

@@ -180,11 +180,8 @@ def load_keras_weights(network: FocusNet, source: Source, least: float | None = 
         found = [match[0] for match in sorted(matches, key=lambda match: int(match[1] or 0))]
         paths = [path for path, module in network.named_modules() if isinstance(module, classes)]
         if len(found) != len(paths):
-            raise DataError(
-                origin,
-                f"it has {len(found)} {kind} layers, the network {len(paths)}",
-                'check variant ("isbi2019" or "series"), gated and the number of channels',
-            )
+            fix = 'check variant ("isbi2019" or "series"), gated and the number of channels'
+            raise DataError(origin, f"it has {len(found)} {kind} layers, the network {len(paths)}", fix)
         for name, path in zip(found, paths):
             ours = [entry for tensor in tensors if (entry := f"{path}.{tensor}") in entries]
             names |= {entry: f"{name}/{index}" for index, entry in enumerate(ours)}

@@ -54,12 +54,10 @@ def read_tensors(path: str | os.PathLike) -> Any:
         return content
     # torch's own error is left out, for it advises to read such files without this protection
     if found:
-        raise DataError(
-            name,
-            f"it holds the Python object {found[1]}, which could run code; expected is a state dict, as "
-            "torch.load(weights_only=True) reads it",
-            "ask its author for the state_dict alone, or convert it in a container as docs/scse.md shows",
-        )
+        problem = f"it holds the Python object {found[1]}, which could run code; expected is a state dict, as "
+        problem += "torch.load(weights_only=True) reads it"
+        fix = "ask its author for the state_dict alone, or convert it in a container as docs/scse.md shows"
+        raise DataError(name, problem, fix)
     raise DataError(name, "it is no file of plain tensors that torch.load(weights_only=True) reads", _AGAIN)
 
 
