@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -34,31 +35,9 @@ __all__ = [
 Source = str | os.PathLike | Mapping[str, Any]
 
 # how names begin here, and how in the authors' code
-_AUTOFOCUS = {
-    "trunk.stem.0.conv": "conv1",
-    "trunk.stem.0.adn.N": "bn1",
-    "trunk.stem.1.conv": "conv2",
-    "trunk.stem.1.adn.N": "bn2",
-    "classifier": "fc",
-}
-_AUTOFOCUS_BLOCK = {
-    "first.conv": "conv1",
-    "first.adn.N": "bn1",
-    "first.norms": "bn_list1",
-    "first.attention.0": "convatt11",
-    "first.attention.2": "convatt12",
-    "second.conv": "conv2",
-    "second.adn.N": "bn2",
-    "second.norms": "bn_list2",
-    "second.attention.0": "convatt21",
-    "second.attention.2": "convatt22",
-    "shortcut.conv": "downsample.0",
-    "shortcut.adn.N": "downsample.1",
-}
-_QUICKNAT_STAGE = {"norm": "batchnorm", "act": "prelu"}
-_RELAYNET_STAGE = {"0.conv": "conv", "0.adn.N": "batchnorm", "0.adn.A": "prelu"}
-# kind of layer: how Keras names it, the classes of its module, the names of its tensors in Keras' order
+_NAMES = json.loads(Path(__file__).with_name("names.json").read_text(encoding="utf-8"))
 _MOST_COMPRESSED = 1100  # times, by deflate
+# kind of layer: how Keras names it, the classes of its module, the names of its tensors in Keras' order
 _KERAS_KINDS: dict[str, tuple[str, tuple[type[nn.Module], ...], tuple[str, ...]]] = {
     "convolution": (r"conv\dd", (nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight", "bias")),
     "batch norm": (
@@ -126,7 +105,7 @@ def load_quicknat_weights(network: SCSEFCDenseNet, source: Source, least: float 
     name, state = read_state_dict(source)
     theirs = {key: value for key, value in state.items() if not key.startswith("bottleneck.SELayer.")}
     # their forward runs decode4, then decode1, decode2 and decode3
-    fill(network, theirs, _ai_med_names(network, 4, _QUICKNAT_STAGE), name, least)
+    fill(network, theirs, _ai_med_names(network, 4, _NAMES["quicknat_stage"]), name, least)
     return network
 
 
@@ -147,7 +126,7 @@ def load_relaynet_weights(network: ReLayNet, source: Source, least: float | None
         ``load_relaynet_weights(ReLayNet(2, 1, 9, se=None, kernel_size=(3, 7), act="prelu"), "relaynet.pth")``
     """
     name, theirs = read_state_dict(source)
-    fill(network, theirs, _ai_med_names(network, 1, _RELAYNET_STAGE), name, least)
+    fill(network, theirs, _ai_med_names(network, 1, _NAMES["relaynet_stage"]), name, least)
     return network
 
 
@@ -228,9 +207,9 @@ def _autofocus_names(entries: Iterable[str], basic: bool) -> dict[str, str]:
     """Map our entries to the authors', whose Basic names its blocks differently."""
     names = {}
     for entry in entries:
-        names[entry] = _translate(entry, _AUTOFOCUS)
+        names[entry] = _translate(entry, _NAMES["autofocus"])
         if block := re.match(r"trunk\.blocks\.(\d+)\.", entry):
-            other = _translate(entry.removeprefix(block[0]), _AUTOFOCUS_BLOCK)
+            other = _translate(entry.removeprefix(block[0]), _NAMES["autofocus_block"])
             if f"{block[0]}first.attention.0.weight" not in entries:  # the only one of a block has no number
                 other = other.replace("convatt2", "convatt")
             names[entry] = f"layer{3 + int(block[1])}.{other}" if basic else f"layers.{block[1]}.{other}"
