@@ -22,9 +22,9 @@ from torch.jit import ScriptModule
 from monai_attn.files import atomic_write, writing_to
 from monai_attn.weights.checkpoint import load_weights
 
-__all__ = ["DESCRIPTION", "AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
+__all__ = ["BEST", "DESCRIPTION", "AtomicSaver", "BestModelSaver", "SafeCheckpointLoader", "keep_state"]
 
-DESCRIPTION = "model.json"
+BEST, DESCRIPTION = "model.pt", "model.json"
 
 
 def keep_state(engine: Engine, name: str, part: Any) -> None:
@@ -84,7 +84,7 @@ class BestModelSaver:
     A metric that is NaN is worse than any number.
 
     Args:
-        save_dir, filename: folder and name of the file.
+        save_dir: folder of the file, ``model.pt``.
         network: the network, not wrapped.
         metric: name of the metric to compare, by default the evaluator's key metric.
         lower_is_better: whether the metric is a loss or a distance.
@@ -101,14 +101,12 @@ class BestModelSaver:
         *,
         metric: str | None = None,
         lower_is_better: bool = False,
-        filename: str = "model.pt",
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.save = AtomicSaver(save_dir)
         self.network = network
         self.metric = metric
         self.sign = -1 if lower_is_better else 1
-        self.filename = filename
         self.description = description
         self.best = -math.inf
 
@@ -126,7 +124,7 @@ class BestModelSaver:
         state: Any = engine.state
         score = self.sign * float(state.metrics[self.metric or state.key_metric_name])
         if score > self.best:
-            self.save(self.network.state_dict(), self.filename)
+            self.save(self.network.state_dict(), BEST)
             self.describe({"epoch": state.epoch, **state.metrics})
             self.best = score
         if math.isnan(state.best_metric):

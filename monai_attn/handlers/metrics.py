@@ -18,7 +18,7 @@ from ignite.exceptions import NotComputableError
 from monai.handlers import HausdorffDistance, IgniteMetricHandler, MeanDice, MetricsSaver, SurfaceDistance
 from monai.handlers.utils import write_metrics_reports
 from monai.networks import one_hot
-from monai.utils import CommonKeys, ImageMetaKey, MetricReduction, string_list_all_gather
+from monai.utils import CommonKeys, ImageMetaKey, string_list_all_gather
 
 from monai_attn.data.datalist import case_names
 from monai_attn.files import atomic_write, csv_cell
@@ -197,7 +197,7 @@ class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
         percentile: percentile of the distances, commonly 95; the maximum by default.
         num_classes: number of classes of label maps (1, *spatial), with the background; ``None`` for masks.
         include_background: whether the first class, or the first mask, counts.
-        reduction, output_transform: see MONAI's ``HausdorffDistance``; labels need metadata.
+        output_transform: see MONAI's ``HausdorffDistance``; labels need metadata.
 
     Example:
         ``SpacedHausdorffDistance(95, num_classes=3, output_transform=from_engine(["pred", "label"]))``
@@ -208,13 +208,10 @@ class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
         percentile: float | None = None,
         num_classes: int | None = None,
         include_background: bool = False,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
         output_transform: Callable = lambda x: x,
     ) -> None:
         self.num_classes = num_classes
-        super().__init__(
-            include_background, percentile=percentile, reduction=reduction, output_transform=output_transform
-        )
+        super().__init__(include_background, percentile=percentile, output_transform=output_transform)
 
 
 class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
@@ -222,7 +219,7 @@ class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
 
     Args:
         symmetric: whether distances from the label to the prediction count as well.
-        num_classes, include_background, reduction, output_transform: see :class:`SpacedHausdorffDistance`.
+        num_classes, include_background, output_transform: see :class:`SpacedHausdorffDistance`.
 
     Example:
         ``SpacedSurfaceDistance(num_classes=3, output_transform=from_engine(["pred", "label"]))``
@@ -233,8 +230,7 @@ class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
         num_classes: int | None = None,
         include_background: bool = False,
         symmetric: bool = True,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
         output_transform: Callable = lambda x: x,
     ) -> None:
         self.num_classes = num_classes
-        super().__init__(include_background, symmetric, reduction=reduction, output_transform=output_transform)
+        super().__init__(include_background, symmetric, output_transform=output_transform)

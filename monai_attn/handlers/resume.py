@@ -15,13 +15,13 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.handlers.checkpoint import DESCRIPTION, AtomicSaver, BestModelSaver
+from monai_attn.handlers.checkpoint import BEST, DESCRIPTION, AtomicSaver, BestModelSaver
 from monai_attn.handlers.settings import describe, differences
 from monai_attn.weights.checkpoint import load_weights, read_tensors, unwrapped
 
-__all__ = ["BEST", "FINAL", "LATEST", "TrainingCheckpoint", "resumed"]
+__all__ = ["FINAL", "LATEST", "TrainingCheckpoint", "resumed"]
 
-BEST, FINAL, LATEST = "model.pt", "model_final.pt", "checkpoint_latest.pt"
+FINAL, LATEST = "model_final.pt", "checkpoint_latest.pt"
 _ENDS = ("T_max", "total_iters", "total_steps", "t_total")  # of schedules that know the last epoch
 _logger = logging.getLogger(__name__)
 

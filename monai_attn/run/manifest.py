@@ -28,6 +28,7 @@ import monai_attn
 from monai_attn.data.layouts import LISTINGS
 from monai_attn.errors import CasesError, DataError, InputError
 from monai_attn.files import atomic_write, writing_to
+from monai_attn.handlers.checkpoint import BEST
 from monai_attn.handlers.metrics import by_structure
 from monai_attn.run.bundles import named_bundles
 from monai_attn.run.report import CaseReport
@@ -208,7 +209,7 @@ def _conclusion(run: RunManifest, measured: Any) -> Iterator[str]:
     files = [pattern for pattern in (*_FILES, run.path.name) if next(folder.rglob(pattern), None)]
     yield f"in {folder}: {', '.join(files)}"
     if saver is not None:
-        weights = saver.save.save_dir / saver.filename
+        weights = saver.save.save_dir / BEST
         yield f"weights in {weights}: {measured.key_metric_name} {measured.best_metric:.4f}"
         bundle = str(run.bundle) if named_bundles().get(run.bundle.name) != run.bundle else run.bundle.name
         command = ["monai-attn", "segment", bundle, "IMAGE", "-o", "OUT", "--checkpoint", str(weights)]

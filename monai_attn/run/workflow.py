@@ -20,8 +20,8 @@ from monai_attn import nets
 from monai_attn.data.checking import check_cases
 from monai_attn.data.datalist import cases, find_images
 from monai_attn.errors import ConfigError, DataError
-from monai_attn.handlers.checkpoint import DESCRIPTION
-from monai_attn.handlers.resume import BEST, resumed
+from monai_attn.handlers.checkpoint import BEST, DESCRIPTION
+from monai_attn.handlers.resume import resumed
 from monai_attn.run.bundles import find_bundle, named_configs
 from monai_attn.run.checks import check_overrides, remember, shaping
 from monai_attn.run.options import parts_of
