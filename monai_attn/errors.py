@@ -68,16 +68,13 @@ def root_cause(error: BaseException) -> BaseException:
         'DataError'
     """
     while not isinstance(error, (InputError, CasesError)):
-        earlier = _told_in(str(error)) or error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if _MESSAGE.search(str(error)):  # the trace of a data loader's process, which has no cause
+            return InputError(str(error))
+        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if earlier is None:
             break
         error = earlier
     return error
-
-
-def _told_in(text: str) -> InputError | None:
-    """Return the error in a data loader process's trace, which has no cause."""
-    return InputError(text) if _MESSAGE.search(text) else None
 
 
 class Failure(NamedTuple):
