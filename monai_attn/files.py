@@ -25,7 +25,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
-def writing_to(path: str | Path, fix: str) -> Iterator[None]:
+def writing_to(path: str | os.PathLike, fix: str) -> Iterator[None]:
     """Name the file or folder, and a fix, in an error of writing to it.
 
     Raises:

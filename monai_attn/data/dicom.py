@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import itk
 import numpy as np
 import pydicom
-from monai.utils import optional_import
+from pydicom.misc import is_dicom
 
 from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
 
 __all__ = ["check_series", "is_dicom", "place_slices", "write_segmentation"]
 
-itk, _ = optional_import("itk", allow_namespace_pkg=True)
 # MONAI says for every transform that loads, once pydicom is there, that its decoder for GPUs is not
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 logging.getLogger("highdicom").setLevel(logging.ERROR)  # it tells every step
@@ -65,12 +65,6 @@ def check_series(folder: Path) -> list[Path]:
         raise DataError(str(folder), problem, "move the files of one into their own folder")
     _read_frames(folder, series[0])
     return series[0]
-
-
-def is_dicom(file: Path) -> bool:
-    """Return whether a file is DICOM by its content."""
-    with file.open("rb") as content:
-        return content.read(132)[128:] == b"DICM"
 
 
 def place_slices(image: Any, path: Path) -> Any:

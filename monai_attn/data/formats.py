@@ -14,16 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import itk
 import nibabel
 import numpy as np
-from monai.utils import optional_import
 
 from monai_attn.errors import DataError
 
 __all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "correct_affine", "describe_affine", "forms_like"]
 __all__ += ["read_header"]
 
-itk, _ = optional_import("itk", allow_namespace_pkg=True)
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _HEADED = (".mha", ".mhd", ".nrrd", ".nhdr")
 _COMPRESSED = re.compile(rb"^(encoding: *gz|CompressedData *= *[t1])", re.IGNORECASE | re.MULTILINE)
