@@ -65,18 +65,8 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
                 )
         counts = get_confusion_matrix(y_pred.to(torch.uint8), y.to(torch.uint8)).double()
         tp, fp, tn, fn = counts[:, 0].unbind(dim=1)
-        return torch.stack(
-            [
-                self._ratio(tp, tp + fp + fn),
-                self._ratio(2 * tp, 2 * tp + fp + fn),
-                self._ratio(tp + tn, tp + fp + tn + fn),
-                self._ratio(tp, tp + fn),
-                self._ratio(tn, tn + fp),
-            ],
-            dim=1,
-        )
-
-    def _ratio(self, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        part = torch.stack([tp, 2 * tp, tp + tn, tp, tn], dim=1)
+        whole = torch.stack([tp + fp + fn, 2 * tp + fp + fn, tp + fp + tn + fn, tp + fn, tn + fp], dim=1)
         return torch.where(whole > 0, part / whole, 1.0)
 
     def aggregate(self) -> torch.Tensor:
