@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -53,12 +53,10 @@ def capture_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         maps.pop(name, None)
         maps[name] = output.detach()
 
-    hooks = [gate.register_forward_hook(partial(keep, name)) for name, gate in gates.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, gate in gates.items():
+            hooks.enter_context(gate.register_forward_hook(partial(keep, name)))
         yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 _MODES = ("linear", "bilinear", "trilinear")
