@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from monai_attn.errors import DataError
 
-__all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "print_any_name", "say", "say_left_out"]
-__all__ += ["writing_to"]
+__all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "first_of", "print_any_name", "say"]
+__all__ += ["say_left_out", "writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -146,6 +146,16 @@ def content_of(folder: Path) -> str:
     return ", ".join(present[:5]) or "nothing"
 
 
+def first_of(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names as text, with an ellipsis for more.
+
+    Example:
+        >>> first_of(["a", "b", "c", "d"])
+        'a, b, c …'
+    """
+    return ", ".join(names[:shown]) + (" …" if len(names) > shown else "")
+
+
 @cache
 def say(message: str) -> None:
     """Log a warning, once in a process."""
@@ -155,8 +165,8 @@ def say(message: str) -> None:
 def say_left_out(root: Path, files: Sequence[Path], why: str) -> None:
     """Say which files of a folder are left out and why."""
     if files:
-        names = ", ".join(os.path.relpath(file, root) for file in files[:3])
-        say(f"{root}: {len(files)} left out, {why}: {names}{' …' if len(files) > 3 else ''}")
+        names = [os.path.relpath(file, root) for file in files]
+        say(f"{root}: {len(files)} left out, {why}: {first_of(names)}")
 
 
 def print_any_name() -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from monai_attn.data.datalist import common_root, structure_names
 from monai_attn.data.reader import PALETTE, CheckingReader
 from monai_attn.errors import DataError
+from monai_attn.files import first_of
 
 __all__ = ["MANY_VALUES", "check_cases", "format_ranges", "label_values", "map_labels", "median_frequency_weights"]
 
@@ -95,8 +96,7 @@ def check_cases(
     if options:
         yield fix
     if bad:
-        more = " …" if len(bad) > 5 else ""
-        problem = f"{len(bad)} of {len(reports)} cases: {', '.join(bad[:5])}{more}"
+        problem = f"{len(bad)} of {len(reports)} cases: {first_of(bad, 5)}"
         raise DataError(source, problem, fix if options else "see the table")
     training = [report for (section, _), report in zip(pairs, reports) if section == "training"]
     if training and not any(map(any, (report.values for report in training))):
@@ -149,8 +149,7 @@ def _fit_labels(
         names = names if len(named) == 1 else structures
     elif found <= expected:
         if unused := [name for value, name in enumerate(structures, 1) if value in expected - found]:
-            more = " …" if len(unused) > 3 else ""
-            notes = [f"{len(unused)} of {len(structures)} structures in no label: {', '.join(unused[:3])}{more}"]
+            notes = [f"{len(unused)} of {len(structures)} structures in no label: {first_of(unused)}"]
         few = 2 * len(classes) <= len(expected) and not label_map  # else some just do not occur
         if not (few or named) or ({*classes} == expected and (label_map or names == unnamed)):
             return notes, {}

@@ -20,7 +20,7 @@ from monai_attn.data.dicom import is_dicom
 from monai_attn.data.layouts import Sections, case_name, read_sections
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
-from monai_attn.files import content_of, say, say_left_out
+from monai_attn.files import content_of, first_of, say, say_left_out
 
 __all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "structure_names"]
 __all__ += ["training_cases"]
@@ -265,5 +265,4 @@ def _say_if_shared(folder: Path, sections: Sections) -> None:
         places.setdefault(patient, set()).add(section)
     shared = [f"{patient} ({', '.join(sorted(found))})" for patient, found in places.items() if len(found) > 1]
     if shared:
-        more = " …" if len(shared) > 3 else ""
-        say(f"{folder}: patients in several sections, which flatters the scores: {', '.join(shared[:3])}{more}")
+        say(f"{folder}: patients in several sections, which flatters the scores: {first_of(shared)}")

@@ -16,6 +16,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tenso
 from monai_attn.data.checking import MANY_VALUES, label_values, map_labels
 from monai_attn.data.reader import SIXTEEN_BITS
 from monai_attn.errors import DataError
+from monai_attn.files import first_of
 from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of, fit_channels, warn_if_larger
 
 __all__ = ["CheckImaged", "CheckLabeld", "label_values"]
@@ -227,8 +228,8 @@ class CheckLabeld(MapTransform):
     def _explain(self, wrong: list[float], found: list[float], name: str) -> tuple[str, str]:
         """Return problem and fix; ``found`` are all distinct values."""
         allowed = "whole numbers" if self.values is None else ", ".join(map(str, self.values))
-        problem = f"it has the values {', '.join(f'{value:g}' for value in wrong[:5])}"
-        problem += f"{' …' if len(wrong) > 5 else ''}, expected {allowed}"
+        shown = [f"{value:g}" for value in wrong[:6]]  # there may be a NaN for each voxel
+        problem = f"it has the values {first_of(shown, 5)}, expected {allowed}"
         if not np.isfinite(wrong).all():
             return problem, "repair the label"
         if name.lower().endswith((".jpg", ".jpeg")):

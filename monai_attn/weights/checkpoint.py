@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves  # there is no public name
 
 from monai_attn.errors import DataError
+from monai_attn.files import first_of
 
 __all__ = ["check_whole", "fill", "load_weights", "read_state_dict", "read_tensors", "unwrapped"]
 
@@ -148,11 +149,7 @@ def fill(network: nn.Module, theirs: State, ours: Mapping[str, str], name: str, 
             if other in theirs and mine not in fits
         ],
     }
-    text = "; ".join(
-        f"{len(keys)} {kind}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}"
-        for kind, keys in problems.items()
-        if keys
-    )
+    text = "; ".join(f"{len(keys)} {kind}: {first_of(keys)}" for kind, keys in problems.items() if keys)
     fix = f"build the {type(network).__name__} with the arguments that it was trained with (see a model.json beside it)"
     if least is not None:
         sizes = {mine: value.numel() for mine, value in state.items() if ours[mine] not in counters}
