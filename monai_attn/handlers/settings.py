@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,36 +29,35 @@ def describe(part: Any, name: str = "") -> dict[str, str]:
         >>> describe(Flip(0), "flip")
         {'flip': 'monai.transforms.spatial.array.Flip', 'flip.spatial_axis': '0'}
     """
-    settings: dict[str, str] = {}
-    _describe(part, name, settings, [])
-    return settings
+    return dict(_describe(part, name, ()))
 
 
-def _describe(part: Any, name: str, settings: dict[str, str], above: list[Any]) -> None:
+def _describe(part: Any, name: str, above: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the settings of an object, unless it is one of those ``above`` that hold it."""
     if isinstance(part, torch.device) or any(part is other for other in above):
         return
     if isinstance(part, _PLAIN):
-        settings[name] = str(part)
+        yield name, str(part)
         return
     if isinstance(part, (torch.Tensor, np.ndarray)):
         values = np.ascontiguousarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
-        settings[name] = f"{values.dtype}{list(values.shape)} {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
+        yield name, f"{values.dtype}{list(values.shape)} {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
         return
-    above = [*above, part]
-    for key, value in _parts(part, name, settings):
-        _describe(value, f"{name}.{key}" if name else str(key), settings, above)
+    if not isinstance(part, (Mapping, list, tuple)):
+        kind = part if hasattr(part, "__qualname__") else type(part)  # a function or a class says who it is
+        yield name, f"{kind.__module__}.{kind.__qualname__}"
+    for key, value in _parts(part):
+        yield from _describe(value, f"{name}.{key}" if name else str(key), (*above, part))
 
 
-def _parts(part: Any, name: str, settings: dict[str, str]) -> Iterable[tuple[Any, Any]]:
+def _parts(part: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(part, Mapping):
         return part.items()
     if isinstance(part, (list, tuple)):
         return enumerate(part)
-    kind = part if hasattr(part, "__qualname__") else type(part)  # a function or a class says who it is
-    settings[name] = f"{kind.__module__}.{kind.__qualname__}"
-    own = {key: value for key, value in getattr(part, "__dict__", {}).items() if not key.startswith("_")}
-    if kind is part:
+    if hasattr(part, "__qualname__"):
         return ()
+    own = {key: value for key, value in getattr(part, "__dict__", {}).items() if not key.startswith("_")}
     if isinstance(part, nn.Module):
         shapes = {key: list(value.shape) for key, value in part.named_parameters(recurse=False)}
         buffers = {key: value for key, value in part.named_buffers(recurse=False) if key not in _STATISTICS}
