@@ -250,9 +250,8 @@ def fingerprint(source: str | Sequence[str] | None) -> dict[str, str] | None:
         content = listing.read_bytes()
     else:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        content = "\n".join(f"{file.relative_to(path.parent)} {file.stat().st_size}" for file in files).encode(
-            errors="replace"
-        )
+        lines = [f"{file.relative_to(path.parent)} {file.stat().st_size}" for file in files]
+        content = "\n".join(lines).encode(errors="replace")
     return {"source": str(path), "sha256": hashlib.sha256(content).hexdigest()}
 
 
