@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make every picture of docs/gallery.md, with the same bytes each time: ``python docs/gallery.py``.
+"""Make the pictures of docs/gallery.md, with the same bytes each time: ``python docs/gallery.py``.
 
-It takes the hippocampus data that the demo takes, and the weights that come with the two bundles on them. What has no
-weights is trained for a moment, on one thread, so it takes some ten minutes.
+``organs`` or ``hippocampus`` behind it makes only that part. Weights that come with a bundle are used; what has none is
+trained here, on one thread: the organs for half an hour, small networks on the hippocampus for ten minutes. ``--work``
+names a folder that keeps the trainings, and takes those that are there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from monai.bundle import run
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, MapLabelValue
+from reproduce.reproduce import config_files, split_data
+from reproduce.synthesise import main as synthesise
 
+import monai_attn
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.run.workflow import read_bundle
 from monai_attn.transforms import SobelEdges
@@ -63,10 +67,142 @@ EVERY_EPOCH = {
     "cases": 1,
     "output_dir": "$@output_dir + '/attention'",
 }
+LESION = "ISIC_0000002"  # the first of the cases to test
+# organs of the CT, by their numbers in the classes of TotalSegmentator
+ABDOMEN = {
+    "liver": [5],
+    "spleen": [1],
+    "kidneys": [2, 3],
+    "stomach": [6],
+    "aorta": [52],
+    "bowel": [18, 19, 20],
+    "bladder": [21],
+    "spine": [*range(25, 34)],
+    "hips and femora": [*range(75, 79)],
+    "muscles": [*range(80, 90)],
+}
+
+
+class Organ(NamedTuple):
+    """A segmented image and its attention.
+
+    Attributes:
+        title: what is seen, and by which method.
+        image: image (C, *spatial).
+        layers: title to label map (1, *spatial), of the reference and the prediction.
+        attention: title to the attention map that is shown; a network without any has none.
+        spatial_dim: slicing axis of a volume.
+        class_names: names of the classes 1, 2, …
+    """
+
+    title: str
+    image: MetaTensor
+    layers: dict[str, torch.Tensor]
+    attention: dict[str, torch.Tensor]
+    spatial_dim: int
+    class_names: tuple[str, ...]
+
+
+class Organs:
+    """Segmentations of several organs.
+
+    Args:
+        data: folder of the data sets.
+        output: folder for the pictures.
+        work: folder for trainings.
+    """
+
+    def __init__(self, data: Path, output: Path, work: Path) -> None:
+        self.data, self.output, self.work = data, output, work
+
+    def make(self) -> None:
+        """Make all pictures."""
+        hippocampus, brain, skin = self.hippocampus(), self.brain(), self.skin()
+        figures.save(several_organs([hippocampus, brain, skin]), self.output / "organs.png")
+        for name, organ in {"brain": brain, "abdomen": self.abdomen()}.items():
+            figure = figures.three_planes(organ.image, organ.layers, title=organ.title, class_names=organ.class_names)
+            figures.save(figure, self.output / f"{name}.png")
+
+    def hippocampus(self) -> Organ:
+        """The hippocampus, by the weights that come with its scSE bundle."""
+        case = cases(find_data(self.data), "validation")[0]
+        row: dict[str, Any] = {"bundle": SCSE, "overrides": {"structures": STRUCTURES, "slice_dim": 0}}
+        return self.segment(row, case, SCSE / "models" / "model.pt", "hippocampus, scSE", "manual")
+
+    def brain(self) -> Organ:
+        """27 structures of a real brain, by a network that has only seen images made of label maps."""
+        source, synthetic = self.data / "brain_aseg27", self.work / "synthetic"
+        if not (synthetic / "dataset.json").is_file():
+            synthesise(str(source), str(synthetic))
+        row = evidence_row("scse", "U-Net")
+        weights = self.train("brain", row, synthetic)
+        row["overrides"]["field_of_view"] = "$None"  # the bundle's own is that of a hippocampus
+        case = {part: source / f"{part}s" / "vxm_test.nii.gz" for part in ("image", "label")}
+        return self.segment(row, case, weights, "27 brain structures, U-Net", "FreeSurfer")
+
+    def skin(self) -> Organ:
+        """A lesion of the skin, by the weights that come with the bundle or those of a short training."""
+        source, row = self.data / "isic2017", evidence_row("focusnet", "FocusNet")
+        if (weights := row["bundle"] / "models" / "model.pt").is_file():
+            row["overrides"] = {}
+        else:
+            row["overrides"]["image_size"] = [96, 96]
+            weights = self.train("skin", row, source, epochs=3, val_interval=3)
+        case = {"image": source / "images" / f"{LESION}.jpg", "label": source / "labels" / f"{LESION}.png"}
+        return self.segment(row, case, weights, "skin lesion, FocusNet", "manual")
+
+    def abdomen(self) -> Organ:
+        """Organs of a CT, by a network that was trained on this very scan."""
+        source, folder = self.data / "totalseg_demo", self.work / "abdomen"
+        case = {part: str(source / f"{part}s" / "ct_full.nii.gz") for part in ("image", "label")}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dataset.json").write_text(json.dumps({"training": [case], "validation": [case]}))
+        classes = {number: i for i, numbers in enumerate(ABDOMEN.values(), 1) for number in numbers}
+        options = {"structures": [*ABDOMEN], "label_map": {number: classes.get(number, 0) for number in range(1, 118)}}
+        options |= {"network_def#features": 16, "padded_size": [192, 160, -1]}
+        row = {"bundle": ROOT / "bundles/whole_body_ct_scse_segmentation", "overrides": options}
+        fast = {"optimizer": "@adamw", "lr_scheduler": "@cosine", "lambda_dice": 1.0, "slices_per_volume": 160}
+        weights = self.train("abdomen", row, folder, epochs=4, val_interval=4, **fast)
+        return self.segment(row, case, weights, "CT of the abdomen, scSE", "reference")
+
+    def train(self, name: str, row: dict[str, Any], data: Path, **overrides: Any) -> Path:
+        """Return the weights of a training, which is run unless it has been."""
+        folder, bundle = self.work / name, row["bundle"]
+        if not (folder / "model.pt").is_file():
+            if "split" in row:
+                split_data(str(data), row["split"], 0, folder)
+            places = {
+                "bundle_root": str(bundle),
+                "dataset_dir": str(folder),
+                "output_dir": str(folder),
+                "device": "cpu",
+            }
+            run(config_file=config_files(bundle), **places, ckpt_dir=str(folder), **{**row["overrides"], **overrides})
+        return folder / "model.pt"
+
+    def segment(self, row: dict[str, Any], case: dict[str, Any], weights: Path, title: str, reference: str) -> Organ:
+        """Segment an image by a bundle; ``reference`` says who made its label."""
+        entries = json.loads((row["bundle"] / "configs" / "inference.json").read_text(encoding="utf-8"))
+        options = {key: value for key, value in row["overrides"].items() if key.partition("#")[0] in entries}
+        names = tuple(options.get("structures", entries["structures"]))
+        attends = options.get("se", "") != "$None"
+        found = monai_attn.segment(
+            str(row["bundle"]), str(case["image"]), attention=attends, checkpoint=weights, **options
+        )
+        prediction, maps = found if attends else (found, {})
+        label = load(case["label"])
+        if mapping := row["overrides"].get("label_map"):
+            label = MapLabelValue([*mapping], [*mapping.values()])(label)
+        title_of = {"encoder_se.1.spatial": "encoder 2, spatial", "levels.0": "level 1"}
+        attention = {title: maps[name] for name, title in title_of.items() if name in maps}
+        # the label map of a picture is without a channel
+        layers = {reference: label.int(), "prediction": prediction.reshape(label.shape)}
+        dim = row["overrides"].get("slice_dim", 2)
+        return Organ(title, load(case["image"]), layers, attention, dim, names)
 
 
 class Gallery:
-    """The pictures, and what they are made of.
+    """The pictures of the hippocampus, and what they are made of.
 
     Args:
         data: the data set.
@@ -300,6 +436,49 @@ def improved_region(image: MetaTensor, masks: dict[str, torch.Tensor], **options
     return figure
 
 
+def several_organs(organs: list[Organ]) -> Figure:
+    """Draw image, reference, prediction and attention of each organ, side by side.
+
+    Every attention map has a scale of colors of its own. Without attention, the fourth panel shows where the prediction
+    differs from the reference.
+
+    Args:
+        organs: what to draw, from the left to the right.
+    """
+    drawn = []
+    for organ in organs:
+        turned, layers = to_ras(organ.image, {**organ.layers, **organ.attention})
+        image, layers, view = cut(turned, layers, spatial_dim=organ.spatial_dim, by=list(organ.layers))
+        if not organ.attention:
+            reference, prediction = layers.values()
+            layers["difference"] = (reference != prediction).int()
+        drawn.append((image, layers, view))
+    widths = [image.shape[1] / (image.shape[2] * view.aspect) for image, _, view in drawn]
+    figure = panels.new_figure(2.8 * sum(widths), 3.5, "")
+    blocks = figure.subfigures(1, len(organs), wspace=0.06, width_ratios=widths)
+    for block, organ, (image, layers, view) in zip(blocks, organs, drawn):
+        block.suptitle(organ.title, fontsize=13)
+        colors = panels.class_colors(len(organ.class_names))
+        for axis, title in zip(block.subplots(2, 2).flat, ["image", *layers]):
+            if title in organ.attention:
+                panels.show_map(axis, layers[title], view)
+            else:
+                panels.show_image(axis, image, view)
+                marked = [CLASS_COLORS[5]] if title == "difference" else colors
+                panels.show_mask(axis, layers.get(title, torch.zeros_like(image)), marked, view)
+            axis.set_title("attention" if title in organ.attention else title, fontsize=11)
+    return figure
+
+
+def evidence_row(table: str, row: str) -> dict[str, Any]:
+    """The bundle, split and overrides of a row of docs/reproduce/evidence.json."""
+    tables = json.loads((ROOT / "docs" / "reproduce" / "evidence.json").read_text(encoding="utf-8"))["tables"]
+    about = tables[table]
+    overrides = next(each["overrides"] for each in about["rows"] if each["name"] == row)
+    overrides = {**about["overrides"], **{key: "$None" if value is None else value for key, value in overrides.items()}}
+    return {"bundle": ROOT / "bundles" / about["bundle"], "split": about["split"], "overrides": overrides}
+
+
 def load(path: str | Path) -> MetaTensor:
     """An image with its channel first."""
     return LoadImage(image_only=True, ensure_channel_first=True)(path)
@@ -307,14 +486,20 @@ def load(path: str | Path) -> MetaTensor:
 
 def main() -> None:
     """Make the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="organs, hippocampus (default: both)")
     parser.add_argument("--output_dir", default=str(ROOT / "docs" / "images"), help="folder for them (%(default)s)")
+    parser.add_argument("--work", help="folder to keep trainings in (default: a temporary one)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # sums come out in the same order
-    data = find_data(Path(os.environ.get("MONAI_DATA_DIRECTORY", "data")))
-    with tempfile.TemporaryDirectory() as work:
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-        Gallery(data, Path(arguments.output_dir), Path(work)).make()
+    root, output = Path(os.environ.get("MONAI_DATA_DIRECTORY", "data")), Path(arguments.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(arguments.work or temporary).absolute()
+        if "organs" in (arguments.parts or ["organs"]):
+            Organs(root, output, work).make()
+        if "hippocampus" in (arguments.parts or ["hippocampus"]):
+            Gallery(find_data(root), output, work).make()
 
 
 if __name__ == "__main__":

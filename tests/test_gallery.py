@@ -78,3 +78,22 @@ def test_the_box_stands_where_the_better_segmentation_wins_most(gallery):
     boxes = [[(box.get_xy(), box.get_width(), box.get_height()) for box in axis.patches] for axis in figure.axes]
     assert boxes == [[], *[[((9.5, 7.5), 4, 4)]] * 3]
     assert np.array_equal(np.ma.filled(figure.axes[3].images[-1].get_array() + 1, 0), better[0, 4].T)
+
+
+def test_each_organ_has_a_block_of_image_masks_and_attention_or_difference(gallery, image):
+    label, attention = torch.ones(1, 7, 8, 9), torch.rand(1, 7, 8, 9)
+    organ = gallery.Organ("brain", image, {"manual": label, "prediction": label}, {"encoder 2": attention}, 1, ("a",))
+    plain = organ._replace(title="skin", attention={})
+    blocks = gallery.several_organs([organ, plain]).subfigs
+    assert [block.get_suptitle() for block in blocks] == ["brain", "skin"]
+    titles = ["image", "manual", "prediction"]
+    shown = [[axis.get_title() for axis in block.axes] for block in blocks]
+    assert shown == [[*titles, "attention"], [*titles, "difference"]]
+
+
+def test_a_row_of_the_comparisons_has_the_options_of_its_table_and_its_own(gallery):
+    assert gallery.evidence_row("scse", "U-Net")["overrides"]["se"] == "$None"
+    row = gallery.evidence_row("scse", "U-Net + scSE")
+    assert (row["bundle"].name, row["split"]) == ("hippocampus_mri_scse_segmentation", "brain_synthetic")
+    assert row["overrides"]["se"] == "scse"
+    assert len(row["overrides"]["structures"]) == 27
