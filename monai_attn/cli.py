@@ -230,6 +230,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """
     kind, checkpoint = ("inference", arguments.checkpoint) if arguments.input else ("train", None)
     files, options = _prepared(arguments, kind, dataset_dir=arguments.dataset_dir, checkpoint=checkpoint)
+    api.import_monai()
     from tqdm import tqdm
 
     from monai_attn.run.workflow import check_bundle

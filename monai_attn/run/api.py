@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -21,7 +22,21 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from monai.data import MetaTensor
 
-__all__ = ["export", "load", "report", "run_bundle", "segment", "with_images"]
+__all__ = ["export", "import_monai", "load", "report", "run_bundle", "segment", "with_images"]
+
+
+def import_monai() -> None:
+    """Import what a command needs, without looking for garbage.
+
+    It would be looked for among all that modules hold, again and again while they are imported, and when the process
+    ends.
+    """
+    if "monai" not in sys.modules:
+        gc.disable()
+        import monai_attn.run.workflow  # noqa: F401
+
+        gc.freeze()
+        gc.enable()
 
 
 def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
@@ -30,6 +45,7 @@ def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
     Example:
         ``run_bundle(config_files(folder, "train"), {"bundle_root": str(folder), "dataset_dir": "data"})``
     """
+    import_monai()
     from monai_attn.run.workflow import Workflow
 
     workflow = Workflow([str(file) for file in files], **options)
@@ -66,6 +82,7 @@ def with_images(
     entries = read_entries(files)
     added: dict[str, Any] = {"input": inputs[0] if len(inputs) == 1 else list(inputs)}
     if len(inputs) > 1 and len(inputs) != options.get("in_channels", entries.get("in_channels", 1)):
+        import_monai()
         from monai_attn.data.datalist import find_images
 
         added["dataset#data"] = [case for path in inputs for case in find_images(path)]

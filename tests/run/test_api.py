@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import monai_attn
 from monai_attn.cli import main
 from monai_attn.data import cases
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.run.api import import_monai
 from monai_attn.run.bundles import config_files, copy_bundle, find_bundle, named_bundles, read_entries
 from monai_attn.transforms import provenance_of
 
@@ -132,6 +134,15 @@ def test_load_gives_the_network_with_its_weights_and_options(train_bundle):
     with pytest.raises(DataError, match="no such file"):
         monai_attn.load(BUNDLE, checkpoint="nowhere.pt")
     assert {"load", "segment"} <= set(dir(monai_attn))
+
+
+def test_what_is_imported_is_left_out_of_the_search_for_garbage(monkeypatch):
+    monkeypatch.delitem(sys.modules, "monai")  # as if nothing were imported yet
+    before = gc.get_freeze_count()
+    import_monai()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
 
 
 def test_independent_workers_share_the_cases_of_a_folder(phantom, tmp_path):
