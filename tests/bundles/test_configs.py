@@ -44,7 +44,6 @@ ENTRIES = {
         "on_error": "skip",
         "save_attention": False,
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",  # of the process
-        "network": "$@network_def.to(@device)",
         "unfinished#overwrite": "@overwrite",
         "dataset#_target_": "monai_attn.data.CaseDataset",
         "dataset#data": "$datalist.find_images(@input)",
@@ -133,6 +132,9 @@ def test_entries_that_others_take_for_granted_are_so(bundle, name):
     parser = ConfigParser(load(bundle, name))
     assert {path: parser[path] for path in ENTRIES[name]} == ENTRIES[name]
     assert load(bundle, "train")["network_def"] == load(bundle, "inference")["network_def"]
+    if name == "inference":  # the inferer of slices gives them with channels last
+        channels_last = ", memory_format=torch.channels_last" * ("SliceBatch" in parser["inferer#_target_"])
+        assert parser["network"] == f"$@network_def.to(@device{channels_last})"
     for part in components(load(bundle, name)):
         if part["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.handlers.AttentionMaps"):
             assert part["provenance"] == "@provenance"
