@@ -12,9 +12,9 @@ import edges
 import measure
 import scse
 import slices
-import startup
 import training
+import waits
 
 if __name__ == "__main__":
-    benchmarks = scse, autofocus, slices, training, edges, argmax, startup
+    benchmarks = scse, autofocus, slices, training, edges, argmax, waits
     measure.print_table(chain.from_iterable(benchmark.rows() for benchmark in benchmarks))

@@ -10,9 +10,9 @@ import measure
 import pytest
 import scse
 import slices
-import startup
 import torch
 import training
+import waits
 from monai.data import set_track_meta
 
 
@@ -34,13 +34,17 @@ def in_this_process(monkeypatch):
         (scse.rows, {"side": 48, "batch": 2, "rounds": 1}),
         (slices.rows, {"features": 4, "volume": (16, 24, 6), "rounds": 1}),
         (edges.rows, {"side": 32, "rounds": 1}),
-        (training.rows, {"features": 2, "cases": 6, "rounds": 1}),
-        pytest.param(startup.rows, {"rounds": 1}, marks=pytest.mark.slow),
+        pytest.param(training.rows, {"cases": 6, "rounds": 1}, marks=pytest.mark.slow),
+        pytest.param(waits.rows, {"cases": 3, "checked": 6, "side": 64, "rounds": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__module__", ""),
 )
 def test_what_a_benchmark_compares_is_equal(rows, sizes):
     assert all(row.ratio > 0 and row.met in ("yes", "no") for row in rows(**sizes))
+
+
+def test_the_usual_training_ends_with_the_same_weights():
+    training.check(cases=6)
 
 
 def test_ways_that_differ_are_not_timed():
