@@ -248,8 +248,7 @@ def _phantom(arguments: argparse.Namespace) -> None:
     """
     from monai_attn.data.phantom import make_phantom
 
-    name = arguments.bundle.name
-    folder = make_phantom(name, arguments.out, cases=arguments.cases, seed=arguments.seed)
+    folder = make_phantom(name := arguments.bundle.name, arguments.out, cases=arguments.cases, seed=arguments.seed)
     print(f"{arguments.cases} made-up cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
 
 
