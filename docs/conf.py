@@ -71,7 +71,8 @@ def escape_stars(_app: Sphinx, _what: str, _name: str, _thing: object, _options:
 
 def hide_private_bases(_app: Sphinx, _name: str, _thing: object, _options: object, bases: list[type]) -> None:
     """Name the public class behind a private one that a class is made of."""
-    bases[:] = [next(base for base in each.__mro__ if not base.__name__.startswith("_")) for each in bases]
+    for i, base in enumerate(bases):  # NamedTuple is a function
+        bases[i] = next(each for each in getattr(base, "__mro__", [base]) if not each.__name__.startswith("_"))
 
 
 def show_arguments(
