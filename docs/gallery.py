@@ -28,7 +28,7 @@ from monai.bundle import run
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapLabelValue
 from reproduce.reproduce import config_files, split_data
-from reproduce.synthesise import main as synthesise
+from reproduce.synthesize import main as synthesize
 
 import monai_attn
 from monai_attn.data.datalist import case_name, cases
@@ -133,7 +133,7 @@ class Organs:
         """27 structures of a real brain, by a network that has only seen images made of label maps."""
         source, synthetic = self.data / "brain_aseg27", self.work / "synthetic"
         if not (synthetic / "dataset.json").is_file():
-            synthesise(str(source), str(synthetic))
+            synthesize(str(source), str(synthetic))
         row = evidence_row("scse", "U-Net")
         weights = self.train("brain", row, synthetic)
         row["overrides"]["field_of_view"] = "$None"  # the bundle's own is that of a hippocampus

@@ -25,7 +25,7 @@ from monai_attn.transforms import AsLabelMapd, InvertArgmaxd, SafeSaveImaged, Sa
 
 
 class Nearest(torch.nn.Module):
-    """Scores that are the higher, the nearer a voxel comes to the grey value of a class."""
+    """Scores that are the higher, the nearer a voxel comes to the gray value of a class."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

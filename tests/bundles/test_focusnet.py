@@ -119,12 +119,12 @@ def test_a_volume_is_segmented_as_its_slices_are(train_bundle, volume, tmp_path)
 
     # the same slice as a picture: columns to the patient's left, rows to the back
     index = image.shape[2] // 2
-    grey = np.clip((image.get_fdata()[:, :, index] + 1000) / 1400, 0, 1) * 255
-    Image.fromarray(np.round(grey[::-1, ::-1].T).astype(np.uint8)).save(tmp_path / "slice.png")
+    gray = np.clip((image.get_fdata()[:, :, index] + 1000) / 1400, 0, 1) * 255
+    Image.fromarray(np.round(gray[::-1, ::-1].T).astype(np.uint8)).save(tmp_path / "slice.png")
     bundle.run("inference", input=str(tmp_path / "slice.png"), checkpoint=str(bundle.weights), output_dir=str(tmp_path))
     slice_mask = np.asarray(Image.open(tmp_path / "slice_seg.png")) > 0
     volume_mask = np.asarray(result.dataobj)[::-1, ::-1, index].T > 0
-    assert (slice_mask == volume_mask).mean() > 0.995  # the picture's grey values are rounded
+    assert (slice_mask == volume_mask).mean() > 0.995  # the picture's gray values are rounded
 
 
 def test_a_volume_stored_in_another_orientation_gives_the_same_lungs(train_bundle, volume, tmp_path):

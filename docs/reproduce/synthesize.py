@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make images like T1-weighted MRI from maps of 27 brain structures.
 
-  python docs/reproduce/synthesise.py data/brain_aseg27 data/brain_synthetic
+  python docs/reproduce/synthesize.py data/brain_aseg27 data/brain_synthetic
 
 Every map of ``labels_only`` gets an image; the cases with a real image are listed beside them.
 """
@@ -22,7 +22,7 @@ MEANS = np.array([0, 0.85, 0.6, CSF, 0.82, 0.58, 0.71, 0.62, 0.66, 0.76, CSF, CS
 LEFT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15]  # structures 16 to 27 are the right ones, in this order
 
 
-def synthesise(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def synthesize(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Return an image in 8 bit: a mean for each structure, partial volumes, a bias field and noise."""
     means = MEANS + random.normal(0, 0.03, MEANS.shape) * (MEANS > 0)
     image = np.concatenate([means, means[LEFT]])[labels]
@@ -42,7 +42,7 @@ def main(source: str, target: str) -> None:
     found = [{"image": str(image), "label": str(root / "labels" / image.name)} for image in sorted(listed)]
     for seed, path in enumerate(sorted((root / "labels_only").glob("*.nii.gz"))):
         labels = nib.load(path)
-        image = synthesise(np.asarray(labels.dataobj), np.random.default_rng(seed))
+        image = synthesize(np.asarray(labels.dataobj), np.random.default_rng(seed))
         nib.save(nib.Nifti1Image(image, labels.affine), folder / path.name)
         found.append({"image": path.name, "label": str(path)})
     (folder / "dataset.json").write_text(json.dumps({"training": found}, indent=1), encoding="utf-8")
