@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,7 @@ def test_a_training_that_still_improved_in_its_last_fifth_has_not_converged(repr
 
 
 def test_a_figure_has_curves_a_dot_per_seed_and_the_difference(script, reproduce, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "reproduce", script)  # which is also the name of the folder
     monkeypatch.syspath_prepend(SCRIPT.parent)
     figures = importlib.import_module("figures")
     reproduce("--seeds", "0", "1", "--rows", "SD-Net", "SD-Net + scSE")
