@@ -193,7 +193,7 @@ class Organs:
         label = load(case["label"])
         if mapping := row["overrides"].get("label_map"):
             label = MapLabelValue([*mapping], [*mapping.values()])(label)
-        title_of = {"encoder_se.1.spatial": "encoder 2, spatial", "levels.0": "level 1"}
+        title_of = {"encoder_se.1.spatial": "encoder 2, spatial", "levels.1": "level 2"}
         attention = {title: maps[name] for name, title in title_of.items() if name in maps}
         # the label map of a picture is without a channel
         layers = {reference: label.int(), "prediction": prediction.reshape(label.shape)}
