@@ -141,13 +141,9 @@ class Organs:
         return self.segment(row, case, weights, "27 brain structures, U-Net", "FreeSurfer")
 
     def skin(self) -> Organ:
-        """A lesion of the skin, by the weights that come with the bundle or those of a short training."""
-        source, row = self.data / "isic2017", evidence_row("focusnet", "FocusNet")
-        if (weights := row["bundle"] / "models" / "model.pt").is_file():
-            row["overrides"] = {}
-        else:
-            row["overrides"]["image_size"] = [96, 96]
-            weights = self.train("skin", row, source, epochs=3, val_interval=3)
+        """A lesion of the skin, by the weights that come with the bundle."""
+        source, bundle = self.data / "isic2017", ROOT / "bundles/skin_lesion_focusnet_segmentation"
+        row, weights = {"bundle": bundle, "overrides": {}}, bundle / "models" / "model.pt"
         case = {"image": source / "images" / f"{LESION}.jpg", "label": source / "labels" / f"{LESION}.png"}
         return self.segment(row, case, weights, "skin lesion, FocusNet", "manual")
 

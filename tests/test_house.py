@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7629, 12_941, 18_670
+CODE_LINES, LINES, TEST_LINES = 7631, 12_943, 18_675
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -33,10 +33,12 @@ def import_monai() -> None:
     """
     if "monai" not in sys.modules:
         gc.disable()
-        import monai_attn.run.workflow  # noqa: F401
+        try:
+            import monai_attn.run.workflow  # noqa: F401
 
-        gc.freeze()
-        gc.enable()
+            gc.freeze()
+        finally:
+            gc.enable()
 
 
 def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:

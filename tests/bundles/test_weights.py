@@ -12,6 +12,7 @@ from monai_attn.run.workflow import read_bundle
 from monai_attn.weights.checkpoint import load_weights
 
 from ..conftest import BUNDLES as ROOTS
+from ..conftest import read_csv
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SPLITS = BUNDLES.parent / "docs" / "reproduce" / "splits"
@@ -70,3 +71,7 @@ def test_the_weights_reach_the_scores_of_the_metadata(name, real_data, tmp_path)
     assert shared
     for metric in shared:
         assert float(found[metric]) == pytest.approx(promised[keys[metric]], abs=1e-3)
+    for structure in ("anterior", "posterior"):
+        if f"dice_{structure}" in promised:
+            by_class = {row["class"]: float(row["mean"]) for row in read_csv(tmp_path / "val_mean_dice_summary.csv")}
+            assert by_class[structure] == pytest.approx(promised[f"dice_{structure}"], abs=1e-3)
