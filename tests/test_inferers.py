@@ -11,7 +11,7 @@ from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from monai_attn.inferers import HaloInferer, SliceBatchInferer
+from monai_attn.inferers import BF16Inferer, HaloInferer, SliceBatchInferer
 from monai_attn.nets import AFNet
 
 from .conftest import trained
@@ -183,3 +183,44 @@ def test_the_margins_are_found_in_a_network_wrapped_for_several_devices(tmp_path
 def test_what_cannot_be_inferred_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_in_bf16_all_outputs_are_float32_and_near_those_in_float32():
+    net = nn.Conv2d(3, 4, 3)
+    image = MetaTensor(torch.rand(2, 3, 9, 9), meta={"filename_or_obj": "case.nii"})
+    seen = []
+
+    def network(x: torch.Tensor, scale: float, *, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(net(x))
+        return seen[-1] * scale + shift, seen[-1]
+
+    inferer = BF16Inferer(enabled=True)
+    outputs = inferer(image, network, 2.0, shift=1.0)
+    assert seen[0].dtype == torch.bfloat16
+    for output, expected in zip(outputs, network(image, 2.0, shift=1.0)):
+        assert isinstance(output, MetaTensor)
+        assert output.dtype == torch.float32
+        assert not torch.equal(output, expected)
+        torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
+    outputs[0].sum().backward()
+    assert net.weight.grad.dtype == torch.float32
+    assert net.weight.grad.abs().sum() > 0
+
+
+def test_bf16_goes_through_another_inferer_and_can_be_left_out():
+    net, volume = trained(nn.Conv2d(1, 2, 3, padding=1)), torch.rand(1, 1, 4, 6, 5)
+    expected = SliceBatchInferer(1)(volume, net)
+    output = BF16Inferer(SliceBatchInferer(1), enabled=True)(volume, net)
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, expected)
+    torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
+    assert torch.equal(BF16Inferer(SliceBatchInferer(1), enabled=False)(volume, net), expected)
+
+
+@pytest.mark.parametrize("capabilities", [{"amx_bf16": True}, {"amx_bf16": False}, {}, None])
+def test_bf16_is_used_where_the_cpu_has_matrix_units_for_it(monkeypatch, capabilities):
+    if capabilities is None:  # an older torch
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert BF16Inferer().enabled is bool((capabilities or {}).get("amx_bf16"))

@@ -162,7 +162,8 @@ def segment(
 
     parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
     network, before, after, inferer, evaluator_amp = (
-        parser.get_parsed_content(name) for name in ("network", "preprocessing", "postprocessing", "inferer", "amp")
+        parser.get_parsed_content(name)
+        for name in ("network", "preprocessing", "postprocessing", "evaluator#inferer", "amp")
     )
     if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
         case = before(find_images(image)[0])
