@@ -152,7 +152,8 @@ def stock(bundle: str, images: Sequence[str], output: str, checkpoint: str, opti
         {"_target_": "CheckpointLoader", "load_path": "@checkpoint", "load_dict": {"model": "@network"}},
         {"_target_": "StatsHandler", "iteration_log": False},
     ]
-    parser["evaluator#iteration_update"] = None
+    parser["evaluator#iteration_update"], parser["evaluator#inferer"] = None, "@inferer"
+    parser["network"] = "$@network_def.to(@device)"
     with clock.running("the rest"):
         parser.get_parsed_content("evaluator").run()
     print(json.dumps(clock))

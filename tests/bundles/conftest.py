@@ -85,9 +85,12 @@ def in_ras(image: nibabel.Nifti1Image) -> np.ndarray:
 
 
 def evaluated(bundle: Any, folder: Path) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, str]]]:
-    """Evaluate and segment the held-out cases: each with its label, its written result, and its row of the table."""
-    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(folder))
-    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(folder))
+    """Evaluate and segment the held-out cases: each with its label, its written result, and its row of the table.
+
+    In float32, as bf16 rounds other sums in another layout of the memory.
+    """
+    bundle.run("train", "evaluate", ckpt_dir=str(bundle.output), output_dir=str(folder), bf16=False)
+    bundle.run("inference", checkpoint=str(bundle.weights), output_dir=str(folder), bf16=False)
     rows = {row["filename"]: row for row in read_csv(folder / f"{bundle.metric}_raw.csv")}
     for case in cases(bundle.data, "validation"):
         name = case_name(ensure_tuple(case["image"])[0])

@@ -10,11 +10,11 @@ from ..conftest import BUNDLES
 from .conftest import strings
 
 FILES = sorted(path for bundle in BUNDLES for path in (bundle / "configs").glob("*.json"))
-IMPORTED = r"\$import (sys|torch)|\$from monai_attn import run|\$from monai_attn\.data import datalist"
+IMPORTED = r"\$import (sys|torch)|\$from monai_attn import (inferers|run)|\$from monai_attn\.data import datalist"
 IMPORTED += r"|\$from ignite import distributed as idist"
 # to add to these is to vouch for them
-NAMES = {"bool", "datalist", "enumerate", "idist", "len", "min", "monai", "range", "run", "sys", "torch", "_entry"}
-NAMES |= {"case", "i", "level", "name", "region", "side", "size", "value", "width"}
+NAMES = {"bool", "datalist", "enumerate", "idist", "inferers", "len", "min", "monai", "range", "run", "sys", "torch"}
+NAMES |= {"_entry", "case", "i", "level", "name", "region", "side", "size", "value", "width"}
 FORBIDDEN = {"bundle", "hub", "jit", "load", "modules", "package", "save", "serialization"}
 
 
