@@ -39,8 +39,8 @@ class BF16Inferer(Inferer):
     def __init__(self, inferer: Inferer | None = None, enabled: bool | None = None) -> None:
         super().__init__()
         self.inferer = inferer or SimpleInferer()
-        has_amx = bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
-        self.enabled = has_amx if enabled is None else enabled
+        cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        self.enabled = bool(cpu.get("amx_bf16")) if enabled is None else enabled
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Map a batch to what the inferer makes of it with the network."""
