@@ -10,7 +10,7 @@ from ..conftest import BUNDLES
 from .conftest import strings
 
 FILES = sorted(path for bundle in BUNDLES for path in (bundle / "configs").glob("*.json"))
-IMPORTED = r"\$import (sys|torch)|\$from monai_attn import (inferers|run)|\$from monai_attn\.data import datalist"
+IMPORTED = r"\$import sys|\$from monai_attn import (inferers|run)|\$from monai_attn\.data import datalist"
 IMPORTED += r"|\$from ignite import distributed as idist"
 # to add to these is to vouch for them
 NAMES = {"bool", "datalist", "enumerate", "idist", "inferers", "len", "min", "monai", "range", "run", "sys", "torch"}
