@@ -194,7 +194,7 @@ def test_networks_are_those_of_the_paper_unless_small(script):
 
 def test_tables_are_listed_and_those_of_parameters_need_no_data(script, tmp_path, capsys):
     assert script.main(["egcnn", "III"]) == 2
-    assert "egcnn 2: Kidneys and their tumours (KiTS 2019, " in capsys.readouterr().out
+    assert "egcnn 2: Kidneys and their tumors (KiTS 2019, " in capsys.readouterr().out
     assert script.main(["autofocus", "3", "--output_dir", str(tmp_path)]) == 0
     assert "| AFN-6     | parameters |       |      |       |   |            |   | 449,799 " in capsys.readouterr().out
     assert script.main(["focusnet", "2", "--output_dir", str(tmp_path)]) == 0

@@ -169,7 +169,7 @@ def test_a_dicom_seg_lies_on_its_series_for_highdicom_and_dcmqi(write, order, an
     data = pydicom.dcmread(file)
     assert (data.PatientID, data.StudyInstanceUID, data.FrameOfReferenceUID) == ("P 7", "1.2", "1.2.9")
     assert data.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
-    assert data.SeriesDescription == "Kidney tumour segmentation with EG-CNN"
+    assert data.SeriesDescription == "Kidney tumor segmentation with EG-CNN"
     assert [segment.SegmentLabel for segment in data.SegmentSequence] == ["kidney", "mine"]
     assert data.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "64033007"
     assert data.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "0.1.0"

@@ -58,7 +58,7 @@ def test_labels_of_any_type_have_edges_where_monais_filter_sees_none(dtype):
 
 
 def test_masks_are_taken_as_they_are_overlapping_or_not():
-    masks = torch.zeros(3, 12, 12)  # whole tumour, core, enhancing: one within the other
+    masks = torch.zeros(3, 12, 12)  # whole tumor, core, enhancing: one within the other
     for channel, margin in enumerate((1, 3, 5)):
         masks[channel, margin:-margin, margin:-margin] = 1
     each = SobelEdges(per_class=True)(masks)
