@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention for medical image segmentation in MONAI.
 
-It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses, and bundles that :func:`segment` an
-image and that :func:`load` gives as networks.
+It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses, and bundles: ``segment`` applies one to
+an image, ``load`` returns its network.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ Any entry of the bundle's configuration is an option too, such as --epochs 50 or
 """
 _EXIT_CODES = """
 exit codes:
-  0  everything was done
-  1  an error that nobody foresaw, with its trace
-  2  what was given cannot be used; at most four lines say what, why, and the fix
+  0  success
+  1  an unexpected error, with its traceback
+  2  an input or option cannot be used; at most four lines say what, why, and the fix
   3  some cases have no result
   130  stopped by the user
 """

@@ -128,7 +128,7 @@ def test_help_has_examples_that_parse_and_the_exit_codes(command, capsys):
         main([*command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "exit codes:\n  0  everything was done\n" in text
+    assert "exit codes:\n  0  success\n" in text
     examples = re.findall(r"^  monai-attn (.*)$", text, flags=re.MULTILINE)
     assert examples
     for example in examples:
