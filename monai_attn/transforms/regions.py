@@ -24,11 +24,11 @@ __all__ = [
     "RegionsToLabelsd",
 ]  # fmt: skip
 
-_TOGETHER = 2  # they share the coordinates, which take as long as their values; more would take more memory
+_TOGETHER = 3  # they share the coordinates, which take as long as their values; more would take more memory
 
 
 class InvertArgmaxd(MapTransform):
-    """Invert scores and take their argmax, two classes at a time.
+    """Invert scores and take their argmax, three classes at a time.
 
     It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
 

@@ -140,7 +140,7 @@ def stock(bundle: str, images: Sequence[str], output: str, checkpoint: str, opti
     if "SliceBatchInferer" in parser["inferer#_target_"]:
         size = "$[size for size in @padded_size if size > 0]"
         parser["inferer"] = {"_target_": "SliceInferer", "roi_size": size, "spatial_dim": "@slice_dim"}
-        parser["inferer#sw_batch_size"] = 4
+    parser["inferer#sw_batch_size"] = 4
     inverse = {"transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False}
     parser["postprocessing#transforms"] = [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
