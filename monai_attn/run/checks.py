@@ -27,8 +27,8 @@ _MULTIPLES = (2, 4, 8, 16, 32, 64)
 _locator = ComponentLocator()
 # entries of training and inference that each sets for itself, and entries of labels, which inference has not
 _OF_A_RUN = {
-    "imports", "bundle_root", "dataset_dir", "assume_orientation", "output_dir", "seed", "device", "amp", "num_workers",
-    "network", "initialize", "run", "finalize",
+    "imports", "bundle_root", "dataset_dir", "assume_orientation", "output_dir", "seed", "device", "amp", "bf16",
+    "num_workers", "network", "initialize", "run", "finalize",
 }  # fmt: skip
 _OF_LABELS = {"ignore_index", "label_map", "regions", "region_names", "scored_classes"}
 _command: tuple[list[str], dict[str, Any]] | None = None

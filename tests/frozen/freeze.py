@@ -155,7 +155,7 @@ def voxels_of(path: Path) -> np.ndarray:
 
 def segment(bundle: str, *overlays: str, **overrides: Any) -> list[Path]:
     """Run a bundle's inference on a CPU; returns the files."""
-    common = {"bundle_root": str(BUNDLES[bundle]), "device": "cpu", "amp": False}
+    common = {"bundle_root": str(BUNDLES[bundle]), "device": "cpu", "amp": False, "bf16": False}
     run(config_file=files_of(bundle, "inference", *overlays), **common, **overrides)
     return sorted(Path(overrides["output_dir"]).rglob("*_seg.*"))
 
