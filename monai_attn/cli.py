@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         if options:
             add("--show", action="store_true", help="print the equivalent command of MONAI, and end")
             add("--config", nargs="+", default=[], metavar="NAME", help="more configurations of the bundle")
+        if options and run is not _train:  # which has --pretrained
             add("--checkpoint", metavar="FILE", help="weights (default: those that come with the bundle)")
         return add
 
@@ -124,8 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", nargs="+", default=[], metavar="SECTION=FILE", help=text)
     add = command(_export, options=True)
     add("file", help="file to write: .ts (TorchScript), .onnx or .pt2 (torch.export)")
-    add = command(_copy)
-    add("folder", help="folder to make")
+    command(_copy)("folder", help="folder to make")
     return parser
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inferers for slices, for tiles with a halo, and for bf16 on a CPU.
 
-A network trained on random crops needs neither: use MONAI's ``SlidingWindowInferer`` with the crop as its window.
+For a network trained on random crops use MONAI's ``SlidingWindowInferer`` with the crop as its window.
 """
 
 from __future__ import annotations

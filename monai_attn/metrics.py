@@ -78,7 +78,7 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
 
 
 def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the volumes of a label map, and what is odd about it.
+    """Return the volumes of a label map, with warnings.
 
     Args:
         label_map: the labels (1, *spatial) or (*spatial), on the grid of the image file.

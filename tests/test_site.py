@@ -63,6 +63,8 @@ def test_every_bundle_has_its_card_on_the_site():
 def test_every_public_name_is_on_a_page_of_the_api_with_an_example():
     own = {module.name for module in pkgutil.iter_modules(monai_attn.__path__)} - {"__main__", "files"}
     assert {f"monai_attn.{name}" for name in own} <= MODULES
+    page = (DOCS / "api" / "index.md").read_text()
+    assert all(f"autofunction:: monai_attn.{name}\n" in page for name in monai_attn._FUNCTIONS)
     without = []
     for name in sorted(MODULES):
         module = importlib.import_module(name)

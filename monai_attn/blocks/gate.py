@@ -63,7 +63,7 @@ class EdgeGate(nn.Module):
         gate: ``"relu_sigmoid"`` (eq. 1) or ``"sigmoid"``.
 
     Raises:
-        ValueError: if ``spatial_dims``, ``attention_channels`` or ``gate`` is none of these.
+        ValueError: if ``spatial_dims``, ``attention_channels`` or ``gate`` is not valid.
 
     Example:
         >>> EdgeGate(3, 16, 32)(torch.rand(1, 16, 8, 8, 8), torch.rand(1, 32, 8, 8, 8)).shape

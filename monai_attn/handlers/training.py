@@ -34,7 +34,7 @@ __all__ = [
 class EpochSeed:
     """Seed all random number generators at every epoch's start.
 
-    Augmentation, shuffling and dropout are then the same in a resumed training as in one that ran through. Each process
+    Augmentation, shuffling and dropout are then the same in a resumed training as in an uninterrupted one. Each process
     and each worker draws its own numbers, so another ``num_workers`` gives other weights. Persistent workers are not
     seeded.
 

@@ -48,7 +48,7 @@ class CheckImaged(MapTransform):
     Raises:
         DataError: when applied, for other dimensions or channels, a single voxel, complex or non-finite voxels, values
             that the window does not fit, no contrast, a singular affine or no orientation.
-        ValueError: if an option has no such choice.
+        ValueError: if an option is unknown.
 
     Example:
         >>> CheckImaged("image", spatial_dims=2, channels=1)({"image": torch.tensor([[[0.0, 1.0]]])})
