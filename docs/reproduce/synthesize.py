@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make images like T1-weighted MRI from maps of 27 brain structures.
 
-  python docs/reproduce/synthesize.py data/brain_aseg27 data/brain_synthetic
+  python docs/reproduce/synthesize.py data/brain_aseg27 data/brain_synthetic 2
 
-Every map of ``labels_only`` gets an image; the cases with a real image are listed beside them.
+Every map of ``labels_only`` gets an image; the cases with a real image are added. With a 2 at the end, every
+second voxel is kept in each direction.
 """
 
 from __future__ import annotations
@@ -34,19 +35,25 @@ def synthesize(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return (200 * image).clip(0, 255).astype(np.uint8)
 
 
-def main(source: str, target: str) -> None:
-    """Write the images and a ``dataset.json`` that lists all cases as training."""
-    root, folder = Path(source).absolute(), Path(target).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = [*(root / "images").glob("*.nii.gz")]
-    found = [{"image": str(image), "label": str(root / "labels" / image.name)} for image in sorted(listed)]
-    for seed, path in enumerate(sorted((root / "labels_only").glob("*.nii.gz"))):
-        labels = nib.load(path)
-        image = synthesize(np.asarray(labels.dataobj), np.random.default_rng(seed))
-        nib.save(nib.Nifti1Image(image, labels.affine), folder / path.name)
-        found.append({"image": path.name, "label": str(path)})
+def main(source: str, target: str, step: int = 1) -> None:
+    """Write images, labels and a ``dataset.json`` that lists all cases as training."""
+    root, folder = Path(source), Path(target)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    names = []
+    for seed, path in enumerate(sorted(root.glob("labels*/*.nii.gz"))):
+        file = nib.load(path)
+        labels = np.asarray(file.dataobj)[::step, ::step, ::step]
+        image = synthesize(labels, np.random.default_rng(seed))
+        if (real := root / "images" / path.name).is_file():
+            image = np.asarray(nib.load(real).dataobj)[::step, ::step, ::step]
+        affine = file.affine @ np.diag([step, step, step, 1])
+        for part, voxels in (("images", image), ("labels", labels)):
+            nib.save(nib.Nifti1Image(voxels, affine), folder / part / path.name)
+        names.append(path.name)
+    found = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
     (folder / "dataset.json").write_text(json.dumps({"training": found}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
