@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7648, 12_982, 18_728
+CODE_LINES, LINES, TEST_LINES = 7672, 13_010, 18_745
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

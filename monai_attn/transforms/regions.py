@@ -24,11 +24,9 @@ __all__ = [
     "RegionsToLabelsd",
 ]  # fmt: skip
 
-_TOGETHER = 3  # they share the coordinates, which take as long as their values; more would take more memory
-
 
 class InvertArgmaxd(MapTransform):
-    """Invert scores and take their argmax, three classes at a time.
+    """Invert scores and take their argmax, class by class.
 
     It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
 
@@ -66,15 +64,15 @@ class InvertArgmaxd(MapTransform):
     def _label_map(self, item: dict[Hashable, Any], key: Hashable, inverse: Invertd) -> torch.Tensor:
         scores = item[key].detach()
         best = labels = placed = torch.empty(0)
-        for start in range(0, len(scores), _TOGETHER):
-            placed = inverse({**item, key: scores[start : start + _TOGETHER]})[key]
-            for index, values in enumerate(convert_to_tensor(placed, track_meta=False).split(1), start):
-                if index == 0:
-                    best = values.clone()
-                    labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
-                else:  # NaN is above all numbers, as for torch.argmax
-                    labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
-                    torch.maximum(best, values, out=best)
+        for index in range(len(scores)):
+            placed = inverse({**item, key: scores[index : index + 1]})[key]
+            values = convert_to_tensor(placed, track_meta=False)
+            if index == 0:
+                best = values.clone()
+                labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
+            else:  # NaN is above all numbers, as for torch.argmax
+                labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
+                torch.maximum(best, values, out=best)
         return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
 
 

@@ -175,3 +175,20 @@ def test_the_inverse_restores_the_shape_and_the_affine(loaded):
         assert restored[key].shape == loaded[key].shape
         torch.testing.assert_close(restored[key].affine, loaded[key].affine)
         assert restored[key].applied_operations == []
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize(("spacing", "pixdim"), [((1.0, 1.0, 1.5), 2.0), ((2.0, 1.0, 3.0), 1.0), ((0.8, 0.9), (1, 1))])
+def test_the_inverse_is_that_of_stock_spacing_on_oblique_grids(spacing, pixdim, mode):
+    dims = len(spacing)
+    turned = torch.linalg.qr(torch.randn(dims, dims, dtype=torch.float64))[0]
+    affine = torch.eye(dims + 1, dtype=torch.float64)
+    affine[:dims, :dims], affine[:dims, -1] = turned * torch.tensor(spacing), torch.arange(dims)
+    image = MetaTensor(torch.rand(2, 9, 8, 7)[(..., *[0] * (3 - dims))], affine=affine, meta={"name": "scan"})
+    stock, ours = (kind("image", pixdim, mode=mode, dtype=torch.float32) for kind in (Spacingd, SafeSpacingd))
+    forward = stock({"image": image})
+    expected, found = stock.inverse(forward)["image"], ours.inverse(ours({"image": image}))["image"]
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), rtol=0, atol=1e-4)  # coordinates in float32
+    torch.testing.assert_close(found.affine, expected.affine)
+    assert found.applied_operations == expected.applied_operations == []
+    assert found.meta["name"] == "scan"
