@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL
 from monai.transforms import MapTransform, Randomizable, Spacingd
 from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey, MetaKeys, TraceKeys, convert_to_dst_type, convert_to_tensor
@@ -220,12 +221,15 @@ class SafeSpacingd(Spacingd):
         resample.pop_transform(image)
         voxels = image.as_tensor().to(getattr(torch, info["dtype"]))
         for axis in range(len(size), 0, -1):  # the last is the slowest, and contiguous
-            places = first[axis - 1] + factors[axis - 1] * torch.arange(size[axis - 1]).to(first)
-            places = places.clamp_(0, voxels.shape[axis] - 1).to(voxels.device)
+            last, voxel = voxels.shape[axis] - 1, torch.arange(size[axis - 1]).to(first)
+            places = (first[axis - 1] + factors[axis - 1] * voxel).clamp_(0, last)
+            if len(places) == last + 1 and torch.allclose(places, voxel, atol=AFFINE_TOL):
+                continue
+            places = places.to(voxels.device)
             low = places.long()
-            high, weight = (low + 1).clamp_(max=voxels.shape[axis] - 1), (places - low).to(voxels.dtype)
-            ends = (voxels.index_select(axis, index) for index in (low, high))
-            voxels = next(ends).lerp_(next(ends), weight.view(-1, *[1] * (len(size) - axis)))
+            ends = (voxels.index_select(axis, index) for index in (low, (low + 1).clamp_(max=last)))
+            weight = (places - low).to(voxels.dtype).view(-1, *[1] * (len(size) - axis))
+            voxels = next(ends).lerp_(next(ends), weight)
         meta = {**image.meta, MetaKeys.AFFINE: info["src_affine"]}
         return MetaTensor(voxels, meta=meta, applied_operations=image.applied_operations)
 

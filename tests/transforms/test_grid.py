@@ -178,7 +178,10 @@ def test_the_inverse_restores_the_shape_and_the_affine(loaded):
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-@pytest.mark.parametrize(("spacing", "pixdim"), [((1.0, 1.0, 1.5), 2.0), ((2.0, 1.0, 3.0), 1.0), ((0.8, 0.9), (1, 1))])
+@pytest.mark.parametrize(
+    ("spacing", "pixdim"),
+    [((1.0, 1.0, 1.5), 2.0), ((2.0, 1.0, 3.0), 1.0), ((1.0, 1.0, 1.0), 1.0), ((0.8, 0.9), (1, 1))],
+)
 def test_the_inverse_is_that_of_stock_spacing_on_oblique_grids(spacing, pixdim, mode):
     dims = len(spacing)
     turned = torch.linalg.qr(torch.randn(dims, dims, dtype=torch.float64))[0]
