@@ -185,9 +185,8 @@ class SafeSpacingd(Spacingd):
     """Resample images of dictionaries that hold more than images.
 
     Since MONAI 1.6.0 ``Spacingd`` takes any entry whose key begins with ``"<key>_"`` for metadata, and fails on the
-    path that MONAI Label puts there; here such entries are hidden. Arguments are those of ``Spacingd``, and so are the
-    results. The inverse interpolates along one axis after another, ten times as fast as at coordinates for each voxel.
-    ``dtype=torch.float32`` halves the memory of those.
+    path that MONAI Label puts there; here such entries are hidden. Arguments and results are those of ``Spacingd``.
+    The inverse interpolates along one axis after another, ten times as fast as at coordinates for every voxel.
 
     Example:
         >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)
@@ -203,17 +202,14 @@ class SafeSpacingd(Spacingd):
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Resample images (C, *spatial) back to their grids."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self._back(item[key])
-        return item
+        return {**data, **{key: self._back(data[key]) for key in self.key_iterator(dict(data))}}
 
     def _back(self, image: MetaTensor) -> torch.Tensor:
         resample = self.spacing_transform.sp_resample
         done = resample.get_most_recent_transform(image)
         info, size = done[TraceKeys.EXTRA_INFO], done[TraceKeys.ORIG_SIZE]
         # a voxel of the result lies at this voxel of the image
-        steps = torch.linalg.solve(image.affine, info["src_affine"].to(image.affine))
+        steps = torch.linalg.solve(image.affine, info["src_affine"].to(image.affine)).to(image.device)
         factors, first = steps.diagonal()[:-1], steps[:-1, -1]
         parallel = torch.allclose(steps[:-1, :-1], torch.diag(factors), atol=1e-6)
         if not parallel or (info["mode"], info["padding_mode"]) != ("bilinear", "border"):
@@ -225,7 +221,6 @@ class SafeSpacingd(Spacingd):
             places = (first[axis - 1] + factors[axis - 1] * voxel).clamp_(0, last)
             if len(places) == last + 1 and torch.allclose(places, voxel, atol=AFFINE_TOL):
                 continue
-            places = places.to(voxels.device)
             low = places.long()
             ends = (voxels.index_select(axis, index) for index in (low, (low + 1).clamp_(max=last)))
             weight = (places - low).to(voxels.dtype).view(-1, *[1] * (len(size) - axis))
