@@ -60,6 +60,7 @@ def comparison(grid: Grid) -> Figure:
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in (scores, differences):
+        axis.locator_params("x", nbins=5)
         axis.set_ylim(len(done) - 0.5, -0.5)
     return figure
 
