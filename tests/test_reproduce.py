@@ -178,8 +178,10 @@ def test_every_row_changes_entries_that_a_bundle_has_and_is_compared_with_a_row(
         for row in rows:
             common = {**table.get("overrides", {}), **table.get("small", {})}
             for key, value in {**common, **row["overrides"], **row.get("small", {})}.items():
-                assert key.lstrip("+").split("#")[0] in entries
+                assert key.split("#")[0] in entries
                 assert not str(value).startswith("@") or value[1:] in entries
+        bundle = script.ROOT / "bundles" / table["bundle"]
+        assert script.count_parameters(bundle, {**table.get("overrides", {}), **rows[-1]["overrides"]})
 
 
 def test_networks_are_those_of_the_paper_unless_small(script):
