@@ -25,8 +25,8 @@ class BF16Inferer(Inferer):
 
     Where the CPU multiplies matrices in bf16 (Intel AMX), most convolutions take a half to a quarter of their time; the
     layers of Autofocus with their large dilations take longer. The outputs are float32 again, and so is the loss; those
-    of a :class:`SliceBatchInferer` stay bf16, at half of the memory. On a GPU the network runs as it is: use the
-    engine's ``amp``.
+    of :class:`SliceBatchInferer` and :class:`HaloInferer` stay bf16, at half of the memory. On a GPU the network runs
+    as it is: use the engine's ``amp``.
 
     Args:
         inferer: what calls the network; by default MONAI's ``SimpleInferer``.
@@ -48,14 +48,13 @@ class BF16Inferer(Inferer):
         if not self.enabled or inputs.device.type != "cpu":
             return self.inferer(inputs, network, *args, **kwargs)
 
-        def in_bf16(batch: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16):
-                outputs = network(batch, *args, **kwargs)
-            if isinstance(self.inferer, SliceBatchInferer):
-                return outputs
+        def as_float(batch: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # windows are added up in float32
+            outputs = network(batch, *args, **kwargs)
             return convert_to_tensor(outputs, dtype=torch.float32, track_meta=isinstance(batch, MetaTensor))
 
-        return self.inferer(inputs, in_bf16, *args, **kwargs)
+        tiles = isinstance(self.inferer, (HaloInferer, SliceBatchInferer))
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inferer(inputs, network if tiles else as_float, *args, **kwargs)
 
 
 class SliceBatchInferer(Inferer):
@@ -69,17 +68,17 @@ class SliceBatchInferer(Inferer):
         batch_size: number of slices in one call of the network.
 
     Raises:
-        ValueError: if ``batch_size`` is below 1, or if the input is not a batch of volumes.
+        ValueError: if ``batch_size`` is below 1 or ``spatial_dim`` no axis, or if the input is not a batch of volumes.
 
     Example:
         >>> SliceBatchInferer(spatial_dim=2)(torch.rand(1, 1, 8, 9, 10), torch.nn.Conv2d(1, 3, 1)).shape
         torch.Size([1, 3, 8, 9, 10])
     """
 
-    def __init__(self, spatial_dim: int = 2, batch_size: int = 16) -> None:
+    def __init__(self, spatial_dim: int = 0, batch_size: int = 16) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if batch_size < 1 or spatial_dim not in (0, 1, 2):
+            raise ValueError(f"expected batch_size >= 1 and spatial_dim 0, 1 or 2, got {batch_size}, {spatial_dim}.")
         self.axis = spatial_dim + 2
         self.batch_size = batch_size
 

@@ -168,7 +168,8 @@ def test_the_margins_are_found_in_a_network_wrapped_for_several_devices(tmp_path
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SliceBatchInferer(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: SliceBatchInferer(batch_size=0), "expected batch_size >= 1 .* got 0"),
+        (lambda: SliceBatchInferer(spatial_dim=-1), "spatial_dim 0, 1 or 2, got 16, -1"),
         (lambda: SliceBatchInferer()(torch.rand(1, 1, 4, 5), nn.Identity()), r"\(B, C, H, W, D\).*\(1, 1, 4, 5\)"),
         (lambda: HaloInferer(8)(torch.rand(1, 2, 20, 17), afnet(0).train()), r"training mode.*eval\(\)"),
         (lambda: HaloInferer(0), "tile must be at least 1"),
@@ -214,6 +215,9 @@ def test_bf16_goes_through_another_inferer_and_can_be_left_out():
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
     assert torch.equal(BF16Inferer(SliceBatchInferer(1), enabled=False)(volume, net), expected)
+    crops, image = afnet(1, "official"), torch.rand(1, 2, 40, 40)
+    output = BF16Inferer(HaloInferer(12, 30), enabled=True)(image, crops)  # which looks at the network
+    torch.testing.assert_close(output.float(), HaloInferer(12, 30)(image, crops), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("capabilities", [{"amx_bf16": True}, {"amx_bf16": False}, {}, None])

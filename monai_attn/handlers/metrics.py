@@ -200,11 +200,12 @@ class SpacedHausdorffDistance(_Spaced, HausdorffDistance):
         output_transform: see MONAI's ``HausdorffDistance``; labels need metadata.
 
     Example:
-        ``SpacedHausdorffDistance(95, num_classes=3, output_transform=from_engine(["pred", "label"]))``
+        ``SpacedHausdorffDistance(percentile=95, num_classes=3, output_transform=from_engine(["pred", "label"]))``
     """
 
     def __init__(
         self,
+        *,
         percentile: float | None = None,
         num_classes: int | None = None,
         include_background: bool = False,
@@ -227,6 +228,7 @@ class SpacedSurfaceDistance(_Spaced, SurfaceDistance):
 
     def __init__(
         self,
+        *,
         num_classes: int | None = None,
         include_background: bool = False,
         symmetric: bool = True,

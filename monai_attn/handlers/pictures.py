@@ -90,7 +90,8 @@ class CasePictures:
         picture = self.output_dir / f"{self.names.get(path, case_name(path))}{self.ending}"
         if MetaKeys.SAVED_TO in meta:
             picture = self.path_beside(meta[MetaKeys.SAVED_TO], path)
-        image = fit_channels(LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader()))
+        image = LoadImage(image_only=True, ensure_channel_first=True)(path, CheckingReader())
+        image = fit_channels(image, 3 if len(image) == 4 else None)
         masks = {"truth": case.get(CommonKeys.LABEL), "prediction": case[CommonKeys.PRED]}
         # a prediction may have lost its channel dimension
         placed = {name: m if m.ndim == image.ndim else m[None] for name, m in masks.items() if m is not None}

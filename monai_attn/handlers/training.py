@@ -18,6 +18,7 @@ from ignite.utils import manual_seed
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.engines import IterationEvents
+from monai.handlers import from_engine
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple
 from torch import nn
 from tqdm import tqdm
@@ -228,9 +229,9 @@ class EpochProgressBar:
         self.bar.set_description(f"epoch {state.epoch}/{state.max_epochs}" if self.show_loss else self.desc or "cases")
 
     def _advance(self, engine: Engine) -> None:
-        output: Any = engine.state.output
         if self.show_loss:
-            self.total, self.count = self.total + float(output[0][CommonKeys.LOSS]), self.count + 1
+            loss = from_engine(CommonKeys.LOSS, first=True)(engine.state.output)
+            self.total, self.count = self.total + float(loss), self.count + 1
             if not self.bar.disable:
                 self.bar.set_postfix_str(self._text(), refresh=False)
         self.bar.update()

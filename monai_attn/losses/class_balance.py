@@ -70,8 +70,10 @@ class ClassBalancedLoss(nn.Module):
                 f"{tuple(target.shape)}."
             )
         logits, classes = as_float(input), as_float(target)[:, 0].long()
-        counts = classes != (-1 if self.ignore_index is None else self.ignore_index)
-        classes = classes * counts
+        counts = torch.ones_like(classes, dtype=torch.bool)
+        if self.ignore_index is not None:
+            counts = classes != self.ignore_index
+            classes = classes * counts
         weights = self._weights(classes, counts)
         entropy = F.cross_entropy(logits, classes, reduction="none")
         # where all pixels are of classes without weight there is nothing to learn, and nothing to divide by
@@ -115,7 +117,8 @@ class CropBorderLoss(nn.Module):
         margin: voxels to leave out at every side; 0 for the loss of the whole crop.
 
     Raises:
-        ValueError: if ``margin`` is negative, or, when called, if no voxel is left or the target is the smaller one.
+        ValueError: if ``margin`` is negative, or, when called, if no voxel is left or the target has
+            neither the prediction's size nor equal borders around it.
 
     Example:
         >>> loss = CropBorderLoss(torch.nn.MSELoss(), margin=2)
@@ -136,6 +139,12 @@ class CropBorderLoss(nn.Module):
             raise ValueError(
                 f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
                 "use larger crops or a smaller margin."
+            )
+        surplus = {large - small for large, small in zip(target.shape[2:], input.shape[2:])}
+        if len(surplus) > 1 or min(surplus) < 0 or min(surplus) % 2:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)}, expected that of the prediction, {tuple(input.shape)}, or "
+                "one larger by equal borders."
             )
         prediction = crop_border(input, self.margin)
         return self.loss(prediction.float(), crop_border(target, (target.shape[2] - prediction.shape[2]) // 2))

@@ -201,6 +201,8 @@ class EGCNNLoss(nn.Module):
             total = total + self.lambda_consistency * consistency + self.edge(edges, self._edges(masks, edges))
             self.terms.update(consistency=consistency.detach(), **self.edge.terms)
             if self.main_weight:
+                if not main:
+                    raise ValueError("main_weight needs the main stream's logits; wrap the network in AllOutputs.")
                 dice = self.semantic(as_float(main[0]), as_float(target))
                 self.terms["main"] = dice.detach()
                 total = total + self.main_weight * dice

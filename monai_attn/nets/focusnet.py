@@ -207,6 +207,8 @@ class FocusNet(nn.Module):
         super().__init__()
         if len(channels) < 3 or channels[0] < 8:
             raise ValueError(f"channels must be at least 3 widths, the first at least 8, got {tuple(channels)}.")
+        if min(channels[1:]) < se_reduction:
+            raise ValueError(f"se_reduction must be at most the smallest of {tuple(channels[1:])}, got {se_reduction}.")
         self.pads_like_tensorflow = padding == "tf"
         fused = look_up_option(variant, {"isbi2019": False, "series": True})
         block = partial(

@@ -101,9 +101,10 @@ class CheckImaged(MapTransform):
         voxels = convert_to_tensor(img, track_meta=False)
         one_file = len(files) != len(voxels)
         names = [f"{files[0]} (channel {channel})" for channel in range(len(voxels))] if one_file else files
-        ranges = torch.tensor([[float(bound) for bound in torch.aminmax(channel)] for channel in voxels])
+        ranges = _ranges(voxels)
         if not ranges.isfinite().all():  # the range shows every NaN and infinity, without a copy
-            return convert_to_dst_type(self._set_to_zero(voxels, names), img)[0]
+            img = convert_to_dst_type(self._set_to_zero(voxels, names), img)[0]
+            ranges = _ranges(convert_to_tensor(img, track_meta=False))
         if self.window is not None and self.window[0] >= 0 > ranges.min():
             problem = f"its values begin at {ranges.min():g} (Hounsfield units?), and the window at {self.window[0]:g}"
             raise DataError(files[0], problem, "give --window [-1000,400]")
@@ -134,6 +135,11 @@ class CheckImaged(MapTransform):
             if count:
                 _LOGGER.warning("%s: %s; taken as 0", name, problem)
         return voxels.where(finite, 0)
+
+
+def _ranges(voxels: torch.Tensor) -> torch.Tensor:
+    """Return the smallest and the largest value of each channel."""
+    return torch.tensor([[float(bound) for bound in torch.aminmax(channel)] for channel in voxels])
 
 
 def _as_bytes(picture: NdarrayOrTensor, name: str, highest: float) -> NdarrayOrTensor:

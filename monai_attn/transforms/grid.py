@@ -46,15 +46,17 @@ def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
 def fit_channels(image: Any, channels: int | None = None) -> Any:
     """Return a picture (C, x, y) with ``channels``, if its colors stay.
 
-    Indices become colors, alpha is dropped, and gray becomes RGB or the reverse; other images are returned as they are.
+    Indices become colors; where 1 or 3 channels are asked for, alpha is dropped, and gray becomes RGB or the reverse.
+    Other images are returned as they are.
     """
-    palette = getattr(image, "meta", {}).pop(PALETTE, None)
+    palette = getattr(image, "meta", {}).get(PALETTE)
     if image.ndim != 3 or len(image) == channels != 1:
         return image
     if palette is not None:
         colors = torch.as_tensor(palette)[convert_to_tensor(image, track_meta=False)[0].long()]
         image = convert_to_dst_type(colors.movedim(-1, 0), image)[0]
-    if len(image) in (2, 4):
+        image.meta = {key: value for key, value in image.meta.items() if key != PALETTE}
+    if len(image) in (2, 4) and channels in (1, 3):
         image = image[:-1]
     if channels == 3 and len(image) == 1:
         image = image[[0, 0, 0]]
@@ -226,7 +228,7 @@ class SafeSpacingd(Spacingd):
             weight = (places - low).to(voxels.dtype).view(-1, *[1] * (len(size) - axis))
             voxels = next(ends).lerp_(next(ends), weight)
         meta = {**image.meta, MetaKeys.AFFINE: info["src_affine"]}
-        return MetaTensor(voxels, meta=meta, applied_operations=image.applied_operations)
+        return MetaTensor(voxels.float(), meta=meta, applied_operations=image.applied_operations)
 
 
 class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
@@ -243,7 +245,7 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
         pos, neg: ``pos / (pos + neg)`` is the probability of a slice with foreground, if the volume has both kinds.
 
     Raises:
-        ValueError: if ``num_samples`` is below 1, or ``pos`` and ``neg`` are no weights.
+        ValueError: if ``num_samples`` is below 1, ``spatial_dim`` is no axis, or ``pos`` and ``neg`` are no weights.
 
     Example:
         >>> volume = {"image": torch.rand(1, 8, 9, 10), "label": torch.ones(1, 8, 9, 10)}
@@ -257,15 +259,15 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
         keys: KeysCollection,
         label_key: str,
         *,
-        spatial_dim: int = 2,
+        spatial_dim: int = 0,
         num_samples: int = 1,
         pos: float = 1.0,
         neg: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        if num_samples < 1 or spatial_dim not in (0, 1, 2):
+            raise ValueError(f"expected num_samples >= 1 and spatial_dim 0, 1 or 2, got {num_samples}, {spatial_dim}.")
         if pos < 0 or neg < 0 or pos + neg == 0:
             raise ValueError(f"pos and neg must be non-negative and not both 0, got pos={pos}, neg={neg}.")
         self.label_key = label_key

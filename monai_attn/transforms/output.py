@@ -128,10 +128,13 @@ class SafeSaveImage(SaveImage):
         if len(meta.get(MetaKeys.SPATIAL_SHAPE, ())) < values.ndim:  # it has channels
             values = values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
         if self.scale is not None:
-            values = (self.scale * values.clip(0, 1)).astype(np.uint8)
+            values = self.scale * values.clip(0, 1)
+        exact, values = values, values.astype(self.output_dtype, copy=False)
+        if self.scale is None and values.dtype.kind in "iu" and not np.array_equal(exact, values):
+            raise DataError(subject, f"its values do not fit {values.dtype}", "give another output_dtype")
         with atomic_write(path) as draft:
             options = {"metadata": self.metadata, "class_names": self.class_names} if self.output_ext == ".dcm" else {}
-            if not _WRITERS[self.output_ext](draft, values, self.output_dtype, line, meta, **options):
+            if not _WRITERS[self.output_ext](draft, values, line, meta, **options):
                 raise DataError(str(path), "what was written is not what is read from it", "look for a faulty disk")
         if self.output_ext != ".dcm":  # the mask that reports and pictures lie beside
             meta[MetaKeys.SAVED_TO] = str(path)
@@ -172,11 +175,11 @@ def provenance_of(path: str | Path) -> str:
         return ""
 
 
-def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapping[str, Any]) -> bool:
+def _write_nifti(path: Path, values: np.ndarray, line: str, meta: Mapping[str, Any]) -> bool:
     """Write a volume; return whether it reads the same."""
     affine = _affine(meta)
     qform, (affine, code) = forms_like(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")), affine)
-    image = nibabel.Nifti1Image(values.astype(dtype, copy=False), affine)
+    image = nibabel.Nifti1Image(values, affine)
     image.set_sform(affine, code)
     image.set_qform(*qform)
     image.header.set_xyzt_units("mm")
@@ -187,11 +190,11 @@ def _write_nifti(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Ma
     return is_same and np.allclose(written.affine, affine, atol=1e-4)
 
 
-def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapping[str, Any]) -> bool:
+def _write_png(path: Path, values: np.ndarray, line: str, meta: Mapping[str, Any]) -> bool:
     """Write an image (x, y), turned as its picture is stored; return whether it reads alike."""
     info = PngInfo()
     info.add_text("Description", line)
-    picture = PILImage.fromarray(np.swapaxes(values.astype(dtype, copy=False), 0, 1))
+    picture = PILImage.fromarray(np.swapaxes(values, 0, 1))
     options = {}
     if (turned := int(meta.get(ORIENTATION, 1))) != 1:
         picture.getexif()[ORIENTATION_TAG] = {6: 8, 8: 6}.get(turned, turned)  # the way back
@@ -203,9 +206,7 @@ def _write_png(path: Path, values: np.ndarray, dtype: Any, line: str, meta: Mapp
         return np.array_equal(np.swapaxes(np.asarray(ImageOps.exif_transpose(written)), 0, 1), values)
 
 
-def _write_dicom_seg(
-    path: Path, values: np.ndarray, _dtype: Any, line: str, meta: Mapping[str, Any], **about: Any
-) -> bool:
+def _write_dicom_seg(path: Path, values: np.ndarray, line: str, meta: Mapping[str, Any], **about: Any) -> bool:
     """Write a DICOM SEG; return whether it reads the same."""
     about["bundle"] = json.loads(Path(about.pop("metadata")).read_text(encoding="utf-8"))
     source = Path(meta[ImageMetaKey.FILENAME_OR_OBJ])

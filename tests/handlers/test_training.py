@@ -257,10 +257,12 @@ def test_the_terms_of_egcnn_are_shown():
     )
 
 
-@pytest.mark.parametrize("terminal", [Terminal(), io.StringIO()])
-def test_progress_is_a_bar_on_a_terminal_and_a_line_per_epoch_elsewhere(monkeypatch, caplog, terminal):
+@pytest.mark.parametrize(
+    ("terminal", "output"), [(Terminal(), lambda loss: [{"loss": loss}]), (io.StringIO(), lambda loss: {"loss": loss})]
+)
+def test_progress_is_a_bar_on_a_terminal_and_a_line_per_epoch_elsewhere(monkeypatch, caplog, terminal, output):
     monkeypatch.setattr(sys, "stderr", terminal)
-    engine, evaluator = Engine(lambda engine, batch: [{"loss": batch / 8}]), Engine(lambda *_: None)
+    engine, evaluator = Engine(lambda engine, batch: output(batch / 8)), Engine(lambda *_: None)
     scores = {"key_metric_name": "dice", "metric_details": {"dice": torch.tensor([[0.5, torch.nan], [1.0, 0.25]])}}
     for name, value in scores.items():
         setattr(evaluator.state, name, value)

@@ -66,6 +66,8 @@ def test_half_precision_is_computed_in_single():
 def test_a_target_of_another_shape_and_negative_weights_are_refused():
     with pytest.raises(ValueError, match=r"must have shape \(1, 1, 4, 4\)"):
         ClassBalancedLoss()(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4))
+    with pytest.raises((IndexError, RuntimeError), match="-1 is out of bounds"):  # as F.cross_entropy
+        ClassBalancedLoss()(torch.zeros(1, 2, 4, 4), -torch.ones(1, 1, 4, 4))
     for option in ("boundary_weight", "lambda_dice"):
         with pytest.raises(ValueError, match=rf"{option}=-1.0.* must not be negative"):
             ClassBalancedLoss(**{option: -1.0})

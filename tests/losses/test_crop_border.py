@@ -25,6 +25,9 @@ def test_margins_that_leave_nothing_raise():
         CropBorderLoss(torch.nn.MSELoss(), -1)
     with pytest.raises(ValueError, match="larger crops"):
         CropBorderLoss(torch.nn.MSELoss(), 4)(torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8))
+    for size in ((1, 1), (10, 10), (11, 13)):
+        with pytest.raises(ValueError, match="or one larger by equal borders"):
+            CropBorderLoss(torch.nn.MSELoss(), 2)(torch.zeros(1, 1, 9, 9), torch.zeros(1, 1, *size))
 
 
 def test_half_precision_is_computed_in_single():

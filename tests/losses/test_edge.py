@@ -267,6 +267,8 @@ def test_outputs_of_another_shape_are_refused():
     segmentation, edges = outputs()
     with pytest.raises(ValueError, match="expected 1 for those of all classes or 2 for those of each"):
         EGCNNLoss()((segmentation, edges.expand(-1, 3, -1, -1, -1)), some_label())
+    with pytest.raises(ValueError, match="wrap the network in AllOutputs"):
+        EGCNNLoss(main_weight=1.0)((segmentation, edges), some_label())
     with pytest.raises(ValueError, match="ground truth has different shape"):
         EGCNNLoss()((segmentation, edges[..., 1:]), some_label())
     with pytest.raises(ValueError, match="class indices for sigmoid=False"):

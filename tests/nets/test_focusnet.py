@@ -170,7 +170,7 @@ def test_batch_norm_has_the_constants_of_keras():
         ({"variant": "miccai"}, "isbi2019"),
         ({"preact": "none"}, "first"),
         ({"padding": "same"}, "symmetric"),
-        ({"se_reduction": 64}, "reduction"),
+        ({"se_reduction": 64}, r"se_reduction must be at most the smallest of \(16, 16, 32, 32\), got 64"),
     ],
     ids=str,
 )

@@ -51,6 +51,9 @@ def test_an_image_of_nothing_but_nan_is_refused_in_any_case(nonfinite):
 
 def test_hounsfield_units_are_refused_where_the_window_begins_at_0():
     given = image(1, 4, 5, 6) - 100
+    given[0, 3] = torch.nan  # is taken as 0, and the rest is looked at
+    assert "begin at -100" in refused("a.nii", check, given, window=[0, 255], nonfinite="zero").problem
+    given = image(1, 4, 5, 6) - 100
     assert "begin at -100" in refused("a.nii", check, given, window=[0, 255]).problem
     check(given, window=[-1000, 400])
     check(given + 100, window=[0, 255])

@@ -7,7 +7,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacingd
 
-from monai_attn.transforms.grid import SafeSpacingd, check_affine, check_pair, check_shape, files_of
+from monai_attn.data.reader import PALETTE
+from monai_attn.transforms.grid import SafeSpacingd, check_affine, check_pair, check_shape, files_of, fit_channels
 
 from ..conftest import refused
 
@@ -121,6 +122,17 @@ def test_of_pictures_and_plain_arrays_the_shape_is_compared_and_of_volumes_every
     assert "(5, 4)" in problem(check_pair, np.zeros((1, 4, 5)), np.zeros((1, 5, 4)), "the image", "a.nii")
 
 
+def test_a_picture_gets_the_channels_that_are_asked_for_and_keeps_them_otherwise():
+    four = MetaTensor(torch.rand(4, 5, 6))
+    assert fit_channels(four) is four
+    assert torch.equal(fit_channels(four, 3), four[:3])
+    indexed = MetaTensor(torch.ones(1, 5, 6), meta={PALETTE: torch.tensor([[0, 0, 0], [9, 8, 7]])})
+    for _ in range(2):  # the image keeps its colors
+        colors = fit_channels(indexed)
+        assert colors[:, 0, 0].tolist() == [9, 8, 7]
+        assert PALETTE not in colors.meta
+
+
 KEYS = ["image", "label"]
 OPTIONS = {"keys": KEYS, "pixdim": (1.0, 1.5, 2.0), "mode": ("bilinear", "nearest"), "dtype": torch.float32}
 
@@ -188,9 +200,10 @@ def test_the_inverse_is_that_of_stock_spacing_on_oblique_grids(spacing, pixdim, 
     affine = torch.eye(dims + 1, dtype=torch.float64)
     affine[:dims, :dims], affine[:dims, -1] = turned * torch.tensor(spacing), torch.arange(dims)
     image = MetaTensor(torch.rand(2, 9, 8, 7)[(..., *[0] * (3 - dims))], affine=affine, meta={"name": "scan"})
-    stock, ours = (kind("image", pixdim, mode=mode, dtype=torch.float32) for kind in (Spacingd, SafeSpacingd))
+    stock, ours = (kind("image", pixdim, mode=mode) for kind in (Spacingd, SafeSpacingd))
     forward = stock({"image": image})
     expected, found = stock.inverse(forward)["image"], ours.inverse(ours({"image": image}))["image"]
+    assert found.dtype == torch.float32
     torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), rtol=0, atol=1e-4)  # coordinates in float32
     torch.testing.assert_close(found.affine, expected.affine)
     assert found.applied_operations == expected.applied_operations == []

@@ -94,7 +94,8 @@ def test_slices_of_a_file_keep_its_name_and_no_other_metadata():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples >= 1 .* got 0"),
+        ({"spatial_dim": -1}, "spatial_dim 0, 1 or 2, got 1, -1"),
         ({"pos": 0, "neg": 0}, "pos=0, neg=0"),
         ({"pos": -1, "neg": 2}, "pos=-1, neg=2"),
     ],

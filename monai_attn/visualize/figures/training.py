@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,12 @@ def training_curves(loss: Sequence[tuple[int, float]], metrics: Mapping[str, Seq
     figure, axes = panels.grid(2 if validation else 1, 0.7, "")
     axes[0].plot(*zip(*loss), color=CLASS_COLORS[4], linewidth=0.6, label="total")
     axes[0].set_ylim(bottom=0)
-    for color, (name, values) in zip(_TERM_COLORS, terms.items()):
+    for color, (name, values) in zip(cycle(_TERM_COLORS), terms.items()):
         axes[0].plot(*zip(*values), color=color, linewidth=1.2, label=name.removeprefix("loss_"))
         axes[0].legend(fontsize=6, loc="upper right")
-    for color, (name, values) in zip(CLASS_COLORS, validation.items()):
+    for color, (name, values) in zip(cycle(CLASS_COLORS), validation.items()):
         axes[1].plot(*zip(*values), color=color, marker="o", markersize=3, label=name)
-        axes[1].set_ylim(0, 1)
+        axes[1].set_ylim(0, np.nanmax([1.0, *(value for curve in validation.values() for _, value in curve)]))
         axes[1].legend(fontsize=7, loc="lower right")
     for axis, name in zip(axes, ["training loss", "validation"]):
         axis.set_title(name, fontsize=8)

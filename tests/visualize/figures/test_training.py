@@ -17,6 +17,10 @@ def test_training_curves_show_the_loss_with_its_terms_and_the_metrics():
         assert len({line.get_color() for line in figure.axes[0].lines}) == 3
         assert list(figure.axes[0].lines[0].get_ydata()) == [2.0, 1.0]
     assert [(line.get_label(), *line.get_xdata()) for line in both.axes[1].lines] == [("dice", 2)]
+    assert both.axes[1].get_ylim() == (0, 1)
+    many = figures.training_curves([(1, 2.0)], {"val_loss": [(1, 2.5)], **{f"dice_{i}": [(1, 0.5)] for i in range(9)}})
+    assert len(many.axes[1].lines) == 10
+    assert many.axes[1].get_ylim()[1] == 2.5
 
 
 @pytest.fixture
