@@ -215,7 +215,7 @@ def test_bf16_goes_through_another_inferer_and_can_be_left_out():
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
     assert torch.equal(BF16Inferer(SliceBatchInferer(1), enabled=False)(volume, net), expected)
-    crops, image = afnet(1, "official"), torch.rand(1, 2, 40, 40)
+    crops, image = afnet(1, "official").float(), torch.rand(1, 2, 40, 40)
     output = BF16Inferer(HaloInferer(12, 30), enabled=True)(image, crops)  # which looks at the network
     torch.testing.assert_close(output.float(), HaloInferer(12, 30)(image, crops), rtol=0.1, atol=0.1)
 

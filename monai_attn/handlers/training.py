@@ -230,7 +230,7 @@ class EpochProgressBar:
 
     def _advance(self, engine: Engine) -> None:
         if self.show_loss:
-            loss = from_engine(CommonKeys.LOSS, first=True)(engine.state.output)
+            loss = ensure_tuple(from_engine(CommonKeys.LOSS, first=True)(engine.state.output))[0]
             self.total, self.count = self.total + float(loss), self.count + 1
             if not self.bar.disable:
                 self.bar.set_postfix_str(self._text(), refresh=False)

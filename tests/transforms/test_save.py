@@ -122,8 +122,8 @@ def test_images_without_a_file_are_numbered_and_values_that_the_type_cannot_hold
     for image in (torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2).numpy()):
         saver(image)
     assert [np.unique(nibabel.load(tmp_path / f"{name}_seg.nii.gz").dataobj) for name in (0, 1)] == [0, 1]
-    for value in (300.0, 0.5):
-        assert refused("2", saver, torch.full((1, 2, 2, 2), value)).problem == "its values do not fit uint8"
+    for name, value in (("2", 300.0), ("3", 0.5)):
+        assert refused(name, saver, torch.full((1, 2, 2, 2), value)).problem == "its values do not fit uint8"
     SafeSaveImage(tmp_path / "float", output_dtype=torch.float32)(torch.full((1, 2, 2, 2), 0.1, dtype=torch.float64))
     assert files(tmp_path) == ["0_seg.nii.gz", "1_seg.nii.gz", "float/0_seg.nii.gz"]
     with pytest.raises(ValueError, match=r"\.nrrd"):
