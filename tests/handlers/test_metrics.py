@@ -124,7 +124,8 @@ def test_the_percentile_leaves_a_single_far_voxel_out():
     label, prediction = slab(2), slab(2)
     prediction[0, 0, 0, 7] = 1
     assert measured(SpacedHausdorffDistance(num_classes=2, output_transform=PAIR), (prediction, label))[0] == 20.0
-    assert measured(SpacedHausdorffDistance(percentile=95, num_classes=2, output_transform=PAIR), (prediction, label))[0] == 0.0
+    metric = SpacedHausdorffDistance(percentile=95, num_classes=2, output_transform=PAIR)
+    assert measured(metric, (prediction, label))[0] == 0.0
 
 
 def test_masks_are_measured_each_and_pictures_in_two_dimensions():
