@@ -98,7 +98,8 @@ class DistributedRandomSampler(DistributedSampler):
     """
 
     def __init__(self, sampler: RandomSampler, seed: int = 0) -> None:
-        super().__init__(sampler, idist.get_world_size(), idist.get_rank(), shuffle=False, seed=seed)
+        draws: Any = sampler  # of which only the number counts
+        super().__init__(draws, idist.get_world_size(), idist.get_rank(), shuffle=False, seed=seed)
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
