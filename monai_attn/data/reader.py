@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking image reader, and a dataset that skips bad cases."""
+"""Checking image reader, dataset that skips bad cases, and sampler of several processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import Dataset, ImageReader, ITKReader, NibabelReader, NumpyReader, PILReader
 from monai.utils import CommonKeys, MetaKeys, ensure_tuple, look_up_option, optional_import
+from torch.utils.data import DistributedSampler, RandomSampler
 
 from monai_attn.data.dicom import check_series, place_slices
 from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, correct_affine
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
 
 __all__ = ["ORIENTATION", "ORIENTATION_TAG", "PALETTE", "SIXTEEN_BITS"]
-__all__ += ["CaseDataset", "CheckingReader", "check_file", "failure_in"]
+__all__ += ["CaseDataset", "CheckingReader", "DistributedRandomSampler", "check_file", "failure_in"]
 
 PILImage, _ = optional_import("PIL.Image")
 ImageOps, _ = optional_import("PIL.ImageOps")
@@ -267,3 +270,26 @@ def _naming(files: Sequence[str]) -> Iterator[None]:
 def _reader_for(file: str) -> Callable[[], ImageReader]:
     name = Path(file).name.lower()
     return next((reader for suffixes, reader in _READERS.items() if name.endswith(suffixes)), ITKReader)
+
+
+class DistributedRandomSampler(DistributedSampler):
+    """Share what a random sampler draws among the processes.
+
+    All processes draw the same, anew by the seed and the epoch, without touching the generators of dropout and noise,
+    which each process has of its own.
+
+    Example:
+        ``DistributedRandomSampler(torch.utils.data.RandomSampler(dataset), seed=0)``
+    """
+
+    def __init__(self, sampler: RandomSampler, seed: int = 0) -> None:
+        draws: Any = sampler  # of which only the number counts
+        super().__init__(draws, idist.get_world_size(), idist.get_rank(), shuffle=False, seed=seed)
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        """Draw, and return this process's part."""
+        entropy = np.random.SeedSequence([self.seed, self.epoch])
+        self.sampler.generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+        drawn = list(self.sampler)
+        return (drawn[position] for position in super().__iter__())

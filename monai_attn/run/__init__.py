@@ -12,8 +12,8 @@ _MODULES = {
     "manifest": ("RunManifest",),
     "results": ("FinishedCases", "Provenance"),
     "session": (
-        "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "DistributedRandomSampler", "finish",
-        "handlers_of_rank", "per_process", "share", "start", "summarize",
+        "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "handlers_of_rank",
+        "per_process", "share", "start", "summarize",
     ),
     "workflow": ("Workflow", "use_pretrained"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from contextlib import suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
@@ -18,10 +18,8 @@ from types import TracebackType
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from monai.handlers import StatsHandler, TensorBoardHandler
-from torch.utils.data import DistributedSampler, RandomSampler
 from tqdm import tqdm
 
 from monai_attn.errors import CasesError, ConfigError, InputError, root_cause
@@ -30,8 +28,8 @@ from monai_attn.run.checks import check_command, remember
 from monai_attn.run.report import tidy_screen
 
 __all__ = [
-    "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "DistributedRandomSampler", "finish",
-    "gather", "handlers_of_rank", "join", "open_log", "per_process", "report", "share", "start", "summarize",
+    "EXIT_BAD_INPUT", "EXIT_FAILURE", "EXIT_INCOMPLETE", "EXIT_INTERRUPTED", "finish", "gather", "handlers_of_rank",
+    "join", "open_log", "per_process", "report", "share", "start", "summarize",
 ]  # fmt: skip
 
 
@@ -85,29 +83,6 @@ def share(items: Sized, least: int = 0) -> range:
         problem = f"there are only {len(items)} cases for them"
         raise ConfigError(f"{processes} processes", problem, "start fewer processes")
     return range(len(items) * rank // processes, len(items) * (rank + 1) // processes)
-
-
-class DistributedRandomSampler(DistributedSampler):
-    """Share what a random sampler draws among the processes.
-
-    All processes draw the same, anew by the seed and the epoch, without touching the generators of dropout and noise,
-    which each process has of its own.
-
-    Example:
-        ``DistributedRandomSampler(torch.utils.data.RandomSampler(dataset), seed=0)``
-    """
-
-    def __init__(self, sampler: RandomSampler, seed: int = 0) -> None:
-        draws: Any = sampler  # of which only the number counts
-        super().__init__(draws, idist.get_world_size(), idist.get_rank(), shuffle=False, seed=seed)
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[int]:
-        """Draw, and return this process's part."""
-        entropy = np.random.SeedSequence([self.seed, self.epoch])
-        self.sampler.generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-        drawn = list(self.sampler)
-        return (drawn[position] for position in super().__iter__())
 
 
 def per_process(batch_size: int) -> int:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
+import ignite.distributed as idist
 import itk
 import nibabel
 import numpy as np
@@ -14,7 +15,7 @@ from monai.data import DataLoader, PILReader
 from monai.transforms import LoadImage
 from PIL import Image
 
-from monai_attn.data import CaseDataset, CheckingReader, check_file, reader
+from monai_attn.data import CaseDataset, CheckingReader, DistributedRandomSampler, check_file, reader
 from monai_attn.data.reader import failure_in
 from monai_attn.errors import ConfigError, DataError, Failure, InputError
 
@@ -167,3 +168,24 @@ def test_by_default_an_error_is_raised_and_one_of_the_configuration_anyway(case,
     assert caught.value.__cause__ is ERRORS[case]
     with pytest.raises(ValueError, match="ignore"):
         CaseDataset(DATA, prepare, on_error="ignore")
+
+
+def test_an_epoch_is_drawn_by_seed_and_epoch_and_shared_while_other_random_numbers_go_on(monkeypatch):
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+
+    def shares(seed: int, epoch: int) -> list[list[int]]:
+        parts = []
+        for rank in (0, 1):
+            monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+            sampler = DistributedRandomSampler(torch.utils.data.RandomSampler(range(9)), seed)
+            sampler.set_epoch(epoch)
+            before = torch.get_rng_state()
+            parts.append(list(sampler))
+            assert torch.equal(torch.get_rng_state(), before)
+            assert len(sampler) == len(parts[-1]) == 5
+        return parts
+
+    first, second = shares(0, 1)
+    assert sorted({*first, *second}) == list(range(9))
+    assert shares(0, 1) == [first, second]
+    assert shares(0, 2) != [first, second] != shares(1, 1)

@@ -38,25 +38,6 @@ def test_every_item_is_in_one_share_in_the_order_of_the_items(number, two):
     assert len(processes.share(["a", "b"], least=1)) == 1
 
 
-def test_an_epoch_is_drawn_by_seed_and_epoch_and_shared_while_other_random_numbers_go_on(two):
-    def shares(seed: int, epoch: int) -> list[list[int]]:
-        parts = []
-        for rank in (0, 1):
-            two(rank)
-            sampler = processes.DistributedRandomSampler(torch.utils.data.RandomSampler(range(9)), seed)
-            sampler.set_epoch(epoch)
-            before = torch.get_rng_state()
-            parts.append(list(sampler))
-            assert torch.equal(torch.get_rng_state(), before)
-            assert len(sampler) == len(parts[-1]) == 5
-        return parts
-
-    first, second = shares(0, 1)
-    assert sorted({*first, *second}) == list(range(9))
-    assert shares(0, 1) == [first, second]
-    assert shares(0, 2) != [first, second] != shares(1, 1)
-
-
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (2, "nccl")])
 def test_processes_join_patiently_and_keep_the_hook_for_errors(monkeypatch, gpus, backend):
     joined = []
