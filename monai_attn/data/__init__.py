@@ -8,12 +8,6 @@ from monai_attn.data.datalist import case_name, case_names, cases, common_root, 
 from monai_attn.data.reader import CaseDataset, CheckingReader, DistributedRandomSampler, check_file
 
 __all__ = [
-    "CaseDataset",
-    "CheckingReader",
-    "DistributedRandomSampler",
-    "case_name",
-    "case_names",
-    "cases",
-    "check_file",
-]
-__all__ += ["common_root", "find_images", "locate", "median_frequency_weights", "training_cases"]
+    "CaseDataset", "CheckingReader", "DistributedRandomSampler", "case_name", "case_names", "cases", "check_file",
+    "common_root", "find_images", "locate", "median_frequency_weights", "training_cases",
+]  # fmt: skip
