@@ -46,8 +46,7 @@ def files_of(image: NdarrayOrTensor, default: str) -> list[str]:
 def fit_channels(image: Any, channels: int | None = None) -> Any:
     """Return a picture (C, x, y) with ``channels``, if its colors stay.
 
-    Indices become colors; where 1 or 3 channels are asked for, alpha is dropped, and gray becomes RGB or the reverse.
-    Other images are returned as they are.
+    Indices become colors. For 1 or 3 channels, alpha is dropped, and gray becomes RGB or the reverse.
     """
     palette = getattr(image, "meta", {}).get(PALETTE)
     if image.ndim != 3 or len(image) == channels != 1:
