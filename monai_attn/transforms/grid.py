@@ -186,8 +186,7 @@ class SafeSpacingd(Spacingd):
     """Resample images of dictionaries that hold more than images.
 
     Since MONAI 1.6.0 ``Spacingd`` takes any entry whose key begins with ``"<key>_"`` for metadata, and fails on the
-    path that MONAI Label puts there; here such entries are hidden. Arguments and results are those of ``Spacingd``.
-    The inverse interpolates along one axis after another, six times as fast as at coordinates for every voxel.
+    path that MONAI Label puts there; here such entries are hidden. The inverse goes axis by axis, six times as fast.
 
     Example:
         >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)
