@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ __all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "first_of", "pr
 __all__ += ["say_left_out", "writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
+_DRAFT = f".partial-{socket.gethostname()}-"  # other hosts may write to the same folder
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -42,8 +44,8 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
     """Write a file atomically: yield a draft, then rename it.
 
     The draft lies in the same folder and has the same extension, so that writers choose the same format. It is synced
-    to the disk and renamed at the end, or removed if the block raises. Drafts left by killed processes are removed next
-    time.
+    to the disk and renamed at the end, or removed if the block raises. Drafts left by killed processes of this host are
+    removed next time.
 
     Args:
         path: the file to make or to replace.
@@ -56,7 +58,7 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
         ``with atomic_write("table.csv") as draft: draft.write_text("case,dice")``
     """
     path = Path(path)
-    draft = path.with_name(f".partial-{os.getpid()}-{path.name}")  # hidden: no search for images finds it
+    draft = path.with_name(f"{_DRAFT}{os.getpid()}-{path.name}")  # hidden: no search for images finds it
     try:
         with writing_to(path, fix):
             _remove_left_drafts(path)
@@ -96,11 +98,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _remove_left_drafts(path: Path) -> None:
-    """Remove drafts of processes that have ended (POSIX only)."""
+    """Remove drafts of this host's processes that have ended (POSIX only)."""
     if os.name != "posix":
         return
-    for draft in path.parent.glob(f".partial-*-{escape(path.name)}"):
-        number = draft.name.removeprefix(".partial-").split("-")[0]
+    for draft in path.parent.glob(f"{_DRAFT}*-{escape(path.name)}"):
+        number = draft.name.removeprefix(_DRAFT).split("-")[0]
         if number.isdecimal() and not _is_running(int(number)):
             draft.unlink(missing_ok=True)
 

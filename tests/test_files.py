@@ -3,6 +3,7 @@ import csv
 import errno
 import io
 import os
+import socket
 import subprocess
 import sys
 
@@ -53,8 +54,10 @@ def test_what_was_there_stays_and_nothing_else_where_writing_fails(tmp_path, err
 def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    others = {f".partial-{os.getppid()}-a.txt", f".partial-{ended.pid}-b.txt", ".partial-x-a.txt"}
-    for name in {*others, f".partial-{ended.pid}-a.txt", f".partial-{10**30}-a.txt"}:
+    draft = f".partial-{socket.gethostname()}"
+    others = {f"{draft}-{os.getppid()}-a.txt", f"{draft}-{ended.pid}-b.txt", f"{draft}-x-a.txt"}
+    others.add(f".partial-other-host-{ended.pid}-a.txt")
+    for name in {*others, f"{draft}-{ended.pid}-a.txt", f"{draft}-{10**30}-a.txt"}:
         (tmp_path / name).write_text("half")
     with atomic_write(tmp_path / "a.txt") as draft:
         draft.write_text("whole")
