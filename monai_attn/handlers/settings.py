@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,15 @@ def _parts(part: Any) -> Iterable[tuple[Any, Any]]:
         return part.items()
     if isinstance(part, (list, tuple)):
         return enumerate(part)
+    if isinstance(part, Set):
+        return enumerate(sorted(part, key=repr))
+    if isinstance(part, CodeType):  # without lines and addresses
+        return enumerate([np.frombuffer(part.co_code, np.uint8), part.co_names, part.co_consts])
+    if isinstance(part, partial):
+        return enumerate([part.func, part.args, part.keywords])
+    if isinstance(part, FunctionType) and "<" in part.__qualname__:  # a lambda, or one made by another function
+        closure = [cell.cell_contents for cell in part.__closure__ or ()]
+        return enumerate([part.__code__, part.__defaults__, part.__kwdefaults__, closure])
     if hasattr(part, "__qualname__"):
         return ()
     own = {key: value for key, value in getattr(part, "__dict__", {}).items() if not key.startswith("_")}
