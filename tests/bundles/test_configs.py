@@ -143,6 +143,8 @@ def test_entries_that_others_take_for_granted_are_so(bundle, name):
     for part in components(load(bundle, name)):
         if part["_target_"] in ("monai_attn.transforms.SafeSaveImaged", "monai_attn.handlers.AttentionMaps"):
             assert part["provenance"] == "@provenance"
+        if part["_target_"].endswith(("Provenance", "AttentionMaps")):
+            assert "@evaluator#inferer" in (part.get("inferer"), *part.get("parts", ()))
 
 
 def test_inference_and_validation_see_what_training_saw(bundle):
