@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from monai.data import partition_dataset
 from monai.transforms import LoadImage
@@ -22,8 +24,8 @@ from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 from monai_attn.files import content_of, first_of, say, say_left_out
 
-__all__ = ["case_name", "case_names", "cases", "common_root", "find_images", "locate", "structure_names"]
-__all__ += ["training_cases"]
+__all__ = ["case_name", "case_names", "cases", "common_root", "find_image", "find_images", "locate"]
+__all__ += ["structure_names", "training_cases"]
 
 _VALIDATION_FRACTION = 0.2
 _SLICE = re.compile(r"(.+)[_-](slice|slc?|frame|z|b)[_-]?[0-9]+", re.IGNORECASE)
@@ -34,6 +36,8 @@ _DATA = (".img", ".raw", ".zraw", ".raw.gz")  # of a header that is a file of it
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
     """Return case names by path, with folders where names repeat.
 
+    Where they still do, as those of ``a_b/t1`` and ``a/b/t1``, a hash of the path below the common folder follows.
+
     Example:
         >>> case_names(["data/a/t1.nii.gz", "data/b/t1.nii.gz"])
         {'data/a/t1.nii.gz': 'a_t1', 'data/b/t1.nii.gz': 'b_t1'}
@@ -42,8 +46,10 @@ def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
     names = [case_name(file) for file in files]
     if len(set(names)) < len(names):
         root = common_root([{"image": file} for file in files])
-        folders = [Path(file).absolute().parent.relative_to(root) for file in files]
-        names = ["_".join([*folder.parts, name]) for folder, name in zip(folders, names)]
+        places = [Path(file).absolute().relative_to(root) for file in files]
+        names = ["_".join([*place.parent.parts, name]) for place, name in zip(places, names)]
+        number = Counter(names)
+        names = [name + f"_{crc32(os.fsencode(place)):08x}" * (number[name] > 1) for place, name in zip(places, names)]
     return dict(zip(files, names))
 
 
@@ -120,13 +126,13 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
             is one image with a file for each channel, such as the modalities of MRI.
 
     Raises:
-        DataError: if there is no image.
+        DataError: if there is no image, or more than one for a channel.
 
     Example:
         ``find_images("my_scans")``, ``find_images(["case_1_t1c.nii.gz", "case_1_flair.nii.gz"])``
     """
     if isinstance(source, (list, tuple)):
-        return [{"image": [find_images(file)[0]["image"] for file in source]}]
+        return [{"image": [find_image(file)["image"] for file in source]}]
     path = Path(str(source)).absolute()
     if not path.exists():
         raise DataError(str(path), "there is no such file or folder", "give an image, a DICOM folder or a data set")
@@ -149,6 +155,22 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
         problem = f"it holds no image ({', '.join(layouts.IMAGE_SUFFIXES)}, DICOM); it holds: {content_of(path)}"
         raise DataError(str(path), problem, "give the folder of the images")
     return [{"image": str(file)} for file in found]
+
+
+def find_image(source: str | Path | Sequence[str | Path]) -> dict[str, Any]:
+    """Find the one image in a source, see :func:`find_images`.
+
+    Raises:
+        DataError: if there is none, or more than one.
+
+    Example:
+        ``find_image("my_scans/series_1")``
+    """
+    image, *others = find_images(source)
+    if others:
+        problem = f"it holds {1 + len(others)} images where one is expected"
+        raise DataError(str(source), problem, "give one of them; `monai-attn segment` takes folders")
+    return image
 
 
 def _find_labels(images: Sequence[Path], root: Path) -> list[Path]:

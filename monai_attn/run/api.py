@@ -136,8 +136,8 @@ def segment(
     Args:
         bundle: see :func:`monai_attn.run.bundles.find_bundle`.
         image: a file, a DICOM folder, a file for each channel, or an array (C, *spatial) or (*spatial) in RAS order.
-        spacing: voxel sizes of an array in mm; by default 1.
-        affine: affine of an array, instead of ``spacing``.
+        spacing: voxel sizes of an array in mm; by default those of a ``MetaTensor``, else 1.
+        affine: affine of an array, instead of ``spacing``; by default that of a ``MetaTensor``.
         attention: whether to return the attention maps too.
         checkpoint: see :func:`load`.
         device: see :func:`load`.
@@ -157,25 +157,27 @@ def segment(
     from monai.data import list_data_collate
     from monai.transforms import Compose
 
-    from monai_attn.data.datalist import find_images
+    from monai_attn.data.datalist import find_image
     from monai_attn.run.workflow import components
 
     parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
-    network, before, after, inferer, evaluator_amp = (
+    network, before, after, inferer, amp = (
         parser.get_parsed_content(name)
         for name in ("network", "preprocessing", "postprocessing", "evaluator#inferer", "amp")
     )
     if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
-        case = before(find_images(image)[0])
+        case = before(find_image(image))
     else:
         case = Compose(before.transforms[1:])({"image": _as_image(image, spacing, affine, before.transforms)})
-    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=evaluator_amp):
+    with torch.no_grad(), torch.autocast("cuda", enabled=amp):
         case["pred"] = inferer(list_data_collate([case])["image"].to(device), network)[0].float()
     steps = [step for step in after.transforms if "SaveImage" not in type(step).__name__]
     mask = Compose(steps)(case)["pred"]
     if not attention:
         return mask
-    return mask, components(parser, ["monai_attn.handlers.AttentionMaps"])[0].compute(case["image"])
+    maps = components(parser, ["monai_attn.handlers.AttentionMaps"])[0]
+    maps.amp = amp  # as if attached to the evaluator
+    return mask, maps.compute(case["image"])
 
 
 def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | None = None, **options: Any) -> None:
@@ -253,6 +255,7 @@ def _parsed(bundle: str | Path, checkpoint: str | Path | None, device: str, opti
 
 def _as_image(image: Any, spacing: Sequence[float] | None, affine: Any, preprocessing: Sequence[Any]) -> MetaTensor:
     """Return an array as MetaTensor (C, *spatial)."""
+    import numpy as np
     import torch
     from monai.data import MetaTensor
 
@@ -260,8 +263,10 @@ def _as_image(image: Any, spacing: Sequence[float] | None, affine: Any, preproce
     if image.ndim not in (dims, dims + 1):
         problem = f"it has {image.ndim} dimensions, expected {dims}, or {dims + 1} with channels first"
         raise DataError("the array", problem, "give (*spatial) or (C, *spatial)")
-    if affine is None:
-        affine = torch.eye(4, dtype=torch.float64)
-        affine[range(dims), range(dims)] = torch.tensor(spacing or [1.0] * dims, dtype=torch.float64)
+    if isinstance(image, np.ndarray):
+        image = np.ascontiguousarray(image, dtype=np.float32)  # else torch refuses strides and byte orders
+    if affine is None and not (spacing is None and isinstance(image, MetaTensor)):
+        affine = np.eye(4)
+        affine[range(dims), range(dims)] = 1.0 if spacing is None else spacing
     values = torch.as_tensor(image, dtype=torch.float32)
-    return MetaTensor(values if image.ndim > dims else values[None], affine=torch.as_tensor(affine))
+    return MetaTensor(values if image.ndim > dims else values[None], affine=affine)

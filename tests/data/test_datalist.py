@@ -51,6 +51,11 @@ def test_the_name_of_a_case_is_the_file_name_without_its_ending_and_with_its_fol
     assert [case_name(path) for path in paths] == ["a.b.c", "scan", "y", "notes.txt", "series", "scan"]
     assert case_names(["/d/a/t1.nii", "/d/t2.nii"]) == {"/d/a/t1.nii": "t1", "/d/t2.nii": "t2"}
     assert case_names(["/d/a/t1.nii", "/d/b/t1.nii.gz"]) == {"/d/a/t1.nii": "a_t1", "/d/b/t1.nii.gz": "b_t1"}
+    paths = ["/d/a/b/t.nii.gz", "/d/a_b/t.nii.gz", "/d/c/t.nii", "/d/c/t.nii.gz", "/d/t.nii"]
+    names = case_names(paths)
+    assert len({*names.values()}) == len(paths)
+    assert names == case_names(paths[::-1])
+    assert (names["/d/a_b/t.nii.gz"], names["/d/t.nii"]) == ("a_b_t_54eb4649", "t")
 
 
 @pytest.mark.parametrize("folders", [("images", "labels"), ("imagesTr", "labelsTr")])
@@ -186,6 +191,7 @@ def test_images_are_found_in_order_at_any_depth_and_a_series_is_one(tmp_path):
         assert find_images(tmp_path / one) == [{"image": str(tmp_path / one)}]
     channels = [tmp_path / "b.nii.gz", tmp_path / "p1/day/1/a.PNG"]
     assert find_images(channels) == [{"image": [str(path) for path in channels]}]
+    assert refused("it holds 3 images where one is expected", find_images, [tmp_path, tmp_path]) == str(tmp_path)
 
 
 def test_the_common_root_is_the_deepest_folder_above_all_images(monkeypatch, tmp_path):

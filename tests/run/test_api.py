@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
@@ -13,11 +14,13 @@ import pydicom
 import pytest
 import torch
 from monai.bundle import download, run
+from monai.transforms import LoadImage
 
 import monai_attn
 from monai_attn.cli import main
 from monai_attn.data import cases
 from monai_attn.errors import ConfigError, DataError
+from monai_attn.inferers import BF16Inferer
 from monai_attn.run.api import import_monai
 from monai_attn.run.bundles import config_files, copy_bundle, find_bundle, named_bundles, read_entries
 from monai_attn.transforms import provenance_of
@@ -42,9 +45,14 @@ def test_a_bundle_is_found_by_its_folder_its_name_or_a_part_of_it():
         config_files(find_bundle("kits_ct"), "train", ["official"])
 
 
-def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan, tmp_path):
+def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan, tmp_path, capsys):
     mask, maps = monai_attn.segment(BUNDLE, scan, attention=True)
-    assert main(["segment", BUNDLE, scan, "-o", str(tmp_path), "--attention"]) == 0
+    command = ["segment", BUNDLE, scan, "-o", str(tmp_path), "--attention"]
+    assert main(command) == 0
+    for option in ("--amp", "--bf16"):  # which the results depend on
+        other = not (torch.cuda.is_available() if option == "--amp" else BF16Inferer().enabled)
+        assert main([*command, option, str(other)]) == 2
+        assert "another configuration" in capsys.readouterr().err
     (written,) = tmp_path.glob("*_seg.nii.gz")
     image = nibabel.load(written)
     assert mask.dtype == torch.uint8
@@ -56,9 +64,23 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     ras = nibabel.as_closest_canonical(nibabel.load(scan))
     same = monai_attn.segment(BUNDLE, ras.get_fdata(), affine=ras.affine)
     assert np.array_equal(same[0], nibabel.as_closest_canonical(image).dataobj)
-    assert monai_attn.segment(BUNDLE, ras.get_fdata()[None], spacing=(1, 1, 1)).shape == same.shape
+    swapped = np.flip(np.flip(ras.get_fdata(), 0).astype(">f4"), 0)[None]  # bytes and strides that torch refuses
+    assert np.array_equal(monai_attn.segment(BUNDLE, swapped, spacing=np.ones(3)), same)
+    own = monai_attn.segment(BUNDLE, LoadImage(ensure_channel_first=True)(scan))
+    assert np.array_equal(own, mask)
+    assert np.allclose(own.affine, image.affine)
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
         monai_attn.segment(BUNDLE, np.zeros((8, 8)))
+    with pytest.raises(DataError, match="images where one is expected"):
+        monai_attn.segment(BUNDLE, Path(scan).parent)
+
+
+def test_segment_computes_in_the_precision_of_the_command_and_so_do_the_maps(scan, monkeypatch):
+    enabled, autocast = [], torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: enabled.append((*a, k["enabled"])) or autocast(*a, **k))
+    with pytest.warns(UserWarning, match="CUDA is not available") if not torch.cuda.is_available() else nullcontext():
+        monai_attn.segment(BUNDLE, scan, attention=True, amp=True, bf16=False)
+    assert enabled == [("cuda", True)] * 2
 
 
 def test_a_dicom_seg_of_a_series_is_one_of_its_results_and_refused_for_another_format(
