@@ -32,9 +32,8 @@ _NAMES = {"weights": "another checkpoint", "config": "another configuration", "i
 class Provenance:
     """Return a line with hashes of weights, settings and image.
 
-    It fits into the header of a result, to tell whether the result is up to date. The ``parts`` are network, inferer,
-    transforms and precision (``monai_attn.handlers.settings.describe``); :class:`FinishedCases` adds the
-    post-processing.
+    It fits into the header of a result, to tell whether that is up to date. The ``parts`` are network, transforms,
+    inferer and precision (``monai_attn.handlers.settings.describe``); :class:`FinishedCases` adds the post-processing.
 
     Example:
         ``Provenance("models/model.pt", [network, preprocessing])("scan.nii.gz")`` is
