@@ -10,15 +10,15 @@ import argparse
 import difflib
 import glob
 import inspect
-import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn
 
 import monai_attn
-from monai_attn.errors import ConfigError, DataError
+from monai_attn.errors import CasesError, ConfigError, DataError
 from monai_attn.files import print_any_name
 from monai_attn.run import api, bundles
 from monai_attn.run.options import parse_options, read_options
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if others and not arguments.takes_options:
             raise ConfigError(others[0], f"`monai-attn {arguments.command}` has no such option", "see its --help")
         arguments.options = read_options(others)
+        if "" in (argv if argv is not None else sys.argv[1:]):
+            raise ConfigError("an empty argument", "it would mean the current folder", "is a variable not set?")
         if "bundle" in arguments:
             arguments.bundle = bundles.find_bundle(arguments.bundle)
         arguments.run(arguments)
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(_phantom, output="folder to make")
     add("--cases", type=int, default=20, metavar="N", help="number of images (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the images (default: %(default)s)")
-    add = command(_prepare, _data_sets(), output="folder to make, which refers to the download")
+    add = command(_prepare, bundles.data_sets(), output="folder to make, which refers to the download")
     add("downloaded", help="folder of the unpacked download")
     text = "files with the names of cases, one a line: training, validation, test, or any other word to leave them out"
     add("--split", nargs="+", default=[], metavar="SECTION=FILE", help=text)
@@ -187,17 +189,23 @@ def _segment(arguments: argparse.Namespace) -> None:
     """
     if not arguments.input and not arguments.table:
         raise ConfigError("the input", "there is none", "give an image, a folder, or the files of the channels")
+    failed = None
     if arguments.input:
         inputs = [path for word in arguments.input for path in (sorted(glob.glob(word)) or [word])]
         _check_there(*inputs)
         own = {"output_dir": arguments.out, "save_attention": arguments.attention, "dicom_seg": arguments.dicom_seg}
         checkpoint = bundles.own_weights(arguments.bundle, arguments.checkpoint)
         files, options = _prepared(arguments, "inference", **own, checkpoint=checkpoint)
-        _run(arguments, files, api.with_images(files, options, inputs, arguments.shard))
-    if arguments.table and not arguments.show:
+        try:
+            _run(arguments, files, api.with_images(files, options, inputs, arguments.shard))
+        except CasesError as error:
+            failed = error
+    if arguments.table and not arguments.show and (failed is None or failed.finished):
         from monai_attn.run.report import write_table
 
         write_table(arguments.out, arguments.table)
+    if failed is not None:
+        raise failed
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -250,16 +258,6 @@ def _phantom(arguments: argparse.Namespace) -> None:
 
     folder = make_phantom(name := arguments.bundle.name, arguments.out, cases=arguments.cases, seed=arguments.seed)
     print(f"{arguments.cases} made-up cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
-
-
-def _data_sets() -> str:
-    """Return the data sets of the bundles as lines of a help text."""
-    table = json.loads((Path(__file__).parent / "data/sources.json").read_text(encoding="utf-8"))
-    texts = {
-        name: found if isinstance(found, str) else " or ".join(s["name"] for s in found)
-        for name, found in table.items()
-    }
-    return "\ndata sets:\n" + "".join(f"  {name}: {text}\n" for name, text in texts.items())
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

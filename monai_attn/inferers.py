@@ -39,6 +39,8 @@ class BF16Inferer(Inferer):
 
     def __init__(self, inferer: Inferer | None = None, enabled: bool | None = None) -> None:
         super().__init__()
+        if enabled not in (True, False, None):
+            raise ValueError(f"enabled must be True, False or None, got {enabled!r}.")
         self.inferer = inferer or SimpleInferer()
         cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         self.enabled = bool(cpu.get("amx_bf16")) if enabled is None else enabled

@@ -12,6 +12,7 @@ import pytest
 from monai_attn import cli
 from monai_attn.cli import main
 from monai_attn.data.phantom import make_phantom
+from monai_attn.errors import CasesError, Failure
 
 from .conftest import Terminal
 
@@ -75,6 +76,8 @@ def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp
         (["check"], "required: bundle"),
         (["segment", BUNDLE, "-o", "a"], "give an image"),
         (["segment", BUNDLE, "nowhere", "-o", "a"], "no such file or folder"),
+        (["segment", BUNDLE, "", "-o", "a"], "is a variable not set?"),
+        (["export", BUNDLE, "nowhere/model.onnx"], "there is no such folder"),
         (["train", BUNDLE, "-d", "nowhere", "-o", "a"], "no such file or folder"),
         (["train", BUNDLE, "-d", ".", "-o", "a", "--epoch", "3"], "did you mean --epochs?"),
         (["train", BUNDLE, "-d", ".", "-o", "a", "--config", "official"], "it has baselines"),
@@ -181,4 +184,18 @@ def test_stopping_a_command_shows_no_trace(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("monai_attn.data.phantom.make_phantom", stop)
     assert main(["phantom", BUNDLE, "--out", str(tmp_path / "p")]) == 130
-    assert capsys.readouterr().err == "monai-attn: stopped by the user\n"
+    monkeypatch.delitem(sys.modules, "monai_attn.run.session")  # as while it is imported
+    assert main(["phantom", BUNDLE, "--out", str(tmp_path / "p")]) == 130
+    assert "monai_attn.run.session" not in sys.modules
+    assert capsys.readouterr().err == "monai-attn: stopped by the user\n" * 2
+
+
+def test_the_table_is_written_also_if_a_case_has_no_result(tmp_path, monkeypatch):
+    def run(*_):
+        raise CasesError([Failure("a.nii", "it is empty", "copy it again")], finished=1)
+
+    written = []
+    monkeypatch.setattr("monai_attn.run.api.run_bundle", run)
+    monkeypatch.setattr("monai_attn.run.report.write_table", lambda *places: written.append(places))
+    assert main(["segment", BUNDLE, str(tmp_path), "-o", "out", "--table", "volumes.csv"]) == 3
+    assert written == [("out", "volumes.csv")]

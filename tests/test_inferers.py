@@ -169,6 +169,7 @@ def test_the_margins_are_found_in_a_network_wrapped_for_several_devices(tmp_path
     ("call", "message"),
     [
         (lambda: SliceBatchInferer(batch_size=0), "expected batch_size >= 1 .* got 0"),
+        (lambda: BF16Inferer(enabled="no"), "must be True, False or None, got 'no'"),
         (lambda: SliceBatchInferer(spatial_dim=-1), "spatial_dim 0, 1 or 2, got 16, -1"),
         (lambda: SliceBatchInferer()(torch.rand(1, 1, 4, 5), nn.Identity()), r"\(B, C, H, W, D\).*\(1, 1, 4, 5\)"),
         (lambda: HaloInferer(8)(torch.rand(1, 2, 20, 17), afnet(0).train()), r"training mode.*eval\(\)"),

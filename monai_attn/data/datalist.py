@@ -19,6 +19,7 @@ from monai.utils import ensure_tuple
 
 from monai_attn.data import layouts
 from monai_attn.data.dicom import is_dicom
+from monai_attn.data.formats import is_result
 from monai_attn.data.layouts import Sections, case_name, read_sections
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
@@ -143,7 +144,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
         return [{"image": str(path)}]
     images = _walk(path)
     labels = _find_labels(images, path)
-    say_left_out(path, labels, "labels")
+    say_left_out(path, labels, "labels or results")
     found = [image for image in images if image not in {*labels}]
     with suppress(DataError):
         joined = [{"image": item["image"]} for items in layouts.case_folders(path, images).values() for item in items]
@@ -174,11 +175,14 @@ def find_image(source: str | Path | Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _find_labels(images: Sequence[Path], root: Path) -> list[Path]:
-    """Return those of the images that are labels, by their names or folders."""
+    """Return those of the images that are labels, by their names or folders, or written by a segmentation."""
+    masks = [str(path) for path in images if "_seg." in path.name and is_result(path)]
+    ours = tuple(mask.rpartition("_seg.")[0] + kind for mask in masks for kind in ("_seg.", "_overlay.", "_attention"))
+    results = {path for path in images if str(path).startswith(ours)}
     named = {path for path in images if layouts.LABEL.fullmatch(case_name(path))}
-    beside = {path.parent for path in images if path not in named}
+    beside = {path.parent for path in images if path not in named | results}
     within = {path for path in images if any(map(_LABEL_FOLDER.fullmatch, path.relative_to(root).parts[:-1]))}
-    return [path for path in images if path in within or (path in named and path.parent in beside)]
+    return [path for path in images if path in within | results or (path in named and path.parent in beside)]
 
 
 def _walk(root: Path) -> list[Path]:
@@ -209,7 +213,8 @@ def _walk(root: Path) -> list[Path]:
 
 def _is_slice(path: Path) -> bool:
     with suppress(OSError):  # a link that leads nowhere
-        return (is_dicom(path) and path.name != "DICOMDIR") or path.name.lower().endswith((".dcm", ".ima"))
+        is_other = path.name == "DICOMDIR" or path.name.endswith("_seg.dcm")  # a result
+        return not is_other and (is_dicom(path) or path.name.lower().endswith((".dcm", ".ima")))
     return False
 
 

@@ -264,4 +264,4 @@ def _check_places(path: Path, frames: np.ndarray) -> None:
         problem = f"the slices at {below:.2f} and {above:.2f} mm are {step:.2f} mm apart"
     more = f" (and {len(odd) - 1} more such places)" if len(odd) > 1 else ""
     problem = f"its slices are not evenly spaced, every {usual:.2f} mm: {problem}{more}"
-    raise DataError(str(path), problem, "export the series again, or take the odd slices away")
+    raise DataError(str(path), problem, "export the series again, or remove the odd slices")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check NIfTI files and compressed voxels, and describe affines."""
+"""Check NIfTI files and compressed voxels, describe affines, and read the provenance of results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import re
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import itk
 import nibabel
 import numpy as np
+import pydicom
+from monai.utils import optional_import
 
 from monai_attn.errors import DataError
 
 __all__ = ["NIFTI_SUFFIXES", "check_nifti", "check_stream", "correct_affine", "describe_affine", "forms_like"]
-__all__ += ["read_header"]
+__all__ += ["PROVENANCE", "is_result", "provenance_of", "read_header"]
+
+PILImage, _ = optional_import("PIL.Image")
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _HEADED = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -31,6 +35,11 @@ _HEADER_END = re.compile(rb"^ElementDataFile[^\n]*\n|\n\r?\n", re.MULTILINE)
 _ANY_ZLIB = zlib.MAX_WBITS | 32
 _MM = {1: 1000.0, 3: 0.001}  # in a meter and a micrometer, by their codes in xyzt_units
 _AGAIN = "copy, download or export it again"
+PROVENANCE = "monai_attn weights="  # how the provenance of a result begins
+_NOT_OURS = (
+    OSError, EOFError, AttributeError, pydicom.errors.InvalidDicomError, nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)  # fmt: skip
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -234,3 +243,28 @@ def _memory() -> float:
 
 def _quote(begin: bytes) -> str:
     return repr(begin[:16])[1:]
+
+
+def provenance_of(path: str | Path) -> str:
+    """Return the provenance saved in a file, if any.
+
+    Example:
+        ``provenance_of("out/case_1_seg.nii.gz")``
+    """
+    try:
+        if str(path).endswith(".png"):
+            with PILImage.open(path) as image:
+                return image.info.get("Description", "")
+        if str(path).endswith(".dcm"):
+            segment = pydicom.dcmread(path, stop_before_pixels=True).SegmentSequence[0]
+            parameters = segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+            return parameters.removeprefix("provenance=")
+        header: Any = nibabel.load(path).header
+        return header["descrip"].item().decode(errors="replace") if "descrip" in header else ""
+    except _NOT_OURS:
+        return ""
+
+
+def is_result(path: str | Path) -> bool:
+    """Return whether a segmentation has written a file."""
+    return provenance_of(path).startswith(PROVENANCE)

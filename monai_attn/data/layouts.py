@@ -57,6 +57,8 @@ def is_image(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
 
 def read_sections(folder: Path) -> Sections:
     """Read the cases of a data set by section, before holding any out."""
+    if folder.name in LISTINGS:
+        raise DataError(str(folder), "it is the list of a data set", f"give its folder, {folder.parent}")
     listing = next((folder / name for name in LISTINGS if (folder / name).is_file()), None)
     content = {} if listing is None else read_listing(listing)
     sections = {} if listing is None else _listed(content, listing)

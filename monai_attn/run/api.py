@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_attn.errors import ConfigError, DataError, InputError
+from monai_attn.errors import ConfigError, DataError, InputError, root_cause
 from monai_attn.run.bundles import config_files, find_bundle, own_weights, read_entries
 
 if TYPE_CHECKING:
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 __all__ = ["export", "import_monai", "load", "report", "run_bundle", "segment", "with_images"]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise what the user can fix without MONAI's errors around it."""
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise
 
 
 def import_monai() -> None:
@@ -58,6 +70,9 @@ def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
 
 def report(error: BaseException) -> int:
     """Print an error as short as it can be; return the exit code."""
+    if isinstance(error, KeyboardInterrupt) and "monai_attn.run.session" not in sys.modules:  # still imports
+        print("monai-attn: stopped by the user", file=sys.stderr)
+        return 130
     if isinstance(error, InputError) and "torch" not in sys.modules:  # answered at once
         print(f"monai-attn: {error}", file=sys.stderr)
         return 2
@@ -99,6 +114,7 @@ def with_images(
     return {**options, **added}
 
 
+@_plain_errors()
 def load(
     bundle: str | Path, *, checkpoint: str | Path | None = None, device: str = "cpu", **options: Any
 ) -> torch.nn.Module:
@@ -120,6 +136,7 @@ def load(
     return _parsed(bundle, checkpoint, device, options).get_parsed_content("network")
 
 
+@_plain_errors()
 def segment(
     bundle: str | Path,
     image: str | Path | Sequence[str | Path] | np.ndarray | torch.Tensor,
@@ -180,6 +197,7 @@ def segment(
     return mask, maps.compute(case["image"])
 
 
+@_plain_errors()
 def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | None = None, **options: Any) -> None:
     """Export the network of a bundle.
 
@@ -195,15 +213,17 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
     Example:
         ``export("hippocampus_mri_scse", "model.onnx")``
     """
+    folder, ending = find_bundle(bundle), Path(file).suffix
+    metadata = folder / "configs" / "metadata.json"
+    if ending not in (".ts", ".onnx", ".pt2"):
+        raise ConfigError(str(file), "it has none of the endings .ts, .onnx, .pt2", "give one of these")
+    if not Path(file).absolute().parent.is_dir():
+        raise ConfigError(str(file), "there is no such folder", "make it, or give another file")
     import torch
     from monai.bundle import ckpt_export
 
     from monai_attn.run.workflow import with_model
 
-    folder, ending = find_bundle(bundle), Path(file).suffix
-    metadata = folder / "configs" / "metadata.json"
-    if ending not in (".ts", ".onnx", ".pt2"):
-        raise ConfigError(str(file), "it has none of the endings .ts, .onnx, .pt2", "give one of these")
     weights = own_weights(folder, checkpoint)
     if ending == ".ts":  # with the configurations, for others
         files = [str(path) for path in config_files(folder, "inference")]

@@ -18,8 +18,8 @@ from monai_attn.errors import ConfigError, DataError
 from monai_attn.run.options import set_entry
 
 __all__ = [
-    "config_files", "copy_bundle", "describe", "find_bundle", "named_bundles", "named_configs", "own_weights",
-    "read_entries", "show_command", "table",
+    "config_files", "copy_bundle", "data_sets", "describe", "find_bundle", "named_bundles", "named_configs",
+    "own_weights", "read_entries", "show_command", "table",
 ]  # fmt: skip
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -199,3 +199,10 @@ def describe(folder: Path, checkpoint: str | Path | None = None) -> list[str]:
     model = json.loads(path.read_text("utf-8")) if (path := weights.with_name("model.json")).is_file() else {}
     lines += ["", f"The training of {weights}"] * bool(model)
     return lines + [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in model.items()]
+
+
+def data_sets() -> str:
+    """Return the data sets of the bundles as lines of a help text."""
+    table = json.loads((Path(__file__).parents[1] / "data/sources.json").read_text(encoding="utf-8"))
+    names = {key: [found] if isinstance(found, str) else [s["name"] for s in found] for key, found in table.items()}
+    return "\ndata sets:\n" + "".join(f"  {key}: {' or '.join(texts)}\n" for key, texts in names.items())

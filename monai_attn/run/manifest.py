@@ -26,7 +26,7 @@ from monai.utils import ensure_tuple
 
 import monai_attn
 from monai_attn.data.layouts import LISTINGS
-from monai_attn.errors import CasesError, DataError, InputError
+from monai_attn.errors import CasesError, DataError, InputError, root_cause
 from monai_attn.files import atomic_write, writing_to
 from monai_attn.handlers.checkpoint import BEST
 from monai_attn.handlers.metrics import by_structure
@@ -93,6 +93,7 @@ class RunManifest:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         if self.evaluator is None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.report)
         else:
@@ -104,7 +105,7 @@ class RunManifest:
         self.begun, self.worked = time.perf_counter(), time.process_time()
         packages = {**get_config_values(), **get_optional_config_values()}
         self.content = {
-            "state": "running",
+            "state": "starting",
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seed": self.seed,
@@ -119,8 +120,12 @@ class RunManifest:
             "revision": _git_revision(),
         }
         self.report.begin(engine)
-        self._write()
         _PROGRESS.info("\n".join(_introduction(self, engine)))
+
+    def _begin(self) -> None:
+        if self.content["state"] == "starting":  # what is refused until here leaves the manifest of an earlier run
+            self.content["state"] = "running"
+            self._write()
 
     def _finish(self, engine: Engine) -> None:
         measured: Any = (self.evaluator or engine).state
@@ -132,7 +137,7 @@ class RunManifest:
         }
         if self.evaluator is not None and measured.best_metric_epoch > 0:
             self.content["best"] = float(measured.best_metric)
-        failed = self._account(engine)
+        failed = _account(self.content, engine)
         self._write()
         if self.evaluator is None:
             self.report.write(last=True)
@@ -140,26 +145,9 @@ class RunManifest:
         if failed is not None and idist.get_rank() == 0:  # one list is enough
             raise failed
 
-    def _account(self, engine: Engine) -> CasesError | None:
-        """Record an inference's cases; return the error, if any."""
-        state: Any = engine.state
-        before = getattr(getattr(state.dataloader, "dataset", None), "finished", None)
-        if before is None and not hasattr(state, "failures"):
-            return None
-        failures = gather(getattr(state, "failures", []))
-        segmented = sum(gather([getattr(state, "segmented", state.iteration - len(failures))]))
-        self.content["cases"] = {
-            "finished before": before,
-            "segmented": segmented,
-            "failed": [failure._asdict() for failure in failures],
-        }
-        if not failures:
-            return None
-        self.content["state"] = "incomplete"
-        return CasesError(failures, (before or 0) + segmented)
-
     def _fail(self, _engine: Engine, error: BaseException) -> None:
-        if self.content.get("state") == "running":
+        started = not isinstance(root_cause(error), InputError) or not self.path.exists()
+        if self.content.get("state") == "running" or (self.content.get("state") == "starting" and started):
             self.content["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(InputError):  # on a full disk, say, which is what the error is about
                 self._write()
@@ -172,6 +160,25 @@ class RunManifest:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as draft:
             draft.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def _account(content: dict[str, Any], engine: Engine) -> CasesError | None:
+    """Record an inference's cases; return the error, if any."""
+    state: Any = engine.state
+    before = getattr(getattr(state.dataloader, "dataset", None), "finished", None)
+    if before is None and not hasattr(state, "failures"):
+        return None
+    failures = gather(getattr(state, "failures", []))
+    segmented = sum(gather([getattr(state, "segmented", state.iteration - len(failures))]))
+    content["cases"] = {
+        "finished before": before,
+        "segmented": segmented,
+        "failed": [failure._asdict() for failure in failures],
+    }
+    if not failures:
+        return None
+    content["state"] = "incomplete"
+    return CasesError(failures, (before or 0) + segmented)
 
 
 def _warn_of_absent(engine: Any, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from html import escape
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from statistics import median
 from string import Template
@@ -31,6 +32,7 @@ from monai_attn.files import atomic_write, csv_cell, print_any_name
 from monai_attn.handlers.metrics import by_structure
 from monai_attn.handlers.pictures import names_of
 from monai_attn.metrics import measure
+from monai_attn.transforms.grid import files_of
 
 __all__ = ["CaseReport", "read_cases", "tidy_screen", "write_page", "write_table"]
 
@@ -95,10 +97,13 @@ class CaseReport:
         self.class_names, self.structures = class_names, structures
         self.failures: list[Failure] = []
         self.written = self.cost = 0.0
+        self.said = MemoryHandler(sys.maxsize)
+        self.said.addFilter(lambda record: record.levelno == logging.WARNING and record.name != _PROGRESS.name)
 
     def begin(self, engine: Engine) -> None:
         """Start the clock, and forget the scores of an earlier evaluation."""
         self.names, self.last = names_of(engine), time.perf_counter()
+        logging.getLogger("monai_attn").addHandler(self.said)
         if idist.get_rank() == 0:
             for path in self.output_dir.glob("scores/*.json"):
                 path.unlink()
@@ -109,10 +114,11 @@ class CaseReport:
         begun, self.last = self.last, time.perf_counter()
         for case in state.output if isinstance(state.output, list) else ():
             record = {**self._record(case, state), "seconds": round(self.last - begun, 2)}
+            warnings = record["warnings"]
+            record["warnings"] = [*warnings, *self._said_of(case[CommonKeys.PRED])]  # which the screen has shown
             _save(self.output_dir / ("cases" if "mask" in record else "scores"), record)
             values = [f"{name} {value:,} {record['unit']}".strip() for name, value in record["values"].items()]
             line = ", ".join([f"{record['case']}: {record['seconds']:.1f} s", *values])
-            warnings = record["warnings"]
             _PROGRESS.log(logging.WARNING if warnings else logging.INFO, "; warning: ".join([line, *warnings]))
         for failure in getattr(state, "failures", [])[len(self.failures) :]:
             self.failures.append(failure)
@@ -132,12 +138,20 @@ class CaseReport:
             measured["unit"] = "Dice" if "dice" in state.key_metric_name else ""
         return {"case": self.names.get(path, case_name(path)), **measured}
 
+    def _said_of(self, image: Any) -> list[str]:
+        """Return the warnings of an image's files so far."""
+        messages = dict.fromkeys(record.getMessage() for record in self.said.buffer)
+        parts = [(message, file) for message in messages for file in files_of(image, "") if message.startswith(file)]
+        return [message.removeprefix(file).removeprefix(": ") for message, file in parts if file]
+
     def write(self, last: bool = False) -> None:
         """Write the page, if there are several cases.
 
         Until the ``last`` time it is left out where it would take more than 2 % of the time.
         """
         begun = time.perf_counter()
+        if last:
+            logging.getLogger("monai_attn").removeHandler(self.said)
         if idist.get_rank() > 0 or (not last and begun - self.written < 50 * self.cost):
             return
         records = list(map(_load, sorted(self.output_dir.glob("scores/*.json"))))

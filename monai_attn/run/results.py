@@ -17,12 +17,13 @@ from monai.utils import ensure_tuple
 from torch.jit import ScriptModule
 
 from monai_attn.data import case_name, common_root
+from monai_attn.data.formats import PROVENANCE, is_result, provenance_of
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
 from monai_attn.handlers.settings import describe, digest
 from monai_attn.run.manifest import file_hash, image_hash
 from monai_attn.run.session import gather, share
-from monai_attn.transforms import SafeSaveImage, SafeSaveImaged, provenance_of
+from monai_attn.transforms import SafeSaveImage, SafeSaveImaged
 
 __all__ = ["FinishedCases", "Provenance"]
 
@@ -39,8 +40,6 @@ class Provenance:
         ``Provenance("models/model.pt", [network, preprocessing])("scan.nii.gz")`` is
         ``"monai_attn weights=… config=… image=…"``.
     """
-
-    start = "monai_attn weights="
 
     def __init__(self, checkpoint: str, parts: Sequence[Any] = ()) -> None:
         self.checkpoint = checkpoint
@@ -61,12 +60,12 @@ class Provenance:
     def __call__(self, image: str) -> str:
         """Return the line for an image file or DICOM folder."""
         scan = image_hash(self.images.get(image, (image,)))
-        return f"{self.start}{self.weights[:12]} config={self.configuration[:12]} image={scan[:12]}"
+        return f"{PROVENANCE}{self.weights[:12]} config={self.configuration[:12]} image={scan[:12]}"
 
-    @classmethod
-    def difference(cls, found: str, expected: str) -> str:
+    @staticmethod
+    def difference(found: str, expected: str) -> str:
         """Return how two lines differ, as text."""
-        if not found.startswith(cls.start):
+        if not found.startswith(PROVENANCE):
             return "nothing says what made it"
         parts = [dict(field.split("=") for field in line.split()[1:]) for line in (found, expected)]
         names = [words for name, words in _NAMES.items() if parts[0].get(name) != parts[1].get(name)]
@@ -150,9 +149,8 @@ class FinishedCases:
             if path in owners:
                 raise DataError(image, f"its result would replace that of {owners[path]}", "rename one of them")
             owners[path] = image
-            inside = Path(image).is_relative_to(Path(saver.output_dir).absolute())
-            if inside and provenance_of(image).startswith(Provenance.start):
-                raise DataError(image, "it is a result of an earlier run", "give an output_dir outside of the input")
+            if is_result(image):
+                raise DataError(image, "it is a result of an earlier run", "leave it out")
 
     def _is_there(self, image: str, saver: SafeSaveImage) -> bool:
         path = saver.path_of(image)

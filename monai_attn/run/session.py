@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -289,6 +290,10 @@ def summarize(error: BaseException) -> tuple[str, int]:
     if isinstance(cause, CasesError):
         expected = all(failure.expected for failure in cause.failures)
         return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if expected else EXIT_FAILURE
+    component = re.match(r"Failed to instantiate component '([\w.]+)'", str(error))
+    if component and isinstance(cause, ValueError):
+        problem = shorten(str(cause), 300)
+        return str(ConfigError(component[1], problem, "correct the option that sets it")), EXIT_BAD_INPUT
     lines = [line for part in (cause, error) for line in str(part).strip().splitlines()[:1]]
     context = f"\n  in: {shorten(lines[1], 150)}" if cause is not error and len(lines) > 1 else ""
     return f"{type(cause).__name__}: {lines[0] if lines else ''}{context}", EXIT_FAILURE

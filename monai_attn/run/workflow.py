@@ -22,7 +22,7 @@ from monai_attn.data.datalist import cases, find_images
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.checkpoint import BEST, DESCRIPTION
 from monai_attn.handlers.resume import resumed
-from monai_attn.run.bundles import find_bundle, named_configs
+from monai_attn.run.bundles import find_bundle, named_bundles, named_configs
 from monai_attn.run.checks import check_overrides, remember, shaping
 from monai_attn.run.options import parts_of
 from monai_attn.run.session import start
@@ -66,6 +66,7 @@ def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list
     path, folder, present = Path(checkpoint).parent / DESCRIPTION, Path(files[0]).parent, [Path(f).stem for f in files]
     if not checkpoint or not path.is_file():
         return list(files), check_overrides(files, overrides)
+    model = None
     try:
         model = json.loads(path.read_text("utf-8"))
         more, trained = list(model.get("configs", ())), model.get("options")
@@ -73,6 +74,9 @@ def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list
         is_ours = is_ours and {parts_of(key)[0] for key in trained or ()} <= shaping(folder, more)
     except (OSError, ValueError, TypeError, AttributeError):
         is_ours = False
+    known, other = named_bundles(), model.get("bundle") if isinstance(model, dict) else ""
+    if other in known and known.get(folder.parent.name) == folder.parent and other != folder.parent.name:
+        raise DataError(checkpoint, f"it is of a training of {other}", f"give weights of {folder.parent.name}")
     if not is_ours:
         fix = "remove it, and give the options of the training by hand"
         raise DataError(str(path), "it is not of a training of this bundle", fix)

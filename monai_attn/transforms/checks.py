@@ -130,7 +130,7 @@ class CheckImaged(MapTransform):
             if count == good.numel():
                 raise DataError(name, problem, "export the image again")
             if count and self.nonfinite == "error":
-                fix = 'repair the image; inference takes such voxels as 0 if nonfinite is "zero"'
+                fix = "repair the image; in inference, --nonfinite zero takes such voxels as 0"
                 raise DataError(name, problem, fix)
             if count:
                 _LOGGER.warning("%s: %s; taken as 0", name, problem)

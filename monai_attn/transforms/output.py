@@ -19,8 +19,8 @@ from monai.data.utils import create_file_basename, to_affine_nd
 from monai.transforms import SaveImage, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_numpy, get_equivalent_dtype, optional_import
 
-from monai_attn.data.dicom import is_dicom, pydicom, write_segmentation
-from monai_attn.data.formats import forms_like
+from monai_attn.data.dicom import is_dicom, write_segmentation
+from monai_attn.data.formats import forms_like, provenance_of
 from monai_attn.data.layouts import case_name
 from monai_attn.data.reader import ORIENTATION, ORIENTATION_TAG
 from monai_attn.errors import ConfigError, DataError
@@ -31,10 +31,6 @@ __all__ = ["SafeSaveImage", "SafeSaveImaged", "provenance_of"]
 PILImage, _ = optional_import("PIL.Image")
 ImageOps, _ = optional_import("PIL.ImageOps")
 PngInfo, _ = optional_import("PIL.PngImagePlugin", name="PngInfo")
-_NOT_OURS = (
-    OSError, EOFError, AttributeError, pydicom.errors.InvalidDicomError, nibabel.filebasedimages.ImageFileError,
-    nibabel.spatialimages.HeaderDataError,
-)  # fmt: skip
 
 
 class SafeSaveImage(SaveImage):
@@ -102,10 +98,9 @@ class SafeSaveImage(SaveImage):
             raise DataError(str(subject), problem, "give the DICOM series, or leave --dicom_seg out")
         folder, name = os.path.dirname(subject), case_name(str(subject))
         source = os.path.join(folder, f"{name}.nii")  # MONAI would take whatever is behind a dot for the ending
-        with writing_to(self.output_dir, "give another output_dir"):
-            path = create_file_basename(
-                self.output_postfix, source, self.output_dir, self.data_root_dir, separate_folder=False
-            )
+        path = create_file_basename(
+            self.output_postfix, source, self.output_dir, self.data_root_dir, separate_folder=False, makedirs=False
+        )
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.output_dir)):
             problem = f"it is not below {self.data_root_dir}, so its result would not be in {self.output_dir}"
             raise DataError(str(subject), problem, "give the folder that holds it")
@@ -132,6 +127,8 @@ class SafeSaveImage(SaveImage):
         exact, values = values, values.astype(self.output_dtype, copy=False)
         if self.scale is None and values.dtype.kind in "iu" and not np.array_equal(exact, values):
             raise DataError(subject, f"its values do not fit {values.dtype}", "give another output_dtype")
+        with writing_to(path.parent, "give another output_dir"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as draft:
             options = {"metadata": self.metadata, "class_names": self.class_names} if self.output_ext == ".dcm" else {}
             if not _WRITERS[self.output_ext](draft, values, line, meta, **options):
@@ -153,26 +150,6 @@ class SafeSaveImaged(SaveImaged):
     ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
         self.saver: SafeSaveImage = SafeSaveImage(output_dir, **options)
-
-
-def provenance_of(path: str | Path) -> str:
-    """Return the provenance saved in a file, if any.
-
-    Example:
-        ``provenance_of("out/case_1_seg.nii.gz")``
-    """
-    try:
-        if str(path).endswith(".png"):
-            with PILImage.open(path) as image:
-                return image.info.get("Description", "")
-        if str(path).endswith(".dcm"):
-            segment = pydicom.dcmread(path, stop_before_pixels=True).SegmentSequence[0]
-            parameters = segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
-            return parameters.removeprefix("provenance=")
-        header: Any = nibabel.load(path).header
-        return header["descrip"].item().decode(errors="replace") if "descrip" in header else ""
-    except _NOT_OURS:
-        return ""
 
 
 def _write_nifti(path: Path, values: np.ndarray, line: str, meta: Mapping[str, Any]) -> bool:

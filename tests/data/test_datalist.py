@@ -168,6 +168,11 @@ def save_labels(folder: Path, *values: float) -> Path:
     return folder
 
 
+def test_the_list_of_a_data_set_is_not_its_folder(tmp_path):
+    with pytest.raises(DataError, match=f"give its folder, {tmp_path}"):
+        cases(tmp_path / "dataset.json")
+
+
 def test_labels_are_read_until_one_is_not_empty(tmp_path):
     save_labels(tmp_path, 0, 1, 1)
     (tmp_path / "labels/c002.nii.gz").write_text("damaged")

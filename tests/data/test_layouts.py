@@ -189,5 +189,5 @@ def test_labels_below_an_input_are_left_out_and_told(tmp_path, caplog):
         "c/s_seg.nii",
     )
     assert paths(find_images(tmp_path), tmp_path) == ["a/images/1.png", "c/s.nii", "imagesTr/2.nii"]
-    assert "4 left out, labels: a/labels/1.png, b/labels/3.png, c/s_seg.nii …" in caplog.text
+    assert "4 left out, labels or results: a/labels/1.png, b/labels/3.png, c/s_seg.nii …" in caplog.text
     assert paths(find_images(tmp_path / "a/labels"), tmp_path) == ["a/labels/1.png"]

@@ -73,7 +73,7 @@ def test_voxels_that_are_no_numbers(lab, value):
     voxels = lab.scan.copy()
     voxels[:2, :2, :2] = value
     path = lab.write(voxels)
-    lab.segment(path).refused(path, "8 of its", "NaN or infinite", 'nonfinite is "zero"')
+    lab.segment(path).refused(path, "8 of its", "NaN or infinite", "--nonfinite zero")
     zeroed = lab.segment(path, nonfinite="zero").finished()
     zeroed.warned(path, "8 of its", "taken as 0")
     voxels[:2, :2, :2] = 0

@@ -73,7 +73,7 @@ def test_folders_of_labels_and_hidden_ones(tmp_path, name, caplog):
         (tmp_path / part).mkdir(parents=True, exist_ok=True)
         (tmp_path / part / "x.nii.gz").touch()
     assert found_in(tmp_path) == ["images/x.nii.gz", "p/x.nii.gz"]
-    assert f"1 left out, labels: {name}/x.nii.gz" in caplog.text
+    assert f"1 left out, labels or results: {name}/x.nii.gz" in caplog.text
     assert "2 left out, hidden: .hidden, p/.git" in caplog.text
 
 

@@ -71,6 +71,8 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     assert np.allclose(own.affine, image.affine)
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
         monai_attn.segment(BUNDLE, np.zeros((8, 8)))
+    with pytest.raises(DataError, match="512 of its 512 voxels are NaN"):  # without MONAI's errors around it
+        monai_attn.segment(BUNDLE, np.full((8, 8, 8), np.nan))
     with pytest.raises(DataError, match="images where one is expected"):
         monai_attn.segment(BUNDLE, Path(scan).parent)
 

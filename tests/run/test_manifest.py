@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from ignite.engine import Engine, Events
 
-from monai_attn.errors import DataError
-from monai_attn.run import manifest
+from monai_attn.errors import ConfigError, DataError
+from monai_attn.run import RunManifest, manifest
 
 
 def test_the_data_are_fingerprinted_by_their_list_or_their_names_and_sizes(tmp_path):
@@ -60,3 +62,22 @@ def test_the_revision_is_the_commit_of_the_checkout_and_of_no_other_repository(m
     git(tmp_path, "init", "-q")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x")
     assert manifest._git_revision() is None
+
+
+def test_what_is_refused_at_the_start_leaves_the_manifest_of_an_earlier_run(tmp_path):
+    def run(error: Exception) -> str:
+        def fail() -> None:
+            raise error
+
+        engine = Engine(lambda *_: None)
+        RunManifest("train", str(tmp_path), seed=0).attach(engine)
+        engine.add_event_handler(Events.STARTED, fail)
+        with pytest.raises(type(error)):
+            engine.run([1])
+        return json.loads((tmp_path / "train_run.json").read_text())["state"]
+
+    refusal = ConfigError("--resume", "it has other settings", "leave them out")
+    assert run(refusal) == "failed"  # there was none
+    (tmp_path / "train_run.json").write_text('{"state": "finished"}')
+    assert run(refusal) == "finished"
+    assert run(RuntimeError("out of memory")) == "failed"

@@ -8,6 +8,7 @@ import torch
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers import BestModelSaver
 from monai_attn.run import Workflow, describe_model, finish
+from monai_attn.run.bundles import find_bundle
 from monai_attn.run.checks import remember
 from monai_attn.run.workflow import read_bundle, with_model
 
@@ -107,6 +108,13 @@ def test_what_a_program_trained_has_no_options(bundle):
     (bundle / "models").mkdir()
     (bundle / "models" / "model.json").write_text(json.dumps(describe_model(["liver"])))
     assert read_bundle(bundle, ["inference"], {"structures": ["a", "b"]})["structures"] == ["a", "b"]
+
+
+def test_weights_of_another_bundle_are_named(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"bundle": "hippocampus_mri_egcnn_segmentation", "options": {}}))
+    path = tmp_path / "model.pt"
+    error = refused(path, read_bundle, find_bundle("hippocampus_mri_scse"), ["inference"], {"checkpoint": str(path)})
+    assert error.problem == "it is of a training of hippocampus_mri_egcnn_segmentation"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import logging
 import math
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from PIL import Image
 from tqdm import tqdm
 
@@ -47,6 +51,21 @@ def test_a_table_holds_what_all_runs_have_left_and_measures_masks_without_a_reco
     assert report.read_cases(tmp_path)[1]["warnings"] == ["the mask is empty"]
     (tmp_path / "none").mkdir()
     refused(tmp_path / "none", report.write_table, tmp_path / "none", tmp_path / "volumes.csv")
+
+
+def test_what_was_said_of_an_image_is_kept_with_its_case(tmp_path):
+    meta = {"filename_or_obj": "/in/a.nii.gz", "saved_to": str(tmp_path / "a_seg.nii.gz")}
+    output = [{"pred": MetaTensor(torch.ones(1, 4, 4, 4), meta=meta)}]
+    engine = SimpleNamespace(state=SimpleNamespace(dataloader=None, output=output))
+    reporter = report.CaseReport(tmp_path, "segment")
+    reporter.begin(engine)
+    for file in ("/in/a.nii.gz", "/in/b.nii.gz"):
+        logging.getLogger("monai_attn.transforms").warning("%s: it has no contrast", file)
+    reporter(engine)
+    reporter.write(last=True)
+    warnings = json.loads((tmp_path / "cases" / "a.json").read_text())["warnings"]
+    assert [text for text in warnings if "contrast" in text] == ["it has no contrast"]
+    assert reporter.said not in logging.getLogger("monai_attn").handlers
 
 
 def test_a_picture_is_measured_in_pixels_whatever_value_marks_its_structure(tmp_path):

@@ -147,8 +147,11 @@ def test_results_are_not_segmented_in_their_turn_and_say_where_they_come_from(fo
     found = provenance_of(folder / "out" / "a" / "t1_seg.nii.gz")
     assert len(found) < 80
     assert [field.split("=")[0] for field in found.split()] == ["monai_attn", "weights", "config", "image"]
+    for name in ("t1_overlay.png", "t1_attention_0.nii.gz", "t1_seg.dcm"):
+        (folder / "out" / "a" / name).touch()
+    assert find_images(folder) == find_images(folder / "in")
     with pytest.raises(DataError, match="it is a result of an earlier run"):
-        look(folder, source=".")[2]()
+        look(folder, source="out/a/t1_seg.nii.gz")[2]()
 
 
 @pytest.mark.fault(83)

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, run, run_workflow
+from monai.utils import instantiate
 
 from monai_attn.errors import CasesError, ConfigError, DataError, Failure, root_cause
 from monai_attn.run import Workflow, finish, start, summarize
@@ -197,6 +198,21 @@ def test_a_full_disk_does_not_hide_the_error_that_ends_the_run(config, capsys, m
     code, screen = ended(capsys, RuntimeError, lambda: run(config_file=config, step=step))
     assert code == 2
     assert screen.startswith("monai_attn: cannot use a_seg.nii.gz")
+
+
+def test_a_value_that_a_component_refuses_is_a_mistake_of_the_user():
+    with pytest.raises(RuntimeError) as caught:
+        instantiate(
+            "monai.networks.nets.UNet",
+            "default",
+            **dict.fromkeys(("spatial_dims", "in_channels", "out_channels"), 2),
+            channels=[1],
+            strides=[],
+        )
+    message, code = summarize(caught.value)
+    assert code == 2
+    assert message.startswith("cannot use monai.networks.nets.UNet")
+    assert "length of `channels` should be no less than 2" in message
 
 
 def test_the_root_of_a_chain_is_summed_up_with_what_it_happened_in():
