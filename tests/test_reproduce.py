@@ -62,7 +62,7 @@ def reproduce(script, tmp_path, monkeypatch, capsys):
 
 
 def test_a_cell_is_a_training_and_an_evaluation_by_the_bundles_configurations(reproduce):
-    reproduce("--rows", "SD-Net", "--seeds", "7", "--set", "batch_size=2", "--section", "test")
+    reproduce("--rows", "SD-Net", "--seeds", "7", "--set", "batch_size=2", "validate#handlers#1=x", "--section", "test")
     (folder, train), (_, evaluate) = reproduce.ran
     assert folder == "sd_net/seed_7"
     assert "brain_mri_scse_segmentation/configs/train.json" in train["--config_file"]
@@ -70,6 +70,8 @@ def test_a_cell_is_a_training_and_an_evaluation_by_the_bundles_configurations(re
     for options in (train, evaluate):
         assert [options[f"--{name}"] for name in ("se", "seed", "batch_size")] == ["$None", "7", "2"]
         assert options["--ckpt_dir"] == options["--output_dir"]
+    assert "--validate#handlers#1" in train
+    assert "--validate#handlers#1" not in evaluate  # where it would replace what loads the weights
     assert (train["--resume"], train.get("--val_section"), evaluate["--val_section"]) == ("auto", None, "test")
 
 

@@ -64,7 +64,9 @@ class Cell:
     def command(self, run: str, dataset_dir: str) -> list[str]:
         """Return the command of a run, ``train`` or ``evaluate``."""
         places = {"bundle_root": self.bundle, "output_dir": self.folder, "ckpt_dir": self.folder}
-        given = {"config_file": config_files(self.bundle, run), "dataset_dir": dataset_dir, **self.settings, **places}
+        # an evaluation has other handlers, the one that loads the weights among them
+        settings = {key: self.settings[key] for key in self.settings if run == "train" or "handlers#" not in key}
+        given = {"config_file": config_files(self.bundle, run), "dataset_dir": dataset_dir, **settings, **places}
         given |= {"seed": self.seed, **({"resume": "auto"} if run == "train" else {"val_section": self.section})}
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         return [sys.executable, "-m", "monai.bundle", "run", *words]
