@@ -18,6 +18,7 @@ from monai_attn.data.reader import SIXTEEN_BITS
 from monai_attn.errors import DataError
 from monai_attn.files import first_of
 from monai_attn.transforms.grid import check_affine, check_pair, check_shape, files_of, fit_channels, warn_if_larger
+from monai_attn.transforms.regions import EachImaged
 
 __all__ = ["CheckImaged", "CheckLabeld", "label_values"]
 
@@ -27,7 +28,7 @@ _MOST_HOUNSFIELD = 32767  # of metal, in 16 bits
 _LOGGER = logging.getLogger(__name__)
 
 
-class CheckImaged(MapTransform):
+class CheckImaged(EachImaged):
     """Check images: shape, channels, NaN, contrast, affine and orientation.
 
     Errors name the image's file, if it has one.
@@ -55,8 +56,6 @@ class CheckImaged(MapTransform):
         {'image': tensor([[[0., 1.]]])}
     """
 
-    backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's spelling)
-
     def __init__(
         self,
         keys: KeysCollection,
@@ -81,14 +80,8 @@ class CheckImaged(MapTransform):
         self.hounsfield = hounsfield
         self.field_of_view = field_of_view
 
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Check the images of a case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self._check(item[key])
-        return item
-
-    def _check(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+    def convert(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Return an image that has passed the checks."""
         files = files_of(img, "the image")
         if self.spatial_dims == 2:
             stored, img = len(img), fit_channels(img, self.channels)

@@ -44,11 +44,7 @@ def foreground_masks(label: torch.Tensor, num_classes: int, *, include_backgroun
 
 
 def edge_targets(
-    masks: torch.Tensor,
-    *,
-    per_class: bool = False,
-    threshold: float = 0.0,
-    soft: bool = False,
+    masks: torch.Tensor, *, per_class: bool = False, threshold: float = 0.0, soft: bool = False
 ) -> torch.Tensor:
     """Return edges of masks, float32 (B, 1 or C, *spatial).
 
@@ -92,12 +88,7 @@ class SobelEdges(Transform):
     backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's spelling)
 
     def __init__(
-        self,
-        *,
-        num_classes: int | None = None,
-        per_class: bool = False,
-        threshold: float = 0.0,
-        soft: bool = False,
+        self, *, num_classes: int | None = None, per_class: bool = False, threshold: float = 0.0, soft: bool = False
     ) -> None:
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, the background and one structure, got {num_classes}.")
@@ -133,7 +124,7 @@ class SobelEdges(Transform):
 
 
 class SobelEdgesd(MapTransform):
-    """Dictionary form of :class:`SobelEdges`.
+    """Dictionary form of :class:`SobelEdges`, with the same ``options``.
 
     ``new_key_prefix`` is a prefix for the keys of the edges; by default they replace the labels.
 
@@ -146,18 +137,10 @@ class SobelEdgesd(MapTransform):
     backend = SobelEdges.backend
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        num_classes: int | None = None,
-        per_class: bool = False,
-        threshold: float = 0.0,
-        soft: bool = False,
-        new_key_prefix: str = "",
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, *, new_key_prefix: str = "", allow_missing_keys: bool = False, **options: Any
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.edges = SobelEdges(num_classes=num_classes, per_class=per_class, threshold=threshold, soft=soft)
+        self.edges = SobelEdges(**options)
         self.new_key_prefix = new_key_prefix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import ImageReader
 from monai.data.utils import is_no_channel
-from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, MapTransform
+from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
 from monai_attn.data.checking import map_labels
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
 from monai_attn.transforms.grid import CHANNEL_FILES
+from monai_attn.transforms.regions import EachImaged
 
 __all__ = ["ReloadImaged", "SafeChannelFirstd", "SafeLoadImaged"]
 
@@ -50,7 +51,7 @@ class SafeLoadImaged(LoadImaged):
         return item
 
 
-class SafeChannelFirstd(MapTransform):
+class SafeChannelFirstd(EachImaged):
     """Move the channel axis to the front, if necessary.
 
     Unlike MONAI's ``EnsureChannelFirstd``, it accepts images that are channel first already or have no metadata.
@@ -62,24 +63,17 @@ class SafeChannelFirstd(MapTransform):
 
     backend = EnsureChannelFirst.backend
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return images (C, *spatial)."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            if not _is_channel_first(item[key]):
-                item[key] = EnsureChannelFirst()(item[key])
-        return item
+    def convert(self, image: Any) -> Any:
+        """Return an image (C, *spatial)."""
+        meta: dict[str, Any] = getattr(image, "meta", {})
+        channel_dim, shape = meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM), tuple(meta.get(MetaKeys.SPATIAL_SHAPE, ()))
+        if channel_dim is None:
+            return image
+        is_first = image.ndim > len(shape) > 0 if is_no_channel(channel_dim) else image.shape[1:] == shape
+        return image if is_first else EnsureChannelFirst()(image)
 
 
-def _is_channel_first(image: Any) -> bool:
-    meta: dict[str, Any] = getattr(image, "meta", {})
-    channel_dim, spatial_shape = meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM), tuple(meta.get(MetaKeys.SPATIAL_SHAPE, ()))
-    if channel_dim is None:
-        return True
-    return image.ndim > len(spatial_shape) > 0 if is_no_channel(channel_dim) else image.shape[1:] == spatial_shape
-
-
-class ReloadImaged(MapTransform):
+class ReloadImaged(EachImaged):
     """Reload images from their files, without any preprocessing.
 
     An inverted prediction is then compared with the original label, not with one that was resampled twice.
@@ -99,10 +93,7 @@ class ReloadImaged(MapTransform):
         self.label_map = label_map
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Reload the files to the devices of the images."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            image = self.load(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ], CheckingReader()).to(item[key].device)
-            item[key] = map_labels(image, self.label_map)
-        return item
+    def convert(self, image: Any) -> Any:
+        """Return the content of the image's file on the device of the image."""
+        stored = self.load(image.meta[ImageMetaKey.FILENAME_OR_OBJ], CheckingReader())
+        return map_labels(stored.to(image.device), self.label_map)

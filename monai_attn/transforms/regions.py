@@ -3,26 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import Invertd, InvertibleTransform, MapTransform, Transform
-from monai.utils import (
-    MetaKeys,
-    TransformBackends,
-    convert_to_dst_type,
-    convert_to_tensor,
-    ensure_tuple,
-    ensure_tuple_rep,
-)
+from monai.utils import MetaKeys, TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
 __all__ = [
-    "AsLabelMapd", "BrainMaskd", "InvertArgmaxd", "LabelsToRegions", "LabelsToRegionsd", "RegionsToLabels",
-    "RegionsToLabelsd",
+    "AsLabelMapd", "BrainMaskd", "EachImaged", "InvertArgmaxd", "LabelsToRegions", "LabelsToRegionsd",
+    "RegionsToLabels", "RegionsToLabelsd",
 ]  # fmt: skip
+
+
+class EachImaged(MapTransform):
+    """Convert the image of each key; subclasses have ``convert``.
+
+    What it returns replaces the image, or is stored as one of the ``output_keys`` of the subclass, if it has any.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 (MONAI's spelling)
+    convert: Callable[[Any], Any]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the images of a case."""
+        item = dict(data)
+        for key, output in self.key_iterator(item, getattr(self, "output_keys", self.keys)):
+            item[output] = self.convert(item[key])
+        return item
 
 
 class InvertArgmaxd(MapTransform):
@@ -76,7 +86,7 @@ class InvertArgmaxd(MapTransform):
         return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
 
 
-class AsLabelMapd(MapTransform):
+class AsLabelMapd(EachImaged):
     """Convert predictions to label maps that MONAI can save.
 
     The metadata, inherited from the image, then say ``no_channel``. Otherwise MONAI's writers would cut the affine of
@@ -88,22 +98,17 @@ class AsLabelMapd(MapTransform):
         metatensor([[0, 2]], dtype=torch.uint8)
     """
 
-    backend = [TransformBackends.TORCH]  # noqa: RUF012
-
     def __init__(
         self, keys: KeysCollection, dtype: torch.dtype = torch.uint8, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.dtype = dtype
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Convert the label maps of a case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            label_map = MetaTensor(item[key].to(self.dtype))
-            label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
-            item[key] = label_map
-        return item
+    def convert(self, image: torch.Tensor) -> MetaTensor:
+        """Return a label map of the type, without a channel in its metadata."""
+        label_map = MetaTensor(image.to(self.dtype))
+        label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
+        return label_map
 
 
 class LabelsToRegions(Transform):
@@ -135,7 +140,7 @@ class LabelsToRegions(Transform):
         return convert_to_dst_type(regions, img, dtype=torch.uint8)[0]
 
 
-class LabelsToRegionsd(MapTransform):
+class LabelsToRegionsd(EachImaged):
     """Dictionary form of :class:`LabelsToRegions`.
 
     The regions are stored as ``output_keys``, one for each key, or else replace the label maps.
@@ -143,8 +148,6 @@ class LabelsToRegionsd(MapTransform):
     Example:
         ``LabelsToRegionsd(["pred", "label"], [[1, 2], [2]], output_keys=["pred_regions", "label_regions"])``
     """
-
-    backend = LabelsToRegions.backend
 
     def __init__(
         self,
@@ -156,13 +159,6 @@ class LabelsToRegionsd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.output_keys = ensure_tuple_rep(output_keys, len(self.keys)) if output_keys else self.keys
         self.convert = LabelsToRegions(regions)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Convert the label maps of a case."""
-        item = dict(data)
-        for key, output in self.key_iterator(item, self.output_keys):
-            item[output] = self.convert(item[key])
-        return item
 
 
 class RegionsToLabels(Transform):
@@ -181,7 +177,7 @@ class RegionsToLabels(Transform):
     backend = [TransformBackends.TORCH]  # noqa: RUF012
 
     def __init__(self, values: Sequence[int]) -> None:
-        self.values = ensure_tuple(values)
+        self.values = tuple(values)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Convert regions (R, *spatial) to labels (1, *spatial)."""
@@ -194,25 +190,16 @@ class RegionsToLabels(Transform):
         return convert_to_dst_type(labels, img, dtype=torch.uint8)[0]
 
 
-class RegionsToLabelsd(MapTransform):
+class RegionsToLabelsd(EachImaged):
     """Dictionary form of :class:`RegionsToLabels`.
 
     Example:
         ``RegionsToLabelsd("pred", [2, 1, 4])`` after a threshold.
     """
 
-    backend = RegionsToLabels.backend
-
     def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.convert = RegionsToLabels(values)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
-        """Convert the regions of a case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.convert(item[key])
-        return item
 
 
 class BrainMaskd(MapTransform):
