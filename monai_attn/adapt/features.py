@@ -95,6 +95,9 @@ def _complete(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: An
 class _UShaped(FeatureExtractor):
     """Scriptable features of a network whose decoders take two features."""
 
+    __constants__ = ("concatenates",)
+    concatenates = False
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         places = places_of(net)
@@ -110,25 +113,17 @@ class _UShaped(FeatureExtractor):
             x = down(x)
             encoder.append(x)
         for i, up in enumerate(self.ups):
-            x = up(x, encoder[-2 - i])
+            x = up(torch.cat([encoder[-2 - i], x], dim=1)) if self.concatenates else up(x, encoder[-2 - i])
             decoder.append(x)
+        if self.concatenates:  # so does the classifier
+            return encoder[:-1], decoder, self.last[0](torch.cat([encoder[0], x], dim=1))
         return encoder, decoder, self.last[0](x)
 
 
 class _UNet(_UShaped):
-    """Scriptable features of MONAI's ``UNet``."""
+    """Scriptable features of MONAI's ``UNet``, whose decoders take two features as one."""
 
-    def forward(self, x: torch.Tensor) -> Features:
-        """Map an image (B, C, *spatial) to encoder features, decoder features and logits."""
-        encoder: list[torch.Tensor] = []
-        decoder: list[torch.Tensor] = []
-        for down in self.downs:
-            x = down(x)
-            encoder.append(x)
-        for i, up in enumerate(self.ups):
-            x = up(torch.cat([encoder[-2 - i], x], dim=1))
-            decoder.append(x)
-        return encoder[:-1], decoder, self.last[0](torch.cat([encoder[0], x], dim=1))
+    concatenates = True
 
 
 class _SegResNet(FeatureExtractor):

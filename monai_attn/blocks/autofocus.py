@@ -27,7 +27,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import checkpoint
 
-from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.gate import Gate, check_dims
 
 __all__ = ["AutofocusConv", "crop_border"]
 
@@ -230,8 +230,7 @@ class _Branch(torch.autograd.Function):
 
 
 def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: int) -> None:
-    if spatial_dims not in (1, 2, 3):
-        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
+    check_dims(spatial_dims)
     if in_channels < 2:
         raise ValueError(f"in_channels must be at least 2, the attention has half of them; got {in_channels}.")
     if not dilations or dilations[0] < 1 or sorted(set(dilations)) != list(dilations):

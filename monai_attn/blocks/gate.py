@@ -18,7 +18,13 @@ from monai.networks.layers.factories import Conv
 from monai.utils import look_up_option
 from torch import nn
 
-__all__ = ["EdgeGate", "Gate"]
+__all__ = ["EdgeGate", "Gate", "check_dims"]
+
+
+def check_dims(spatial_dims: int) -> None:
+    """Raise an error unless there are 1, 2 or 3 spatial dimensions."""
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
 
 
 class Gate(nn.Module):
@@ -81,8 +87,7 @@ class EdgeGate(nn.Module):
         gate: Literal["relu_sigmoid", "sigmoid"] = "relu_sigmoid",
     ) -> None:
         super().__init__()
-        if spatial_dims not in (1, 2, 3):
-            raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
+        check_dims(spatial_dims)
         if attention_channels not in (1, None, edge_channels):
             raise ValueError(
                 "attention_channels must be 1 (one map) or None (a map for each of the "

@@ -18,7 +18,7 @@ from monai.utils import has_option, look_up_option
 from torch import nn
 
 from monai_attn.blocks.fast_max import larger_product
-from monai_attn.blocks.gate import Gate
+from monai_attn.blocks.gate import Gate, check_dims
 
 __all__ = [
     "SE_POSITIONS", "ChannelGate", "ChannelSE", "ChannelSpatialSE", "SpatialGate", "SpatialSE", "complete_se",
@@ -66,7 +66,7 @@ class ChannelGate(nn.Module):
         gate_bias: float | None = None,
     ) -> None:
         super().__init__()
-        _check_dims(spatial_dims)
+        check_dims(spatial_dims)
         if reduction < 1 or in_channels // reduction < 1:
             raise ValueError(
                 f"reduction must be between 1 and in_channels={in_channels} so that in_channels // reduction >= 1, "
@@ -108,7 +108,7 @@ class SpatialGate(nn.Module):
         self, spatial_dims: int, in_channels: int, *, bias: bool = True, gate_bias: float | None = None
     ) -> None:
         super().__init__()
-        _check_dims(spatial_dims)
+        check_dims(spatial_dims)
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, 1, kernel_size=1, bias=bias)
         _start_bias(self.conv.bias, gate_bias)
         self.gate = Gate()
@@ -160,11 +160,6 @@ class SpatialSE(SpatialGate):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Recalibrate (B, C, *spatial) to (B, C, *spatial)."""
         return x * self.attend(x)
-
-
-def _check_dims(spatial_dims: int) -> None:
-    if spatial_dims not in (1, 2, 3):
-        raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims}.")
 
 
 def _start_bias(bias: nn.Parameter | None, start: float | None) -> None:

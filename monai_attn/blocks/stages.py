@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -43,20 +45,9 @@ class ConvStage(nn.Sequential):
         act: str | tuple | None = "relu",
         norm: str | tuple | None = None,
     ) -> None:
-        super().__init__(
-            *(
-                Convolution(
-                    spatial_dims,
-                    in_channels if index == 0 else out_channels,
-                    out_channels,
-                    kernel_size=kernel_size,
-                    adn_ordering="NA",
-                    act=act,
-                    norm=norm,
-                )
-                for index in range(num_convs)
-            )
-        )
+        conv = partial(Convolution, spatial_dims, kernel_size=kernel_size, adn_ordering="NA", act=act, norm=norm)
+        widths = [in_channels] + [out_channels] * num_convs
+        super().__init__(*(conv(before, after) for before, after in pairwise(widths)))
 
 
 class DenseStage(nn.Module):

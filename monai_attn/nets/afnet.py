@@ -30,9 +30,9 @@ and no bias before a normalization, where it is inert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ from torch import nn
 
 from monai_attn.blocks.autofocus import AutofocusConv, crop_border
 
-__all__ = ["AFNet", "DilatedResidual", "DilatedTrunk", "initialize_weights"]
+__all__ = ["AFNet", "DilatedNet", "DilatedResidual", "DilatedTrunk"]
 
 _DILATION = 2
 
@@ -70,7 +70,7 @@ class DilatedResidual(nn.Module):
 class DilatedTrunk(nn.Module):
     """Trunk of AFNet and the ASPP baselines, at full resolution.
 
-    Arguments and attributes are those of :class:`AFNet`; ``autofocus`` makes an autofocus layer and is called like
+    Arguments and attributes are those of :class:`AFNet`; ``options`` are those of its autofocus layers,
     :class:`monai_attn.blocks.AutofocusConv`.
 
     Raises:
@@ -84,9 +84,9 @@ class DilatedTrunk(nn.Module):
         *,
         channels: Sequence[int],
         n_autofocus: int = 0,
-        autofocus: Callable[..., AutofocusConv] = AutofocusConv,
         norm: str | tuple | None = "batch",
         padding: Literal["same", "official"] = "same",
+        **options: Any,
     ) -> None:
         super().__init__()
         dilated = len(channels) - 2
@@ -102,7 +102,7 @@ class DilatedTrunk(nn.Module):
             inputs, outputs = channels[index - 1], channels[index]
             if index < len(channels) - n_autofocus:
                 return conv(inputs, outputs, dilation=_DILATION, adn_ordering="N")
-            return autofocus(spatial_dims, inputs, outputs, norm=norm, crop=lost)
+            return AutofocusConv(spatial_dims, inputs, outputs, norm=norm, crop=lost, **options)
 
         self.stem = nn.Sequential(plain(in_channels, channels[0]), plain(channels[0], channels[1]))
         self.blocks = nn.ModuleList()
@@ -129,23 +129,32 @@ class DilatedTrunk(nn.Module):
         return x
 
 
-def initialize_weights(network: nn.Module, init: Literal["default", "paper"]) -> None:
-    """Initialize the weights of all convolutions.
+class DilatedNet(nn.Module):
+    """Dilated trunk with a classifier, which sees ``radius`` voxels around its own.
 
-    Args:
-        network: the network.
-        init: ``"paper"`` for N(0, 0.01), as in the authors' code, ``"default"`` to keep PyTorch's.
+    Attributes and ``init`` are those of :class:`AFNet`.
 
     Raises:
-        ValueError: if ``init`` is neither of the two.
+        ValueError: if ``init`` is unknown.
     """
-    if look_up_option(init, ("default", "paper")) == "paper":
-        for module in network.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                nn.init.normal_(module.weight, std=0.01)
+
+    def __init__(
+        self, trunk: DilatedTrunk, classifier: nn.Module, init: Literal["default", "paper"], radius: int = 0
+    ) -> None:
+        super().__init__()
+        self.trunk, self.classifier = trunk, classifier
+        self.receptive_radius, self.crop = trunk.receptive_radius + radius, trunk.crop
+        if look_up_option(init, ("default", "paper")) == "paper":
+            for module in self.modules():
+                if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                    nn.init.normal_(module.weight, std=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *(spatial - 2 crop))."""
+        return self.classifier(self.trunk(x))
 
 
-class AFNet(nn.Module):
+class AFNet(DilatedNet):
     """Autofocus network (AFNet) at full resolution.
 
     Infer with windows of the training crops' size, such as by MONAI's ``SlidingWindowInferer``: beyond a crop the large
@@ -198,28 +207,16 @@ class AFNet(nn.Module):
         init: Literal["default", "paper"] = "default",
         memory_efficient: bool = False,
     ) -> None:
-        super().__init__()
-        autofocus = partial(
-            AutofocusConv,
+        trunk = DilatedTrunk(
+            spatial_dims,
+            in_channels,
+            channels=channels,
+            n_autofocus=n_autofocus,
+            norm=norm,
+            padding=padding,
             dilations=dilations,
             detach_attention=detach_attention,
             share_weights=share_weights,
             memory_efficient=memory_efficient,
         )
-        self.trunk = DilatedTrunk(
-            spatial_dims,
-            in_channels,
-            channels=channels,
-            n_autofocus=n_autofocus,
-            autofocus=autofocus,
-            norm=norm,
-            padding=padding,
-        )
-        self.classifier = Conv[Conv.CONV, spatial_dims](self.trunk.out_channels, out_channels, kernel_size=1)
-        self.receptive_radius = self.trunk.receptive_radius
-        self.crop = self.trunk.crop
-        initialize_weights(self, init)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *(spatial - 2 crop))."""
-        return self.classifier(self.trunk(x))
+        super().__init__(trunk, Conv[Conv.CONV, spatial_dims](trunk.out_channels, out_channels, kernel_size=1), init)

@@ -31,7 +31,7 @@ from monai.networks.layers.utils import get_act_layer
 from monai.utils import look_up_option
 from torch import nn
 
-from monai_attn.nets.afnet import DilatedTrunk, initialize_weights
+from monai_attn.nets.afnet import DilatedNet, DilatedTrunk
 
 __all__ = ["ASPP", "ASPPNet", "DeepMedic"]
 
@@ -93,7 +93,7 @@ class ASPP(nn.Module):
         return self.joint(joined)
 
 
-class ASPPNet(nn.Module):
+class ASPPNet(DilatedNet):
     """AFNet's trunk without autofocus layers, with ASPP as the classifier.
 
     Args:
@@ -122,17 +122,9 @@ class ASPPNet(nn.Module):
         padding: Literal["same", "official"] = "same",
         init: Literal["default", "paper"] = "default",
     ) -> None:
-        super().__init__()
-        self.trunk = DilatedTrunk(spatial_dims, in_channels, channels=channels, padding=padding)
-        width = self.trunk.out_channels
-        self.classifier = ASPP(spatial_dims, width, out_channels, dilations=dilations, fusion=fusion)
-        self.receptive_radius = self.trunk.receptive_radius + self.classifier.radius
-        self.crop = self.trunk.crop
-        initialize_weights(self, init)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map an image (B, in_channels, *spatial) to logits (B, out_channels, *(spatial - 2 crop))."""
-        return self.classifier(self.trunk(x))
+        trunk = DilatedTrunk(spatial_dims, in_channels, channels=channels, padding=padding)
+        classifier = ASPP(spatial_dims, trunk.out_channels, out_channels, dilations=dilations, fusion=fusion)
+        super().__init__(trunk, classifier, init, classifier.radius)
 
 
 class _ZeroPaddedResidual(nn.Module):
