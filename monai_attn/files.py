@@ -18,12 +18,13 @@ from filelock import FileLock, Timeout
 
 from monai_attn.errors import DataError
 
-__all__ = ["alone_in", "atomic_write", "content_of", "csv_cell", "first_of", "print_any_name", "say"]
+__all__ = ["alone_in", "atomic_write", "check_content", "content_of", "csv_cell", "first_of", "print_any_name", "say"]
 __all__ += ["say_left_out", "writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
 _DRAFT = f".partial-{socket.gethostname()}-"  # other hosts may write to the same folder
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -140,6 +141,22 @@ def csv_cell(text: str) -> str:
     if any(character in text for character in ',"\r\n'):
         text = '"' + text.replace('"', '""') + '"'
     return text
+
+
+def check_content(path: str | os.PathLike) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        DataError: if it is empty or a pointer of Git LFS.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(len(_LFS_POINTER))
+    if not begin:
+        raise DataError(str(path), "the file is empty (0 bytes)", "copy or download it again")
+    if begin == _LFS_POINTER:
+        problem = "it is a pointer of Git LFS, not the file itself"
+        raise DataError(str(path), problem, "run `git lfs pull` where it lies")
+    return begin
 
 
 def content_of(folder: Path) -> str:

@@ -90,7 +90,7 @@ class SliceBatchInferer(Inferer):
         """Map volumes (B, C, H, W, D) to the network's output (B, C', H, W, D)."""
         if inputs.ndim != 5:
             raise ValueError(f"inputs must be volumes (B, C, H, W, D), got a tensor of shape {tuple(inputs.shape)}.")
-        volumes = _plain(inputs)
+        volumes = inputs.as_subclass(torch.Tensor)
         axis, depth = self.axis - 1, volumes.shape[self.axis]  # of one volume
         output = torch.empty(0)
         for index, start in product(range(len(volumes)), range(0, depth, self.batch_size)):
@@ -143,7 +143,7 @@ class HaloInferer(Inferer):
         size = inputs.shape[2:]
         halo, crop = self._margins(network, len(size))
         tile = ensure_tuple_rep(self.tile, len(size))
-        padded = F.pad(_plain(inputs), [crop] * (2 * len(size)))
+        padded = F.pad(inputs.as_subclass(torch.Tensor), [crop] * (2 * len(size)))
         output = torch.empty(0)
         for start in product(*map(range, [0] * len(size), size, tile)):
             stop = [min(s + t, n) for s, t, n in zip(start, tile, size)]
@@ -170,10 +170,6 @@ class HaloInferer(Inferer):
         if min(ensure_tuple(halo)) < crop:
             raise ValueError(f"halo must be at least {crop}, which the network takes off every side, got {halo}.")
         return ensure_tuple_rep(halo, dims), crop
-
-
-def _plain(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
 
 
 def _box(first: Sequence[int], last: Sequence[int]) -> tuple[slice, ...]:

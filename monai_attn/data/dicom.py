@@ -16,6 +16,7 @@ from pydicom.misc import is_dicom
 
 from monai_attn.data.formats import describe_affine
 from monai_attn.errors import DataError
+from monai_attn.files import content_of
 
 __all__ = ["check_series", "is_dicom", "place_slices", "write_segmentation"]
 
@@ -56,8 +57,8 @@ def check_series(folder: Path) -> list[Path]:
     names.SetDirectory(str(folder))
     series = [[Path(name) for name in names.GetFileNames(uid)] for uid in names.GetSeriesUIDs()]
     if not series:
-        present = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise DataError(str(folder), f"no DICOM image in it can be read; it holds: {present}", "give another folder")
+        problem = f"no DICOM image in it can be read; it holds: {content_of(folder)}"
+        raise DataError(str(folder), problem, "give another folder")
     _check_readable(folder, {file for files in series for file in files})
     if len(series) > 1:
         listed = "; ".join(map(_describe_series, series))

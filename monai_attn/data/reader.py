@@ -22,6 +22,7 @@ from torch.utils.data import DistributedSampler, RandomSampler
 from monai_attn.data.dicom import check_series, place_slices
 from monai_attn.data.formats import NIFTI_SUFFIXES, check_nifti, check_stream, correct_affine
 from monai_attn.errors import ConfigError, DataError, Failure, InputError, root_cause
+from monai_attn.files import check_content
 
 __all__ = ["ORIENTATION", "ORIENTATION_TAG", "PALETTE", "SIXTEEN_BITS"]
 __all__ += ["CaseDataset", "CheckingReader", "DistributedRandomSampler", "check_file", "failure_in"]
@@ -42,7 +43,6 @@ ORIENTATION_TAG = 0x0112
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _FAILURE = "failure"
 _IDLE = {CommonKeys.IMAGE: ""}  # stands where no case is left
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def _upright(picture: Any) -> Any:
@@ -96,12 +96,8 @@ def check_file(path: str | Path) -> None:
 
 @cache
 def _check_content(path: str, size: int, changed: int) -> None:
-    """Check a file; its time of change is part of the cache's key."""
-    if size == 0:
-        raise DataError(path, "the file is empty (0 bytes)", "copy or download it again")
-    with open(path, "rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise DataError(path, "it is a Git-LFS pointer, not the file that it points to", "run `git lfs pull`")
+    """Check a file; its size and time of change are part of the cache's key."""
+    check_content(path)
     if path.lower().endswith(NIFTI_SUFFIXES):
         check_nifti(path)
     check_stream(path)

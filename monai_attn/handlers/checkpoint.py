@@ -113,11 +113,8 @@ class BestModelSaver:
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
         keep_state(engine, "best_model", self)
-        engine.add_event_handler(Events.STARTED, self._prepare)
+        engine.add_event_handler(Events.STARTED, self.save.prepare)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def _prepare(self, _engine: Engine) -> None:
-        self.save.prepare()
 
     def __call__(self, engine: Engine) -> None:
         """Save the weights if the metric has improved."""

@@ -24,9 +24,7 @@ from monai_attn.data.datalist import case_names
 from monai_attn.files import atomic_write, csv_cell
 from monai_attn.metrics import ISICSegmentationMetric
 
-__all__ = [
-    "CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN", "SpacedHausdorffDistance", "SpacedSurfaceDistance",
-]  # fmt: skip
+__all__ = ["CaseMetricsSaver", "ISICSegmentation", "MeanDiceOrNaN", "SpacedHausdorffDistance", "SpacedSurfaceDistance"]
 
 _LOGGER = logging.getLogger(__name__)
 

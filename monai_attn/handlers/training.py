@@ -27,9 +27,7 @@ from monai_attn.data.datalist import case_name
 from monai_attn.errors import DataError
 from monai_attn.handlers.metrics import by_structure
 
-__all__ = [
-    "AverageStatistics", "EpochProgressBar", "EpochSeed", "LossTerms", "StopOnNonFinite",
-]  # fmt: skip
+__all__ = ["AverageStatistics", "EpochProgressBar", "EpochSeed", "LossTerms", "StopOnNonFinite"]
 
 
 class EpochSeed:

@@ -270,11 +270,7 @@ def file_hash(path: str) -> str:
     """
     if not Path(path).is_file():
         raise DataError(path, "there is no such file", "correct the path, train first, or get the published weights")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def image_hash(files: Sequence[str]) -> str:
@@ -289,6 +285,5 @@ def image_hash(files: Sequence[str]) -> str:
             with open(part, "rb") as file:
                 digest.update(f"{size} ".encode() + file.read(_END))
                 file.seek(max(size - _END, 0) if part.suffix == ".gz" else 0)
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                digest.update(file.read())
     return digest.hexdigest()

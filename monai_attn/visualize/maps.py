@@ -88,7 +88,7 @@ class GateMaps:
         modules = list(network.modules())
         skipped = {module.gate for module in modules if isinstance(module, ChannelGate)}
         gates = {path: part for path, part in network.named_modules() if isinstance(part, Gate) and part not in skipped}
-        self.gates = {_short(path): gate for path, gate in gates.items()}
+        self.gates = {path.removesuffix(".gate"): gate for path, gate in gates.items()}
         if not self.gates:
             raise ConfigError(f"the attention of {type(network).__name__}", *_why_none(network))
         focusing = {module.gate: module for module in modules if isinstance(module, AutofocusConv)}
@@ -104,7 +104,7 @@ class GateMaps:
             edges = [self.network.edges(x)] if self.has_edges else []
             if not edges:
                 self.network(x)
-        used = {_short(path): attention.float() for path, attention in found.items()}
+        used = {path.removesuffix(".gate"): attention.float() for path, attention in found.items()}
         for name in self.gates:
             if name not in used:
                 what = f"the attention of {type(self.network).__name__}"
@@ -166,7 +166,7 @@ def gate_title(path: str) -> str:
         'decoder 2, channel'
     """
     words: list[str] = []
-    for part in re.sub(r"\bunit(?=\d)", "unit.", _NESTED.sub(_stage, _short(path))).split("."):
+    for part in re.sub(r"\bunit(?=\d)", "unit.", _NESTED.sub(_stage, path.removesuffix(".gate"))).split("."):
         if part.isdigit():
             word = words.pop().removesuffix("s") if words else "layer"
             words.append(f"{word}{'.' if word[-1].isdigit() else ' '}{int(part) + 1}")
@@ -182,10 +182,6 @@ def _stage(place: re.Match[str]) -> str:
         return "classifier"  # P4; the last up path of a UNet is also its classifier
     side = "encoder" if encoder else "decoder" if decoder else ""
     return f"{side}.{levels.count('submodule')}" if side else "bottleneck"
-
-
-def _short(path: str) -> str:
-    return path.removesuffix(".gate")
 
 
 def _why_none(network: nn.Module) -> tuple[str, str]:

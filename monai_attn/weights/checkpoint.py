@@ -16,14 +16,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves  # there is no public name
 
 from monai_attn.errors import DataError
-from monai_attn.files import first_of
+from monai_attn.files import check_content, first_of
 
 __all__ = ["check_whole", "fill", "load_weights", "read_state_dict", "read_tensors", "unwrapped"]
 
 
 State = Mapping[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
-_LFS_POINTER = b"version https://git-lfs"
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
 _AGAIN = "copy or download it again"
 _EXPORTED = "give model.pt, or run it by --network_def \"$torch.jit.load('FILE')\" as docs/export.md shows"
@@ -77,13 +76,7 @@ def check_whole(path: str | os.PathLike) -> list[str]:
     name = os.fspath(path)
     if not Path(name).is_file():
         raise DataError(name, "there is no such file", "correct the path, train first, or get the published weights")
-    with open(name, "rb") as file:
-        head = file.read(len(_LFS_POINTER))
-    if not head:
-        raise DataError(name, "it is empty", _AGAIN)
-    if head == _LFS_POINTER:
-        raise DataError(name, "it is a pointer of Git LFS, not the file itself", "run `git lfs pull` where it lies")
-    if not head.startswith(b"PK"):
+    if not check_content(name).startswith(b"PK"):
         return []
     try:
         with zipfile.ZipFile(name) as archive:

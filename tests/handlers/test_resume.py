@@ -26,7 +26,6 @@ from monai_attn.handlers import (
     TrainingCheckpoint,
     ValidationLoss,
     resume,
-    validation_loss,
 )
 from monai_attn.visualize import figures
 
@@ -138,7 +137,7 @@ def training(
         scheduler,
         print_lr=False,
         epoch_level=schedule != "iterations",
-        step_transform=validation_loss if schedule == "plateau" else lambda engine: (),
+        step_transform=lambda engine: engine.state.metrics["val_loss"] if schedule == "plateau" else (),
     )
     about = {"seed": seed}
     best = BestModelSaver(str(folder), network, metric="val_loss", lower_is_better=True, description=about)
