@@ -156,7 +156,7 @@ def test_intensities_of_ct_are_thousands_of_hounsfield_units(train_bundle):
 def test_the_edge_map_is_that_of_the_network(train_bundle, tmp_path):
     bundle = train_bundle(HIPPOCAMPUS)
     path = cases(bundle.data, "validation")[0]["image"]
-    window = {"crop_size": [64, 64, 64]}
+    window = {"crop_size": [64, 64, 64], "bf16": False}
     options = {"checkpoint": str(bundle.weights), "output_dir": str(tmp_path), "save_attention": True}
     bundle.run("inference", input=path, **options, **window)
     config = bundle.parsed("inference", input=path, **window)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import sys
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from ..conftest import count
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="keras is not installed")
+absl_logging = pytest.importorskip("absl.logging", reason="keras is not installed")
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+# pytest's own stream otherwise, which MONAI's set-up of the logging would close
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CHANNELS = (16, 16, 32, 48, 64)
 
