@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import sys
-import sys
 
 import numpy as np
 import pytest
