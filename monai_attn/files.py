@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-import socket
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +22,7 @@ __all__ = ["alone_in", "atomic_write", "check_content", "content_of", "csv_cell"
 __all__ += ["say_left_out", "writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
-_DRAFT = f".partial-{socket.gethostname()}-"  # other hosts may write to the same folder
+_DRAFT = f".partial-{platform.node()}-"  # other hosts may write to the same folder
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 

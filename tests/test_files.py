@@ -3,7 +3,7 @@ import csv
 import errno
 import io
 import os
-import socket
+import platform
 import subprocess
 import sys
 
@@ -54,7 +54,7 @@ def test_what_was_there_stays_and_nothing_else_where_writing_fails(tmp_path, err
 def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    draft = f".partial-{socket.gethostname()}"
+    draft = f".partial-{platform.node()}"
     others = {f"{draft}-{os.getppid()}-a.txt", f"{draft}-{ended.pid}-b.txt", f"{draft}-x-a.txt"}
     others.add(f".partial-other-host-{ended.pid}-a.txt")
     for name in {*others, f"{draft}-{ended.pid}-a.txt", f"{draft}-{10**30}-a.txt"}:

@@ -176,7 +176,7 @@ def find_image(source: str | Path | Sequence[str | Path]) -> dict[str, Any]:
 
 def _find_labels(images: Sequence[Path], root: Path) -> list[Path]:
     """Return those of the images that are labels, by their names or folders, or written by a segmentation."""
-    masks = [str(path) for path in images if "_seg." in path.name and is_result(path)]
+    masks = [str(path) for path in images if is_result(path)]
     ours = tuple(mask.rpartition("_seg.")[0] + kind for mask in masks for kind in ("_seg.", "_overlay.", "_attention"))
     results = {path for path in images if str(path).startswith(ours)}
     named = {path for path in images if layouts.LABEL.fullmatch(case_name(path))}

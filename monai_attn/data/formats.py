@@ -266,5 +266,5 @@ def provenance_of(path: str | Path) -> str:
 
 
 def is_result(path: str | Path) -> bool:
-    """Return whether a segmentation has written a file."""
-    return provenance_of(path).startswith(PROVENANCE)
+    """Return whether a segmentation has written a mask."""
+    return "_seg." in Path(path).name and provenance_of(path).startswith(PROVENANCE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from monai_attn.handlers.attention import AttentionMapHandler, AttentionMaps
 from monai_attn.handlers.checkpoint import AtomicSaver, BestModelSaver, SafeCheckpointLoader, keep_state
-from monai_attn.handlers.evaluation import EarlyStop, SkipFailedCases, ValidationLoss
+from monai_attn.handlers.evaluation import EarlyStop, SkipFailedCases, ValidationLoss, validation_loss
 from monai_attn.handlers.metrics import (
     CaseMetricsSaver,
     ISICSegmentation,
@@ -22,5 +22,5 @@ __all__ = [
     "CaseMetricsSaver", "CasePictures", "CurveSaver", "EarlyStop", "EpochProgressBar", "EpochSeed",
     "ISICSegmentation", "LossTerms", "MeanDiceOrNaN", "OverlaySaver", "SafeCheckpointLoader", "SkipFailedCases",
     "SpacedHausdorffDistance", "SpacedSurfaceDistance", "StopOnNonFinite", "TrainingCheckpoint", "ValidationLoss",
-    "keep_state",
+    "keep_state", "validation_loss",
 ]  # fmt: skip

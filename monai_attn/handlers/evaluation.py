@@ -20,7 +20,7 @@ from monai_attn.data.reader import failure_in
 from monai_attn.errors import ConfigError, Failure, root_cause
 from monai_attn.handlers.checkpoint import keep_state
 
-__all__ = ["EarlyStop", "SkipFailedCases", "ValidationLoss"]
+__all__ = ["EarlyStop", "SkipFailedCases", "ValidationLoss", "validation_loss"]
 
 
 class SkipFailedCases:
@@ -86,6 +86,15 @@ class ValidationLoss(Loss):
         """Attach to an evaluator."""
         usage = MetricUsage(Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, IterationEvents.FORWARD_COMPLETED)
         super().attach(engine, "val_loss", usage)
+
+
+def validation_loss(engine: Engine) -> float:
+    """Return an evaluator's validation loss for ``ReduceLROnPlateau``.
+
+    Example:
+        ``LrScheduleHandler(ReduceLROnPlateau(optimizer), step_transform=validation_loss)`` among its handlers.
+    """
+    return engine.state.metrics["val_loss"]
 
 
 class EarlyStop:

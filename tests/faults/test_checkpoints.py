@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import pickle
+import platform
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -33,7 +33,7 @@ def test_no_room_for_a_checkpoint(lab, name):
     folder = lab.folder / "models"
     lab.train(ckpt_dir=str(folder), output_dir=folder).finished()
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
-    (folder / f".partial-{socket.gethostname()}-{os.getpid()}-{name}").symlink_to("/dev/full")
+    (folder / f".partial-{platform.node()}-{os.getpid()}-{name}").symlink_to("/dev/full")
     attempt = lab.train(ckpt_dir=str(folder), output_dir=folder, epochs=2, lr=0.001)
     assert attempt.code == 2
     assert f"{folder / name}" in attempt.screen

@@ -26,6 +26,7 @@ from monai_attn.handlers import (
     TrainingCheckpoint,
     ValidationLoss,
     resume,
+    validation_loss,
 )
 from monai_attn.visualize import figures
 
@@ -137,7 +138,7 @@ def training(
         scheduler,
         print_lr=False,
         epoch_level=schedule != "iterations",
-        step_transform=lambda engine: engine.state.metrics["val_loss"] if schedule == "plateau" else (),
+        step_transform=validation_loss if schedule == "plateau" else lambda engine: (),
     )
     about = {"seed": seed}
     best = BestModelSaver(str(folder), network, metric="val_loss", lower_is_better=True, description=about)

@@ -5,7 +5,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler
 
-from monai_attn.handlers import EarlyStop, ValidationLoss
+from monai_attn.handlers import EarlyStop, ValidationLoss, validation_loss
 
 
 def test_the_validation_loss_is_the_mean_over_cases_of_any_batch_size():
@@ -45,8 +45,7 @@ def test_a_plateau_of_five_validations_halves_the_learning_rate_as_keras_with_pa
     )
     evaluator, values, rates = Engine(lambda engine, batch: None), iter(losses), []
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.state.metrics.update(val_loss=next(values)))
-    step = LrScheduleHandler(schedule, print_lr=False, step_transform=lambda engine: engine.state.metrics["val_loss"])
-    step.attach(evaluator)
+    LrScheduleHandler(schedule, print_lr=False, step_transform=validation_loss).attach(evaluator)
     for _ in losses:
         evaluator.run([1])
         rates.append(optimizer.param_groups[0]["lr"])
