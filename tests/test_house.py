@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7710, 13_083, 18_972
+CODE_LINES, LINES, TEST_LINES = 7720, 13_098, 18_972
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

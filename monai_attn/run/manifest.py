@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, BinaryIO
 
 import ignite.distributed as idist
 import torch
@@ -128,6 +128,7 @@ class RunManifest:
             self._write()
 
     def _finish(self, engine: Engine) -> None:
+        self.report.end()
         measured: Any = (self.evaluator or engine).state
         self.content |= {
             "state": "finished",
@@ -146,6 +147,7 @@ class RunManifest:
             raise failed
 
     def _fail(self, _engine: Engine, error: BaseException) -> None:
+        self.report.end()
         started = not isinstance(root_cause(error), InputError) or not self.path.exists()
         if self.content.get("state") == "running" or (self.content.get("state") == "starting" and started):
             self.content["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -270,7 +272,10 @@ def file_hash(path: str) -> str:
     """
     if not Path(path).is_file():
         raise DataError(path, "there is no such file", "correct the path, train first, or get the published weights")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        _feed(digest, file)
+    return digest.hexdigest()
 
 
 def image_hash(files: Sequence[str]) -> str:
@@ -285,5 +290,11 @@ def image_hash(files: Sequence[str]) -> str:
             with open(part, "rb") as file:
                 digest.update(f"{size} ".encode() + file.read(_END))
                 file.seek(max(size - _END, 0) if part.suffix == ".gz" else 0)
-                digest.update(file.read())
+                _feed(digest, file)
     return digest.hexdigest()
+
+
+def _feed(digest: Any, file: BinaryIO) -> None:
+    """Hash the rest of a file of any size, in little memory."""
+    while block := file.read(1 << 20):
+        digest.update(block)

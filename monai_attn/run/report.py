@@ -138,11 +138,17 @@ class CaseReport:
             measured["unit"] = "Dice" if "dice" in state.key_metric_name else ""
         return {"case": self.names.get(path, case_name(path)), **measured}
 
+    def end(self) -> None:
+        """Collect no more warnings."""
+        logging.getLogger("monai_attn").removeHandler(self.said)
+
     def _said_of(self, image: Any) -> list[str]:
         """Return the warnings of an image's files so far."""
         messages = dict.fromkeys(record.getMessage() for record in self.said.buffer)
-        parts = [(message, file) for message in messages for file in files_of(image, "") if message.startswith(file)]
-        return [message.removeprefix(file).removeprefix(": ") for message, file in parts if file]
+        parts = [message.partition(file) for message in messages for file in filter(None, files_of(image, ""))]
+        return [
+            said.removeprefix(":").strip() for start, _, said in parts if not start and said.startswith((":", " ("))
+        ]
 
     def write(self, last: bool = False) -> None:
         """Write the page, if there are several cases.
@@ -150,8 +156,6 @@ class CaseReport:
         Until the ``last`` time it is left out where it would take more than 2 % of the time.
         """
         begun = time.perf_counter()
-        if last:
-            logging.getLogger("monai_attn").removeHandler(self.said)
         if idist.get_rank() > 0 or (not last and begun - self.written < 50 * self.cost):
             return
         records = list(map(_load, sorted(self.output_dir.glob("scores/*.json"))))

@@ -59,10 +59,10 @@ def test_what_was_said_of_an_image_is_kept_with_its_case(tmp_path):
     engine = SimpleNamespace(state=SimpleNamespace(dataloader=None, output=output))
     reporter = report.CaseReport(tmp_path, "segment")
     reporter.begin(engine)
-    for file in ("/in/a.nii.gz", "/in/b.nii.gz"):
+    for file in ("/in/a.nii.gz", "/in/a.nii.gz.nii", "/in/b.nii.gz"):
         logging.getLogger("monai_attn.transforms").warning("%s: it has no contrast", file)
     reporter(engine)
-    reporter.write(last=True)
+    reporter.end()
     warnings = json.loads((tmp_path / "cases" / "a.json").read_text())["warnings"]
     assert [text for text in warnings if "contrast" in text] == ["it has no contrast"]
     assert reporter.said not in logging.getLogger("monai_attn").handlers
