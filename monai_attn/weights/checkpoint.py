@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves  # there is no public name
@@ -24,6 +25,11 @@ __all__ = ["check_whole", "fill", "load_weights", "read_state_dict", "read_tenso
 State = Mapping[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMBERS = [  # NumPy's, of which a schedule or a best score often is one; they run no code
+    *(np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
+    *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
+]
 _AGAIN = "copy or download it again"
 _EXPORTED = "give model.pt, or run it by --network_def \"$torch.jit.load('FILE')\" as docs/export.md shows"
 
@@ -45,7 +51,8 @@ def read_tensors(path: str | os.PathLike) -> Any:
     if any("/code/" in entry for entry in check_whole(name)):
         raise DataError(name, "it is a network in TorchScript", _EXPORTED)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
     else:

@@ -122,6 +122,7 @@ def training(
     scheduler = {
         "cosine": lambda: schedules.CosineAnnealingLR(optim, epochs),
         "iterations": lambda: schedules.PolynomialLR(optim, epochs * len(loader), power=0.9),
+        "numpy": lambda: schedules.LambdaLR(optim, lambda epoch: np.cos(np.pi * epoch / epochs / 2)),
         "steps": lambda: schedules.MultiStepLR(optim, [2, 4], gamma=0.3),
         "plateau": lambda: schedules.ReduceLROnPlateau(optim, factor=0.5, patience=0, threshold=0.5),
     }[schedule]()
@@ -190,7 +191,7 @@ def test_a_resumed_training_ends_bitwise_as_one_that_ran_through(tmp_path, worke
     assert_same(through, resumed)
 
 
-@pytest.mark.parametrize("schedule", ["iterations", "plateau"])
+@pytest.mark.parametrize("schedule", ["iterations", "plateau", "numpy"])
 def test_every_kind_of_schedule_goes_on(tmp_path, schedule):
     options = {"schedule": schedule, "optimizer": "rmsprop", "epochs": 4}
     through = training(tmp_path / "through", **options)

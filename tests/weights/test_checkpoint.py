@@ -2,8 +2,10 @@
 import copy
 import logging
 import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +108,16 @@ def test_code_in_a_file_does_not_run(tmp_path, kind):
     assert not mark.exists()
     torch.load(path, weights_only=False, pickle_module=pickle) if kind != "pickle" else pickle.loads(path.read_bytes())
     assert mark.exists()  # the file is harmful indeed
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])  # before NumPy 2 and since
+def test_numbers_of_numpy_are_read(tmp_path, module):
+    """A schedule with ``np.cos`` makes them, and many published checkpoints hold a best score as one."""
+    numbers = {"float": np.float64(0.5), "half": np.float16(2), "int": np.int64(3), "bool": np.bool_(True)}
+    torch.save({"model": STATE, **numbers}, path := tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    path.write_bytes(re.sub(rb"numpy\._?core\.multiarray", module, path.read_bytes()))
+    found = read_tensors(path)
+    assert {name: found[name] for name in numbers} == numbers
 
 
 def test_a_whole_network_is_refused_with_its_class(tmp_path):
