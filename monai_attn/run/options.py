@@ -10,6 +10,7 @@ import ast
 import copy
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ __all__ = ["is_reference", "parse_options", "parts_of", "read_options", "set_ent
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
 # what MONAI's tracking takes besides the entries of a bundle, if it is on
 _TRACKING = {"tracking": None, "tracking_uri": "", "experiment_name": "", "run_name": "", "save_execute_config": None}
+_SWITCHES = ("amp", "bf16")  # whose defaults are expressions
+_LEAST = {r"lr": 1e-12, r"epochs|batch_size|\w+_interval|\w+_per_\w+": 1, r"seed|num_workers": 0}
 _OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 
 
@@ -81,9 +84,7 @@ def read_options(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(word, "it belongs to no option", "give it behind a --key, or see --help")
         else:
             options[key].append(word)
-    return {
-        key: (values or ["True"])[0] if len(values) < 2 else f"[{','.join(values)}]" for key, values in options.items()
-    }
+    return {key: v[0] if len(v) == 1 else f"[{','.join(v)}]" if v else "True" for key, v in options.items()}
 
 
 def parts_of(key: str) -> list[str]:
@@ -172,21 +173,23 @@ def _literal(text: str) -> Any:
 
 
 def _kind(value: Any) -> str:
-    kinds: dict[str, Any] = {"True or False": bool, "a number": Number, "text": str, "a component": dict}
-    kinds["a list"] = (list, tuple)
+    kinds = {"True or False": bool, "a number": Number, "text": str, "a component": dict, "a list": list}
     return next((kind for kind, types in kinds.items() if isinstance(value, types)), type(value).__name__)
 
 
 def _read(key: str, given: Any, default: Any) -> Any:
-    """Return a value as meant; raise if its type is clearly wrong."""
+    """Return a value as meant; raise if its type or size is clearly wrong."""
+    what, fix = f"--{key} {given}", "give one like it, or leave the option out"
     last, nested = parts_of(key)[-1], len(parts_of(key)) > 1
-    if is_path := last in _PATHS or last.endswith("_dir"):
-        default = ""
+    is_path = last in _PATHS or last.endswith("_dir")
+    default = "" if is_path else False if last in _SWITCHES else default
     value = _literal(given) if isinstance(given, str) else given
     value = list(value) if isinstance(value, tuple) else value
     if isinstance(value, str) and "#" in value and not is_reference(value):
-        problem = "in a configuration '#' separates names: MONAI would read it as '::'"
-        raise ConfigError(f"--{key} {given}", problem, "rename the folder or the file, or give the folder above it")
+        raise ConfigError(what, "MONAI would read # as a separator", "rename it, or give the folder above it")
+    least = next((least for names, least in _LEAST.items() if re.fullmatch(names, key)), -math.inf)
+    if isinstance(value, (int, float)) and not least <= value < math.inf:
+        raise ConfigError(what, f"expected {'a positive number' if least else '0 or more'}", fix)
     if value is None or default is None or is_reference(value) or is_reference(default) or (nested and not is_path):
         return value
     wanted, items = _kind(default), {_kind(item) for item in default} if isinstance(default, list) else set()
@@ -194,12 +197,12 @@ def _read(key: str, given: Any, default: Any) -> Any:
         return str(given) if isinstance(value, (int, float)) and (key, value) != ("resume", True) else value
     if items == {"text"} and isinstance(value, str):
         value = [word.strip(" '\"") for word in value.strip("[] ").split(",")]
-    if isinstance(default, bool) and value in (0, 1):
-        value = bool(value)
+    value = bool(value) if isinstance(default, bool) and value in (0, 1) else value
     if type(default) is int and isinstance(value, float):
         wanted, value = (wanted, int(value)) if value.is_integer() else ("a whole number", value)
     found = [item for item in value if item is not None and not is_reference(item)] if isinstance(value, list) else []
     if _kind(value) != wanted or (len(items) == 1 and not {*map(_kind, found)} <= items):
-        problem = f"expected {wanted}, as the default is {shorten(str(default), 80)}"
-        raise ConfigError(f"--{key} {given}", problem, "give one like it, or leave the option out")
+        raise ConfigError(what, f"expected {wanted}, as the default is {shorten(str(default), 80)}", fix)
+    if items == {"text"} and len({*found}) < len(found):
+        raise ConfigError(what, "a name is there twice", "give each once")
     return value

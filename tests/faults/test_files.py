@@ -64,7 +64,7 @@ def test_a_path_with_spaces_and_signs(lab):
     path = lab.copy("my scans/a # b/c #1.nii.gz")
     lab.reproduces(lab.segment(lab.folder / "my scans"), path)
     # as a part of a configuration, MONAI takes it for something else
-    lab.segment(path).refused(f"--input {path}", "would read it as '::'", "give the folder above it")
+    lab.segment(path).refused(f"--input {path}", "would read # as a separator", "give the folder above it")
 
 
 @fault(31)

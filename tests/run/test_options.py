@@ -16,6 +16,10 @@ ENTRIES = {
     "resume": "",
     "epochs": 24,
     "lr": 0.1,
+    "val_interval": "$@epochs // 2",
+    "slices_per_volume": 4,
+    "seed": 0,
+    "amp": "$torch.cuda.is_available()",
     "overwrite": False,
     "device": "$torch.device('cpu')",
     "se": "scse",
@@ -72,8 +76,16 @@ def test_a_value_is_read_as_it_is_meant(key, given, meant):
         ("epochs", "2.5", "expected a whole number"),
         ("epochs", "True", "expected a number"),
         ("overwrite", "maybe", "expected True or False"),
+        ("amp", "perhaps", "expected True or False"),
+        ("epochs", "0", "expected a positive number"),
+        ("lr", "-1e-3", "expected a positive number"),
+        ("lr", "1e999", "expected a positive number"),
+        ("val_interval", "0", "expected a positive number"),  # the default is an expression
+        ("slices_per_volume", "-1", "expected a positive number"),
+        ("seed", "-1", "expected 0 or more"),
+        ("structures", "[liver, spleen, liver]", "a name is there twice"),
         ("network_def", "UNet", "expected a component"),
-        ("output_dir", "a#b", "MONAI would read it as '::'"),
+        ("output_dir", "a#b", "MONAI would read # as a separator"),
         ("output_dri", "a", "did you mean --output_dir?"),
         ("network_def#aggregaton", "add", "did you mean --network_def#aggregation?"),
         ("train#step#0", "add", "did you mean --train#steps?"),
@@ -82,7 +94,7 @@ def test_a_value_is_read_as_it_is_meant(key, given, meant):
         ("epochs#x", "1", "no entry named 'x' in epochs, which is 24"),
     ],
 )
-def test_what_is_not_there_or_clearly_of_a_wrong_type_is_refused(key, given, words):
+def test_what_is_not_there_or_clearly_wrong_is_refused(key, given, words):
     with pytest.raises(ConfigError) as caught:
         parse_options({key: given}, ENTRIES)
     assert words in str(caught.value)
