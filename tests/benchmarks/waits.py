@@ -216,7 +216,7 @@ def folder_rows(
         yield measure.Row(f"peak, {what}, {way}", "stock", peaks[0] / peaks[1], "", units, "<= 0.6 x peak")
 
 
-def rows(cases: int = 20, checked: int = 201, side: int = 192, rounds: int = 3) -> Iterator[Any]:
+def rows(cases: int = 40, checked: int = 201, side: int = 192, rounds: int = 5, ct_rounds: int = 3) -> Iterator[Any]:
     """``side`` is that of the CT."""
     import measure
 
@@ -238,10 +238,10 @@ def rows(cases: int = 20, checked: int = 201, side: int = 192, rounds: int = 3) 
         run = in_shell(ours, "train", QUICK_START, "-d", str(few), "-o", f"{folder}/out", "--epochs", "2")
         share = run.split["data"] / (run.seconds - run.split["imports"])
         yield measure.Row("train 2 epochs, share of the data", "", share, "", str(run), "<= 0.5 of the time")
-        yield from ct_rows(folder, side)
+        yield from ct_rows(folder, side, ct_rounds)
 
 
-def ct_rows(folder: Path, side: int) -> Iterator[Any]:
+def ct_rows(folder: Path, side: int, rounds: int) -> Iterator[Any]:
     """A CT, with narrow networks of random weights."""
     for bundle, spacing, narrow, speed in (
         ("whole_body_ct_scse_segmentation", 410 / side, {"network_def#features": 4}, ">= 1.5 x speed"),
@@ -249,7 +249,7 @@ def ct_rows(folder: Path, side: int) -> Iterator[Any]:
     ):
         checkpoint = weights(folder / "model.pt", bundle, narrow)
         ct = [volume(folder / "ct.nii.gz", side, spacing)]
-        yield from folder_rows(bundle, ct, checkpoint, narrow, speed, 1)
+        yield from folder_rows(bundle, ct, checkpoint, narrow, speed, rounds)
 
 
 if __name__ == "__main__":
