@@ -104,11 +104,8 @@ def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str,
     warnings = [] if any(counts[1:]) else ["the mask is empty"]
     cut = [name for index, name in enumerate(names, 1) if counts[index] and _is_cut(labels, index)]
     warnings += [f"at the border of the image: {', '.join(cut)}"] if cut else []
-    return {
-        "unit": unit,
-        "values": dict(zip(names, (round(size * count, 3) for count in counts[1:]))),
-        "warnings": warnings,
-    }
+    values = dict(zip(names, (round(size * count, 3) for count in counts[1:])))
+    return {"unit": unit, "values": values, "warnings": warnings}
 
 
 def _is_cut(labels: torch.Tensor, index: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7730, 13_108, 18_997
+CODE_LINES, LINES, TEST_LINES = 7729, 13_119, 19_009
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ from monai.engines import IterationEvents, SupervisedEvaluator
 from monai.utils import CommonKeys, ImageMetaKey, ensure_tuple, look_up_option
 
 from monai_attn.data.reader import failure_in
-from monai_attn.errors import ConfigError, Failure, root_cause
+from monai_attn.errors import ConfigError, DataError, Failure, root_cause
 from monai_attn.handlers.checkpoint import keep_state
 
-__all__ = ["EarlyStop", "SkipFailedCases", "ValidationLoss", "validation_loss"]
+__all__ = ["EarlyStop", "SkipFailedCases", "ValidationLoss", "check_scores", "validation_loss"]
 
 
 class SkipFailedCases:
@@ -59,15 +59,34 @@ class SkipFailedCases:
     def _segment(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Failure | None:
         # The error is not handed on: with its frames it would keep the tensors of the case.
         try:
-            engine._iteration(engine, batch)  # MONAI's own step, which it hands to nobody who replaces it
+            with engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: check_scores(engine.state.output)):
+                engine._iteration(engine, batch)  # MONAI's own step, which it hands to nobody who replaces it
             return None
         except Exception as error:
             if self.on_error == "stop" or isinstance(root_cause(error), ConfigError):
                 raise
-            meta = getattr(batch[CommonKeys.IMAGE], "meta", {})
-            case = str(ensure_tuple(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "a case"))[0])
+            case = _name_of(batch)
             logging.getLogger(__name__).exception("%s has no result", case)
             return Failure.of(error, case)
+
+
+def check_scores(case: Mapping[str, Any]) -> None:
+    """Raise for scores that are NaN, which would become background.
+
+    Args:
+        case: image and scores (``pred``), of one case or of a batch of one.
+
+    Raises:
+        DataError: if a score is NaN.
+    """
+    if case[CommonKeys.PRED].isnan().any():
+        fix = "give --amp False if it is on, or weights of an earlier epoch"
+        raise DataError(_name_of(case), "the network's scores for it are NaN", fix)
+
+
+def _name_of(case: Mapping[str, Any]) -> str:
+    meta = getattr(case[CommonKeys.IMAGE], "meta", {})
+    return str(ensure_tuple(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "a case"))[0])
 
 
 class ValidationLoss(Loss):

@@ -175,19 +175,19 @@ def segment(
     from monai.transforms import Compose
 
     from monai_attn.data.datalist import find_image
+    from monai_attn.handlers.evaluation import check_scores
     from monai_attn.run.workflow import components
 
     parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
-    network, before, after, inferer, amp = (
-        parser.get_parsed_content(name)
-        for name in ("network", "preprocessing", "postprocessing", "evaluator#inferer", "amp")
-    )
+    names = "network", "preprocessing", "postprocessing", "evaluator#inferer", "amp"
+    network, before, after, inferer, amp = map(parser.get_parsed_content, names)
     if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
         case = before(find_image(image))
     else:
         case = Compose(before.transforms[1:])({"image": _as_image(image, spacing, affine, before.transforms)})
     with torch.no_grad(), torch.autocast("cuda", enabled=amp):
         case["pred"] = inferer(list_data_collate([case])["image"].to(device), network)[0].float()
+    check_scores(case)
     steps = [step for step in after.transforms if "SaveImage" not in type(step).__name__]
     mask = Compose(steps)(case)["pred"]
     if not attention:

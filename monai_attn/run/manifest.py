@@ -172,11 +172,8 @@ def _account(content: dict[str, Any], engine: Engine) -> CasesError | None:
         return None
     failures = gather(getattr(state, "failures", []))
     segmented = sum(gather([getattr(state, "segmented", state.iteration - len(failures))]))
-    content["cases"] = {
-        "finished before": before,
-        "segmented": segmented,
-        "failed": [failure._asdict() for failure in failures],
-    }
+    failed = [failure._asdict() for failure in failures]
+    content["cases"] = {"finished before": before, "segmented": segmented, "failed": failed}
     if not failures:
         return None
     content["state"] = "incomplete"

@@ -25,7 +25,6 @@ __all__ = ["is_reference", "parse_options", "parts_of", "read_options", "set_ent
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
 # what MONAI's tracking takes besides the entries of a bundle, if it is on
 _TRACKING = {"tracking": None, "tracking_uri": "", "experiment_name": "", "run_name": "", "save_execute_config": None}
-_SWITCHES = ("amp", "bf16")  # whose defaults are expressions
 _LEAST = {r"lr": 1e-12, r"epochs|batch_size|\w+_interval|\w+_per_\w+": 1, r"seed|num_workers": 0}
 _OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 
@@ -182,7 +181,7 @@ def _read(key: str, given: Any, default: Any) -> Any:
     what, fix = f"--{key} {given}", "give one like it, or leave the option out"
     last, nested = parts_of(key)[-1], len(parts_of(key)) > 1
     is_path = last in _PATHS or last.endswith("_dir")
-    default = "" if is_path else False if last in _SWITCHES else default
+    default = "" if is_path else False if last in ("amp", "bf16") else default  # which are expressions
     value = _literal(given) if isinstance(given, str) else given
     value = list(value) if isinstance(value, tuple) else value
     if isinstance(value, str) and "#" in value and not is_reference(value):

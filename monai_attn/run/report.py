@@ -146,9 +146,8 @@ class CaseReport:
         """Return the warnings of an image's files so far."""
         messages = dict.fromkeys(record.getMessage() for record in self.said.buffer)
         parts = [message.partition(file) for message in messages for file in filter(None, files_of(image, ""))]
-        return [
-            said.removeprefix(":").strip() for start, _, said in parts if not start and said.startswith((":", " ("))
-        ]
+        about = [text for start, _, text in parts if not start and text.startswith((":", " ("))]
+        return [text.removeprefix(":").strip() for text in about]
 
     def write(self, last: bool = False) -> None:
         """Write the page, if there are several cases.

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -123,10 +124,8 @@ class FinishedCases:
         for provenance in self.provenances:
             provenance.images.update(files)  # a result knows its first file only
         # the folders and clashes of results are those of all cases, whatever part of them this worker has
-        mine = [
-            i for i, image in enumerate(images) if crc32(os.fsencode(case_name(image))) % self.parts == self.part - 1
-        ]
-        cases, images = [cases[i] for i in mine], [images[i] for i in mine]
+        mine = [crc32(os.fsencode(case_name(image))) % self.parts == self.part - 1 for image in images]
+        cases, images = list(compress(cases, mine)), list(compress(images, mine))
         unfinished = gather(self._unfinished(cases, images) if idist.get_rank() == 0 else [])
         self.finished = len(cases) - len(unfinished)
         return [unfinished[index] for index in share(unfinished)]
@@ -135,11 +134,9 @@ class FinishedCases:
         # a list first: every file there is looked at, also behind one that is missing
         saved = [all([self._is_there(image, saver) for saver in self.savers]) for image in images]  # noqa: C419
         present = [done and self._is_drawn(image) for done, image in zip(saved, images)]
-        if any(present):
-            print(
-                f"monai_attn: {sum(present)} of {len(cases)} cases are finished; --overwrite True segments them again",
-                file=sys.stderr,
-            )
+        if number := sum(present):
+            said = f"{number} of {len(cases)} cases are finished; --overwrite True segments them again"
+            print(f"monai_attn: {said}", file=sys.stderr)
         return [case for case, done in zip(cases, present) if not done]
 
     def _check_images(self, images: list[str], saver: SafeSaveImage) -> None:

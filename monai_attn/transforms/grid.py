@@ -215,16 +215,18 @@ class SafeSpacingd(Spacingd):
         if not parallel or (info["mode"], info["padding_mode"]) != ("bilinear", "border"):
             return self.spacing_transform.inverse(image)
         resample.pop_transform(image)
-        voxels = image.as_tensor().to(getattr(torch, info["dtype"]))
+        voxels = image.as_tensor().detach().to(getattr(torch, info["dtype"]))
         for axis in range(len(size), 0, -1):  # the last is the slowest, and contiguous
             last, voxel = voxels.shape[axis] - 1, torch.arange(size[axis - 1]).to(first)
             places = (first[axis - 1] + factors[axis - 1] * voxel).clamp_(0, last)
             if len(places) == last + 1 and torch.allclose(places, voxel, atol=AFFINE_TOL):
                 continue
             low = places.long()
-            ends = (voxels.index_select(axis, index) for index in (low, (low + 1).clamp_(max=last)))
-            weight = (places - low).to(voxels.dtype).view(-1, *[1] * (len(size) - axis))
-            voxels = next(ends).lerp_(next(ends), weight)
+            pairs = zip(low.tolist(), (low + 1).clamp_(max=last).tolist(), (places - low).tolist())
+            planes = voxels.unbind(axis)
+            voxels = voxels.new_empty(*voxels.shape[:axis], len(low), *voxels.shape[axis + 1 :])
+            for plane, (lower, upper, weight) in zip(voxels.unbind(axis), pairs):  # they stay in the cache
+                torch.lerp(planes[lower], planes[upper], weight, out=plane)
         meta = {**image.meta, MetaKeys.AFFINE: info["src_affine"]}
         return MetaTensor(voxels.float(), meta=meta, applied_operations=image.applied_operations)
 

@@ -41,7 +41,7 @@ class InvertArgmaxd(MapTransform):
     It equals ``Invertd`` and ``AsDiscreted(argmax=True)``, but memory only holds the scores and a few images.
 
     Args:
-        keys, allow_missing_keys: see MONAI's ``MapTransform``; scores (C, *spatial) of C classes.
+        keys, allow_missing_keys: see MONAI's ``MapTransform``; scores (C, *spatial) of C classes, without NaN.
         transform: the preprocessing, to be inverted.
         orig_keys: the image that it was applied to, one for each key or for all.
 
@@ -80,8 +80,8 @@ class InvertArgmaxd(MapTransform):
             if index == 0:
                 best = values.clone()
                 labels = torch.zeros_like(best, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
-            else:  # NaN is above all numbers, as for torch.argmax
-                labels.masked_fill_((values <= best).logical_not_().logical_and_(best == best), index)
+            else:
+                labels.masked_fill_(values > best, index)
                 torch.maximum(best, values, out=best)
         return convert_to_dst_type(labels, placed, dtype=torch.float32)[0]
 

@@ -76,6 +76,20 @@ def test_a_run_without_faults_is_that_of_the_evaluator(images, tmp_path):
     assert results(tmp_path / "out") == sorted([*GOOD, "b_overlay.png", "b_seg.nii.gz"])
 
 
+class Overflow(Threshold):
+    def forward(self, x):
+        return torch.where((x == 77).any(), torch.nan, super().forward(x))
+
+
+def test_scores_that_are_no_numbers_are_no_background(images, tmp_path):
+    engine = evaluator(images, tmp_path / "out", network=Overflow())
+    engine.run()
+    (failure,) = engine.state.failures
+    assert failure.what.endswith("b.nii.gz")
+    assert "scores for it are NaN" in failure.problem
+    assert results(tmp_path / "out") == GOOD
+
+
 def test_a_file_that_cannot_be_read_is_passed_over_and_the_others_are_finished(images, tmp_path):
     (tmp_path / "b.nii.gz").write_bytes((tmp_path / "b.nii.gz").read_bytes()[:40])
     engine = evaluator(images, tmp_path / "out")
