@@ -169,10 +169,9 @@ def _assume(image: MetaTensor, name: str, orientation: str | None, spacing: np.n
         problem = "its orientation is unknown (qform_code and sform_code are 0): left and right are anybody's guess"
         fix = 'correct the header, or, if you know the axes, set assume_orientation to them, such as "RAS"'
         raise DataError(name, problem, fix)
-    affine = np.zeros((4, 4))
+    affine = np.diag([0.0, 0, 0, 1])
     rows, signs = nibabel.orientations.axcodes2ornt(orientation).T
     affine[rows.astype(int), range(3)] = signs * spacing
-    affine[3, 3] = 1
     _LOGGER.warning("%s: its orientation is unknown; assumed: %s", name, describe_affine(affine))
     grid = {MetaKeys.AFFINE: torch.as_tensor(affine), MetaKeys.ORIGINAL_AFFINE: affine}
     return MetaTensor(image.as_tensor(), meta={**image.meta, **grid})
@@ -222,11 +221,10 @@ class SafeSpacingd(Spacingd):
             if len(places) == last + 1 and torch.allclose(places, voxel, atol=AFFINE_TOL):
                 continue
             low = places.long()
-            pairs = zip(low.tolist(), (low + 1).clamp_(max=last).tolist(), (places - low).tolist())
             planes = voxels.unbind(axis)
             voxels = voxels.new_empty(*voxels.shape[:axis], len(low), *voxels.shape[axis + 1 :])
-            for plane, (lower, upper, weight) in zip(voxels.unbind(axis), pairs):  # they stay in the cache
-                torch.lerp(planes[lower], planes[upper], weight, out=plane)
+            for plane, lower, weight in zip(voxels.unbind(axis), low.tolist(), (places - low).tolist()):
+                torch.lerp(planes[lower], planes[min(lower + 1, last)], weight, out=plane)  # all three in the cache
         meta = {**image.meta, MetaKeys.AFFINE: info["src_affine"]}
         return MetaTensor(voxels.float(), meta=meta, applied_operations=image.applied_operations)
 
