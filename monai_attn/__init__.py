@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention for medical image segmentation in MONAI.
 
-It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks and losses, and bundles: ``segment`` applies one to
-an image, ``load`` returns its network.
+It provides scSE, FocusNet, Autofocus and EG-CNN as blocks, networks, losses and bundles. ``segment`` applies a bundle
+to an image, ``load`` returns its network.
 """
 
 from __future__ import annotations

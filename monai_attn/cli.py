@@ -231,7 +231,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Load every case and say which ones a bundle cannot use, and why.
+    """List the cases that a bundle cannot use, and why.
 
     monai-attn check brain_mri_scse -d my_data
     monai-attn check brain_mri_scse my_scans
@@ -250,7 +250,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _phantom(arguments: argparse.Namespace) -> None:
-    """Write a look-alike of a bundle's data set: made-up spheres, for trying the software only.
+    """Write synthetic images of spheres in the format of a bundle's data set.
 
     monai-attn phantom brain_mri_scse -o data/brain_phantom --cases 20
     """
@@ -261,7 +261,7 @@ def _phantom(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    """Make the folder that a bundle trains on from the unpacked download of its paper's data set.
+    """Turn the unpacked download of a bundle's data set into a folder to train on.
 
     monai-attn prepare kits_ct_egcnn kits19 -o data/kits
     monai-attn prepare brats_mri_autofocus BRATS2015 -o data/brats --split test=test_cases.txt
@@ -290,7 +290,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _copy(arguments: argparse.Namespace) -> None:
-    """Copy a bundle, to make one of your own.
+    """Copy a bundle, to customize it.
 
     monai-attn copy hippocampus_mri_scse my_bundle
     """

@@ -13,7 +13,7 @@ _MESSAGE = re.compile(r"cannot use (.*)\n  problem: (.*)\n  fix:     (.*)")
 
 
 class InputError(ValueError):
-    """Error in what the user gave, with a fix.
+    """Error in the user's input, with a fix.
 
     Args:
         what: the file or argument.

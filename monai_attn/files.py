@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writes, locked folders, safe cells of CSV tables, and what is said about files."""
+"""Atomic writes, folder locks, CSV cells, and messages about files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def writing_to(path: str | os.PathLike, fix: str) -> Iterator[None]:
-    """Name the file or folder, and a fix, in an error of writing to it.
+    """Name the path and a fix in write errors.
 
     Raises:
         DataError: if it cannot be written.
@@ -75,7 +75,7 @@ def atomic_write(path: str | Path, fix: str = "make room, or give another output
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder of a training, until it or its process ends.
+    """Lock the folder of a training until it ends.
 
     Raises:
         DataError: if a training of another process is running there.
@@ -166,7 +166,7 @@ def content_of(folder: Path) -> str:
 
 
 def first_of(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first names as text, with an ellipsis for more.
+    """Join the first names, with an ellipsis for more.
 
     Example:
         >>> first_of(["a", "b", "c", "d"])
@@ -177,7 +177,7 @@ def first_of(names: Sequence[str], shown: int = 3) -> str:
 
 @cache
 def say(message: str) -> None:
-    """Log a warning, once in a process."""
+    """Log a warning once per process."""
     _LOGGER.warning(message)
 
 
@@ -189,7 +189,7 @@ def say_left_out(root: Path, files: Sequence[Path], why: str) -> None:
 
 
 def print_any_name() -> None:
-    """Make the screen replace signs that its encoding lacks, instead of raising errors."""
+    """Replace characters that the terminal cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inferers for slices, for tiles with a halo, and for bf16 on a CPU.
+"""Inferers for slices, tiles with a halo, and bf16.
 
 For a network trained on random crops use MONAI's ``SlidingWindowInferer`` with the crop as its window.
 """
@@ -21,16 +21,16 @@ __all__ = ["BF16Inferer", "HaloInferer", "SliceBatchInferer"]
 
 
 class BF16Inferer(Inferer):
-    """Inferer that lets the network compute in bf16 on a CPU, in inference and training.
+    """Inferer that runs the network in bf16 on a CPU.
 
-    Where the CPU multiplies matrices in bf16 (Intel AMX), most convolutions take a half to a quarter of their time; the
-    layers of Autofocus with their large dilations take longer. The outputs are float32 again, and so is the loss; those
-    of :class:`SliceBatchInferer` and :class:`HaloInferer` stay bf16, at half of the memory. On a GPU the network runs
-    as it is: use the engine's ``amp``.
+    It is for inference and training. On CPUs with Intel AMX most convolutions take a half to a quarter of the time, but
+    autofocus layers with large dilations take longer. Outputs are converted to float32, so the loss is float32; outputs
+    of :class:`SliceBatchInferer` and :class:`HaloInferer` stay bf16, with half of the memory. On a GPU this has no
+    effect: use ``amp`` of the engine.
 
     Args:
-        inferer: what calls the network; by default MONAI's ``SimpleInferer``.
-        enabled: whether a CPU uses bf16; by default if it has AMX.
+        inferer: the inferer that calls the network; by default MONAI's ``SimpleInferer``.
+        enabled: whether to use bf16 on a CPU; by default if it has AMX.
 
     Example:
         >>> BF16Inferer(enabled=True)(torch.rand(1, 1, 8, 8), torch.nn.Conv2d(1, 3, 1)).dtype
@@ -111,8 +111,8 @@ class HaloInferer(Inferer):
     zeros: with ``padding="official"``, ``tile=47`` and ``halo=14`` this is how the authors of the autofocus layer
     predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code).
 
-    With the network's ``receptive_radius`` as halo the result is that on the whole volume, if normalization has fixed
-    statistics (batch normalization, or none).
+    With the network's ``receptive_radius`` as halo, the result equals that on the whole volume, if normalization has
+    fixed statistics (batch normalization, or none).
 
     Args:
         tile: side of the tiles that are written, one number or one for each dimension.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the ISIC 2017 challenge, and volumes of label maps.
+"""ISIC 2017 metrics, and volumes of label maps.
 
 The challenge, part 1: Codella et al. 2017, https://arxiv.org/abs/1710.05006. Its metrics are computed per image and
 then averaged, whereas MONAI's ``ConfusionMatrixMetric`` by default pools all images, which favors large lesions, and
@@ -86,8 +86,8 @@ def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str,
 
     Returns:
         ``values`` by class, their ``unit`` (ml, or pixels for 2D images), and ``warnings``: the mask is empty, or
-        structures are cut off by the border of the image. A structure that runs through from one border to the
-        opposite one is not.
+        structures are cut off by the border of the image. Structures that run from one border to the opposite one do
+        not count.
 
     Example:
         >>> measure(MetaTensor(torch.ones(1, 10, 10, 10)), ["liver"])["values"]

@@ -53,8 +53,8 @@ class ZeroInitGate(Gate):
 class FocusedConv(nn.Module):
     """Autofocus convolution in place of a plain one.
 
-    It shares the kernel and bias of the plain convolution, and at first its output up to rounding. Weights of the plain
-    network load before or after, as the kernel's old key is accepted.
+    It shares the kernel and bias of the plain convolution, and at first gives the same output up to rounding. Weights
+    of the plain network can be loaded before or after, since the kernel's old key is accepted.
 
     Args:
         conv: the plain convolution, of kernel size 3 and stride 1.
@@ -104,18 +104,17 @@ def autofocus(
 ) -> nn.Module:
     """Replace convolutions of a network by autofocus convolutions.
 
-    Eligible are convolutions of kernel size 3, stride 1 and one dilation, with two or more input channels, without
-    groups, that keep the size by zero padding. Each becomes a :class:`FocusedConv`, and at first the network's output
-    is unchanged up to rounding. A layer of K scales has K times the multiplications of the plain one, plus its
-    attention.
+    Eligible convolutions have kernel size 3, stride 1, equal dilations, two or more input channels, no groups, and zero
+    padding that keeps the size. Each becomes a :class:`FocusedConv`, and at first the network's output is unchanged up
+    to rounding. A layer of K scales has K times the multiplications of the plain one, plus its attention.
 
     Args:
         network: the network, which is changed in place and returned.
         last: how many to replace, counted from the end in the order in which the network runs them.
-        where: instead of ``last``, returns for a path and its module whether to replace it.
+        where: instead of ``last``, a function that returns for a path and its module whether to replace it.
         dilations: the scales, rising; they must contain the dilation of every convolution that is replaced. By
             default 1, 3, 5 and 7 times its own, which for the paper's dilation of 2 are the paper's 2, 6, 10 and 14.
-        size: for ``last``, the size of an image that the network takes, if its class is not in the table of
+        size: a valid image size, needed for ``last`` if the network's class is not in the table of
             :func:`monai_attn.adapt.places_of`.
 
     Raises:

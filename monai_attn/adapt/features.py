@@ -169,7 +169,7 @@ def dry_run(network: nn.Module, places: Places, paths: Collection[str], *, must_
 
     The network runs in evaluation mode without gradients, on an image with the first convolution's dimensions and
     channels. Without ``places.size`` its first side is twice the divisor, because instance norm refuses a single voxel.
-    The outputs are in the order in which the network ran the modules first.
+    The outputs are in the order in which the network first ran the modules.
 
     Args:
         network: the network. Its modules' modes are restored.

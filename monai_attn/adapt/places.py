@@ -27,8 +27,8 @@ class Places(NamedTuple):
         decoders: the decoders, coarse to fine.
         bottleneck: the bottleneck, or None if no module returns its output.
         classifier: the last layer, which returns the logits, or None.
-        divisor: what each side of an image must be a multiple of, one number or one for each dimension.
-        size: the size of an image that the network takes, if not every multiple of ``divisor`` is one.
+        divisor: a number, or one for each dimension; each side of an image must be a multiple of it.
+        size: a valid image size, if not every multiple of ``divisor`` is valid.
         features: the encoder features for an edge stream, one for each resolution, fine to coarse; by default the
             encoders and the bottleneck. ``path:i`` is the i-th input of a module.
 

@@ -62,7 +62,7 @@ def recalibrate(
 ) -> nn.Module:
     """Add squeeze & excitation (scSE) to a network.
 
-    Old parameters keep their keys, so that weights load before or after (``strict=False``).
+    Existing parameters keep their keys, so weights can be loaded before or after (``strict=False``).
 
     Args:
         network: the network, which is changed in place and returned. Its output must be one tensor in evaluation mode.

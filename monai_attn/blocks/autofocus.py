@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The autofocus layer: one kernel at several dilations, and attention that chooses among them at every voxel.
+"""Autofocus layer: attention over several dilations of one kernel.
 
 Qin, Kamnitsas, Ancha, Nanavati, Cottrell, Criminisi, Nori: "Autofocus Layer for Semantic Segmentation", MICCAI 2018,
 https://arxiv.org/abs/1805.08403, Fig. 1, Sec. 2.2, eqs. 2 and 3.
 
 Differs from the authors' code (yaq007/Autofocus-Layer) in: the output keeps the size of the input (``crop=2`` gives
-theirs, with equal values); 1D and 2D besides 3D; any normalization; and no bias on the branches, where the following
-normalization makes it inert. The code, unlike the paper, normalizes every scale on its own and stops the gradient in
-front of the attention; so do the defaults here.
+theirs, with equal values); 1D and 2D besides 3D; any normalization; and no bias on the branches, which the following
+normalization would cancel. Like the code and unlike the paper, the defaults normalize every scale separately and stop
+the gradient before the attention.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class AutofocusConv(nn.Module):
     :math:`n_k`. The attention :math:`\Lambda` = softmax(conv1(relu(conv3(x)))) holds one weight per scale and voxel.
     No activation follows.
 
-    In evaluation without gradients, batch normalization goes into the kernels and the branches are summed in place:
-    the same function to rounding, in less time and memory.
+    In evaluation without gradients, batch normalization is folded into the kernels and the branches are summed in
+    place. This saves time and memory; results are equal up to rounding.
 
     Args:
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
@@ -61,9 +61,9 @@ class AutofocusConv(nn.Module):
         norm: normalization of each branch, as a name or ``(name, {args})``; ``None`` for none.
         crop: voxels that the output loses at every side, at most the smallest dilation. The authors' code loses 2.
         detach_attention: whether the attention sends no gradient to the input, as in the authors' code.
-        share_weights: whether all branches have one kernel, as in the paper; or each its own.
-        memory_efficient: whether to compute the branches again in the backward pass instead of keeping them; for batch
-            normalization and none.
+        share_weights: whether all branches share one kernel, as in the paper.
+        memory_efficient: whether to recompute the branches in the backward pass instead of keeping them; saves most
+            memory with batch normalization or none.
 
     Attributes:
         radius: how far the output sees, in voxels: the largest dilation.
@@ -110,16 +110,16 @@ class AutofocusConv(nn.Module):
         self.gate = Gate("softmax")
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
-        """The map (B, K, *cropped), one weight per scale and voxel of the output."""
+        """Return the map (B, K, *cropped), a weight per scale and voxel."""
         return self.gate(self.logits(x))
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The map before the softmax."""
+        """Return the map before the softmax."""
         features = x.detach() if self.detach_attention else x
         return self.attention(crop_border(features, max(self.crop - 1, 0)))
 
     def branch(self, x: torch.Tensor, k: int) -> torch.Tensor:
-        """Features of scale ``k`` before normalization, (B, out_channels, *cropped)."""
+        """Return features of scale ``k`` before normalization, (B, out_channels, *cropped)."""
         return self._convolve(x, self._kernel(k), None, k)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

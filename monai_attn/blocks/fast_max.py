@@ -2,7 +2,7 @@
 r"""Memory-efficient :math:`\max(U g_c, U g_s)` for training scSE.
 
 Only the features and maps are kept for the backward pass, which processes chunks that fit in the CPU cache. Values are
-bitwise those of the definition. Gradients differ only by the order of sums: where both products are equal, as at 0,
+bitwise equal to the definition. Gradients differ only in the order of sums: where both products are equal, as at 0,
 each map gets half of the gradient, as in autograd. Second derivatives, forward mode and ``torch.func`` work.
 """
 

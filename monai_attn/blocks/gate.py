@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate, the last layer of every attention block, and the edge gate.
+"""Attention gate, the last layer of attention blocks, and edge gate.
 
 The output of a gate is the attention map, so :func:`monai_attn.visualize.capture_attention` finds the maps of any
 network.
@@ -58,7 +58,7 @@ class EdgeGate(nn.Module):
     With edge features :math:`e` and main features :math:`m` of the same size,
     :math:`\alpha = \sigma(\mathrm{relu}(W_e e + W_m m))` and the output is :math:`w (e \cdot \alpha + e)`.
 
-    Because of the ReLU, maps of eq. 1 are in [0.5, 1) and never suppress an edge, without a gradient where the sum is
+    Because of the ReLU, maps of eq. 1 are in [0.5, 1), never suppress an edge, and have no gradient where the sum is
     negative. With ``gate="sigmoid"`` there is no ReLU, and maps are in (0, 1).
 
     Args:

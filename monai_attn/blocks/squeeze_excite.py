@@ -46,10 +46,11 @@ class ChannelGate(nn.Module):
         in_channels: number of input channels C.
         reduction: the paper's r, for C // r hidden channels.
         bias: whether the linear layers have biases, as in the authors' code; the paper's formula has none.
-        gate_bias: start of the last bias, ours: with 3 the map starts near 0.95 instead of 0.5. ``None`` for PyTorch's.
+        gate_bias: initial value of the last bias, our addition: with 3 the map starts near 0.95 instead of 0.5.
+            ``None`` for PyTorch's.
 
     Raises:
-        ValueError: if ``reduction`` is below 1 or leaves no hidden channel, or ``gate_bias`` has no bias to set.
+        ValueError: if ``reduction`` is below 1 or leaves no hidden channel, or ``gate_bias`` is given without a bias.
 
     Example:
         >>> ChannelGate(2, 64)(torch.rand(1, 64, 32, 32)).shape
@@ -97,7 +98,7 @@ class SpatialGate(nn.Module):
         gate_bias: see :class:`ChannelGate`.
 
     Raises:
-        ValueError: if ``spatial_dims`` is not 1, 2 or 3, or ``gate_bias`` has no bias to set.
+        ValueError: if ``spatial_dims`` is not 1, 2 or 3, or ``gate_bias`` is given without a bias.
 
     Example:
         >>> SpatialGate(3, 16)(torch.rand(1, 16, 8, 8, 8)).shape
@@ -208,8 +209,8 @@ class ChannelSpatialSE(nn.Module):
         aggregation: how to combine the two recalibrated maps, see the table.
 
     Raises:
-        ValueError: if ``aggregation`` is unknown, ``reduction`` leaves no hidden channel, or ``gate_bias`` has no bias
-            to set.
+        ValueError: if ``aggregation`` is unknown, ``reduction`` leaves no hidden channel, or ``gate_bias`` is given
+            without a bias.
 
     Example:
         >>> ChannelSpatialSE(2, 64, aggregation="concat")(torch.rand(1, 64, 32, 32)).shape

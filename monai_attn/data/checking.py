@@ -57,10 +57,10 @@ def check_cases(
         steps: transforms that load and check the image and label of a case.
         sections: cases of each section, as :func:`monai_attn.data.cases` returns them.
         source: the data set.
-        settings: entries of the bundle that the data decide on, such as ``structures``.
+        settings: entries of the bundle that depend on the data, such as ``structures``.
 
     Yields:
-        the lines of a table and of a summary, with the options of the bundle that fit the data, if others do.
+        the lines of a table and a summary, with the options that fit the data if the bundle's do not.
 
     Raises:
         DataError: at the end, if cases cannot be used, or all labels of the section ``training`` are empty.
@@ -267,7 +267,7 @@ def label_values(label: NdarrayOrTensor) -> list[float]:
 
 
 def map_labels(label: Any, label_map: Mapping[Any, int] | None) -> Any:
-    """Return a label map with other values, of the same type.
+    """Map the values of a label map, keeping its type.
 
     Keys may be text, as in JSON. A gray picture of several equal channels becomes one of one channel.
 

@@ -37,7 +37,7 @@ _DATA = (".img", ".raw", ".zraw", ".raw.gz")  # of a header that is a file of it
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
     """Return case names by path, with folders where names repeat.
 
-    Where they still do, as those of ``a_b/t1`` and ``a/b/t1``, a hash of the path below the common folder follows.
+    If names still repeat, as for ``a_b/t1`` and ``a/b/t1``, a hash of the path below the common folder is added.
 
     Example:
         >>> case_names(["data/a/t1.nii.gz", "data/b/t1.nii.gz"])
@@ -122,8 +122,8 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
 
     Args:
         source: an image file, a data set with a data list (its test cases, else its validation cases), or any other
-            folder, which is searched for images and folders of DICOM slices, known by their content. Links are
-            followed. Labels, hidden folders and files that are no images are left out, with a warning. A list of files
+            folder, which is searched for images and folders of DICOM slices, recognized by their content. Links are
+            followed. Labels, hidden folders and files that are not images are left out, with a warning. A list of files
             is one image with a file for each channel, such as the modalities of MRI.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the place of every slice of DICOM files, and write DICOM SEG."""
+"""Place the slices of DICOM files, and write DICOM SEG."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def check_series(folder: Path) -> list[Path]:
-    """Return the slices of a folder in order, after checking that it is one DICOM series without gaps.
+    """Check a folder's DICOM series and return its ordered slices.
 
-    Subfolders and other files are ignored.
+    There must be one series without gaps. Subfolders and other files are ignored.
 
     Raises:
         DataError: if there is no series or more than one, if a slice cannot be read, or if slices are missing,
@@ -69,9 +69,9 @@ def check_series(folder: Path) -> list[Path]:
 
 
 def place_slices(image: Any, path: Path) -> Any:
-    """Return an ITK image of a DICOM file or folder, with its slices where their tags say.
+    """Place the slices of an ITK image by DICOM tags.
 
-    ITK believes ``SpacingBetweenSlices``, even if it is negative, and takes frames for ordered and evenly spaced.
+    ITK trusts ``SpacingBetweenSlices``, even if negative, and assumes that frames are ordered and evenly spaced.
 
     Raises:
         DataError: if the slices lie on no grid, see :func:`check_series`.
@@ -107,7 +107,7 @@ def write_segmentation(
     file: Path, labels: np.ndarray, affine: np.ndarray, source: Path, *,
     class_names: Sequence[str], bundle: Mapping[str, Any], provenance: str = "",
 ) -> bool:  # fmt: skip
-    """Write a DICOM SEG of a series; return whether it reads the same.
+    """Write a DICOM SEG; return whether it reads back equal.
 
     Args:
         file: where to write it.

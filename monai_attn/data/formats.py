@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check NIfTI files and compressed voxels, describe affines, and read the provenance of results."""
+"""Check NIfTI and compressed files, affines and provenance of results."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_nifti(path: str) -> None:
 
 
 def check_stream(path: str) -> None:
-    """Read zlib or gzip voxels to their checksum, unlike their readers.
+    """Verify the checksum of zlib or gzip voxels.
 
     Known are MetaImage and NRRD, whose header may name another file, and MGZ.
 
@@ -128,7 +128,7 @@ def read_header(path: str) -> nibabel.Nifti1Header:
 
 
 def correct_affine(path: str, used: np.ndarray) -> np.ndarray:
-    """Return the affine of a NIfTI file in mm, after warnings of what is odd about it.
+    """Return a NIfTI affine in mm, and warn if inconsistent.
 
     Its unit may be another, its qform and sform may differ, and nibabel and MONAI replace it where spacing (pixdim),
     qform and sform contradict each other, or are not finite. A valid sform is used in any case, as nibabel does.
@@ -156,7 +156,7 @@ def correct_affine(path: str, used: np.ndarray) -> np.ndarray:
 
 
 def forms_like(path: str, affine: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Return qform and sform with their codes, for a result with this affine of an image file.
+    """Return qform and sform, with codes, for a result.
 
     Those of the file are kept where they differ, so that every program shows the result on its image.
     """

@@ -39,7 +39,7 @@ _MODALITIES = ("t1", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2f")
 
 
 def case_name(path: str | Path) -> str:
-    """Return a case's name, its file name without a known extension.
+    """Return a case's name: its file name without extension.
 
     Example:
         >>> print(case_name("/data/scan.v2.nii.gz"), case_name("/data/1.2.840.113619.7"))

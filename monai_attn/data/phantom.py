@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phantom data sets of random spheres, one for each bundle.
 
-Each has the layout, file formats, spacing, labels and intensities of the bundle's real data, to try the bundle end to
-end; ``phantoms.json`` is the table of them. Nothing learned from it holds for patients.
+Each has the layout, file formats, spacing, labels and intensities of the bundle's real data, to test the bundle end to
+end; ``phantoms.json`` is the table of them. Results say nothing about patients.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Phantom(NamedTuple):
         shape: typical spatial shape of an image.
         levels: intensity of the background and of the last label; those of the others lie between.
         outside: intensity around the body; ``None`` if the body fills the image.
-        spacings: voxel sizes in mm, which the cases take in turn; 1 for pictures.
+        spacings: voxel sizes in mm, used in turn by the cases; 1 for pictures.
         modalities: modalities of the image, as in ``dataset.json``, a file for each.
         channels: number of channels of a file.
         dtype: type of the intensities.

@@ -72,9 +72,9 @@ class _Scan(NamedTuple):
 
 
 def prepare(bundle: str, downloaded: Path, folder: Path, sections: Mapping[str, str]) -> Iterator[str]:
-    """Make the folder that a bundle trains on from a download.
+    """Prepare a downloaded data set for training.
 
-    All labels are read before anything is written; what is up to date is left alone.
+    All labels are read before anything is written; files that are up to date are kept.
 
     Args:
         bundle: name of the bundle.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking image reader, dataset that skips bad cases, and sampler of several processes."""
+"""Checking image reader, error-tolerant dataset, and distributed sampler."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def check_file(path: str | Path) -> None:
     """Check that an image file or DICOM folder is complete.
 
     A NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels) and its header is compared
-    with its length before memory is allocated; so are the checksums of compressed MetaImage, NRRD and MGZ files. Other
-    formats are left to their readers, which notice damage. A good file is not checked again until it changes.
+    with its length before memory is allocated. Checksums of compressed MetaImage, NRRD and MGZ files are verified too.
+    Other formats are left to their readers, which notice damage. A good file is not checked again until it changes.
 
     Raises:
         DataError: if the file is missing, empty, damaged, not of the format that its name promises, or larger than the
@@ -196,11 +196,11 @@ class CheckingReader(ImageReader):
 class CaseDataset(Dataset):
     """Dataset that can return failed cases instead of raising errors.
 
-    :class:`monai_attn.handlers.SkipFailedCases` skips and counts them. The loader must make batches of one case.
+    :class:`monai_attn.handlers.SkipFailedCases` skips and counts them. The batch size of the loader must be 1.
 
     Args:
         data: dictionaries with ``image``, the file or files of a case.
-        transform: prepares a case.
+        transform: the preprocessing of a case.
         on_error: ``"stop"`` to raise the error, ``"skip"`` to return it. An error of the configuration is always
             raised, as it would affect every case.
         unfinished: selects the cases to run, such as :class:`monai_attn.run.FinishedCases`.
@@ -269,10 +269,10 @@ def _reader_for(file: str) -> Callable[[], ImageReader]:
 
 
 class DistributedRandomSampler(DistributedSampler):
-    """Share what a random sampler draws among the processes.
+    """Split the draws of a random sampler among processes.
 
-    All processes draw the same, anew by the seed and the epoch, without touching the generators of dropout and noise,
-    which each process has of its own.
+    All processes draw the same items for a seed and an epoch. The global random generators, which differ between
+    processes, are not used.
 
     Example:
         ``DistributedRandomSampler(torch.utils.data.RandomSampler(dataset), seed=0)``

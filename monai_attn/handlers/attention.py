@@ -40,8 +40,8 @@ class AttentionMaps(CasePictures):
     """Save and draw the spatial attention maps of every case.
 
     Each map of :class:`monai_attn.visualize.GateMaps` is written as ``<case>_attention_<path of the gate>`` on the grid
-    of the image file; ``<case>_attention.png`` shows them all. In PNG files 255 stands for 1, and gray values of scale
-    maps are the scales. The network, not wrapped, runs a second time for the maps, with the evaluator's inferer.
+    of the image file; ``<case>_attention.png`` shows them all. In PNG files 255 means 1, and gray values of scale maps
+    are the scales. The network (not wrapped) runs a second time for the maps, with the evaluator's inferer.
 
     Args:
         transform: the preprocessing, to be inverted.
@@ -123,8 +123,8 @@ class AttentionMapHandler:
     """Save attention maps of a few slices after every epoch.
 
     ``epoch_<number>.npz`` holds the slices and, in half precision, one map per gate and case, to be drawn by
-    :func:`monai_attn.visualize.figures.excitation_by_epoch`. Of a volume it is always the slice with the most
-    foreground. The training is bitwise the same with and without the handler. Only the first process writes.
+    :func:`monai_attn.visualize.figures.excitation_by_epoch`. For volumes it is the slice with the most foreground. The
+    training is bitwise the same with and without the handler. Only the first process writes.
 
     Args:
         network: the network, not wrapped.

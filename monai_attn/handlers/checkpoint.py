@@ -81,14 +81,14 @@ class AtomicSaver(BaseSaveHandler):
 class BestModelSaver:
     """Save the state dict of the best validation.
 
-    A metric that is NaN is worse than any number.
+    NaN counts as worse than any number.
 
     Args:
         save_dir: folder of the file, ``model.pt``.
         network: the network, not wrapped.
         metric: name of the metric to compare, by default the evaluator's key metric.
         lower_is_better: whether the metric is a loss or a distance.
-        description: what ``model.json`` beside the file tells of it, such as classes; by default there is none.
+        description: content of ``model.json`` beside the file, such as classes; by default there is no such file.
 
     Example:
         ``SupervisedEvaluator(..., val_handlers=[BestModelSaver("models", network)])``
@@ -147,7 +147,7 @@ class BestModelSaver:
 
 
 class SafeCheckpointLoader(CheckpointLoader):
-    """Load a checkpoint when the engine starts, completely or not.
+    """Load a checkpoint, all or nothing, when the engine starts.
 
     It takes the arguments of MONAI's ``CheckpointLoader``, but refuses damaged files and weights of another network
     (:func:`monai_attn.weights.load_weights`). A network in TorchScript keeps the weights that it has.

@@ -123,7 +123,7 @@ class _ByCase(_OrNaN):
 
 
 class MeanDiceOrNaN(_ByCase, MeanDice):
-    """Compute ``MeanDice``, but NaN rather than 0 without any structure.
+    """Compute ``MeanDice``, with NaN instead of 0 without structures.
 
     It takes the arguments of MONAI's ``MeanDice``.
 
@@ -135,8 +135,8 @@ class MeanDiceOrNaN(_ByCase, MeanDice):
 class ISICSegmentation(_ByCase):
     """Compute the five ISIC segmentation metrics of binary masks.
 
-    The result is the Jaccard index, by which the challenge ranks; ``engine.state.metrics`` also gets the other four,
-    and ``metric_details`` the values of every image. See :class:`monai_attn.metrics.ISICSegmentationMetric`.
+    The result is the Jaccard index, which ranks the challenge; ``engine.state.metrics`` also gets the other four, and
+    ``metric_details`` the values of every image. See :class:`monai_attn.metrics.ISICSegmentationMetric`.
 
     Example:
         ``{"val_jaccard": ISICSegmentation(from_engine(["pred", "label"]))}`` gives ``val_jaccard``, ``val_dice``,

@@ -30,17 +30,17 @@ class TrainingCheckpoint(Checkpoint):
     """Save a checkpoint after every epoch and resume from it.
 
     ``checkpoint_latest.pt`` holds ``to_save``, the epoch, the loss scaler, the best and the last validation, and the
-    states of handlers (:func:`keep_state`). With :class:`EpochSeed`, resuming on a CPU is bitwise equal to running
-    through. ``model_final.pt`` is the network's state dict after the last epoch, as is ``model.pt`` without a
-    validation. The first process writes, all read. Files of another training that was stopped early are moved to
-    ``previous_1``, ``previous_2``, … after the first step. The position in the list of handlers does not matter.
+    states of handlers (:func:`keep_state`). With :class:`EpochSeed`, a resumed training on a CPU is bitwise equal to an
+    uninterrupted one. ``model_final.pt`` is the network's state dict after the last epoch, as is ``model.pt`` without a
+    validation. The first process writes, all processes read. Files of another training that was stopped early are moved
+    to ``previous_1``, ``previous_2``, … after the first step. The position in the list of handlers does not matter.
 
     Args:
         save_dir, interval: folder, and number of epochs between checkpoints; the last epoch always has one.
         to_save: the network as ``model``, and whatever else has a state, such as ``optimizer`` and ``lr_scheduler``.
         evaluator: the engine of the validation.
         resume: ``"auto"`` to resume from ``checkpoint_latest.pt`` if it exists, the path of a checkpoint, or ``""``.
-            The number of epochs may be higher than then, unless the schedule of the learning rate ends.
+            The number of epochs may be increased, unless the learning rate schedule ends with them.
 
     Raises:
         ConfigError: if ``interval`` is below 1; at the start, if the checkpoint's training had other settings.

@@ -184,10 +184,10 @@ class LossTerms:
 
 
 class EpochProgressBar:
-    """Show the progress of a run as a bar, or a line per epoch.
+    """Show the progress of a run as a bar or lines.
 
-    On a terminal it is one bar for the whole run, with the loss, the time that is left and the last scores, and one for
-    each validation. Elsewhere it is a line per epoch of a training, which the log file has anyway.
+    On a terminal there is one bar for the whole run, with the loss, the remaining time and the last scores, and one for
+    each validation. Elsewhere there is a line per epoch of a training, which is also in the log file.
 
     Args:
         show_loss: whether the engine is a trainer.

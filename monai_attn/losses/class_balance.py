@@ -33,7 +33,7 @@ class ClassBalancedLoss(nn.Module):
         weight: a weight for each class, such as :func:`monai_attn.data.median_frequency_weights`; by default 1.
         boundary_weight: :math:`b`; the paper has 0, ReLayNet 10, the authors' PyTorch code of QuickNAT 2.
         lambda_dice: weight of the soft Dice loss over all classes; the paper's CE has 0, SD-Net and ReLayNet have 1.
-        ignore_index: class whose pixels count nowhere, such as those that nobody annotated.
+        ignore_index: class of pixels to ignore, such as those without annotation.
 
     Raises:
         ValueError: if ``boundary_weight`` or ``lambda_dice`` is negative, or, when called, if the shapes do not fit.
@@ -108,9 +108,9 @@ class CropBorderLoss(nn.Module):
     """Loss of a crop without its border.
 
     Near the border of a crop a network with padding sees zeros instead of the image. The authors' network of Autofocus
-    (Qin 2018, https://arxiv.org/abs/1805.08403) has no padding and loses 14 voxels at every side; with ``margin=14``
-    one that keeps the size learns from the same voxels, the central 47 of 75, though those may see zeros through
-    dilated branches. A target that is larger than the prediction loses its border, too. It is computed in float32.
+    (Qin 2018, https://arxiv.org/abs/1805.08403) has no padding and loses 14 voxels at every side. With ``margin=14``, a
+    network that keeps the size learns from the same voxels, the central 47 of 75, although dilated branches may see
+    zeros there. A target that is larger than the prediction loses its border too. The loss is computed in float32.
 
     Args:
         loss: a loss of prediction (B, C, *spatial) and target (B, C, *spatial) or (B, 1, *spatial).

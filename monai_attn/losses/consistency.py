@@ -3,8 +3,9 @@
 
 Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 7 and 8.
 
-The authors have not released code, and the code of the ancestor GSCNN does not compute a gradient. Departure from the
-paper's text: eq. 7 is a mean over the edge voxels of every foreground class, as a sum would drown the Dice term.
+The authors have not released code, and the code of GSCNN, on which they build, does not compute a gradient. Departure
+from the paper's text: eq. 7 is a mean over the edge voxels of every foreground class, since a sum would outweigh the
+Dice term.
 """
 
 from __future__ import annotations

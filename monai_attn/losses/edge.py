@@ -4,8 +4,8 @@
 Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in
 :mod:`monai_attn.losses.consistency`.
 
-The authors have not released code. Departures from the paper's text: eq. 6 is a mean over the voxels in place of a sum
-(which would drown the Dice term) and has a weight of its own where there is no edge, and Dice (eq. 4) has MONAI's
+The authors have not released code. Departures from the paper's text: eq. 6 is a mean over voxels instead of a sum,
+which would outweigh the Dice term, and has a separate weight where there is no edge; Dice (eq. 4) has MONAI's
 smoothing.
 """
 
@@ -33,9 +33,11 @@ class BalancedBCELoss(nn.Module):
     give the edges the smaller weight. It is computed in float32.
 
     Args:
-        empty_weight: weight of the voxels of a map without an edge, where eq. 6 (0) is 0 whatever is predicted.
-        batch: whether :math:`\beta` is that of the batch; otherwise every sample and channel has its own.
-        weight_non_edges: whether the non-edges have the weight :math:`1 - \beta`; otherwise it is 1.
+        empty_weight: weight of the voxels of a map without edges; with 0, as in eq. 6, their loss is 0 for any
+            prediction.
+        batch: whether :math:`\beta` is computed over the batch, for each channel, instead of for each sample and
+            channel.
+        weight_non_edges: whether non-edges have the weight :math:`1 - \beta` instead of 1.
         reduction: ``"mean"``, ``"sum"`` (the paper) or ``"none"``, over voxels.
 
     Raises:
@@ -127,8 +129,8 @@ class EGCNNLoss(nn.Module):
         lambda_semantic: weight of the Dice loss of the segmentation (eq. 4).
         lambda_consistency: weight of the consistency of segmentation and edges (eq. 7).
         lambda_edge_dice, lambda_edge_bce: :math:`\lambda_1` and :math:`\lambda_2` of :class:`EdgeLoss`.
-        main_weight: weight of the Dice loss of the main stream's own logits. Sec. 2.1 gives each stream a loss of its
-            own, eq. 3 has one semantic term; with 0 that is the loss of the fused output alone.
+        main_weight: weight of the Dice loss of the main stream's own logits. Sec. 2.1 gives each stream a loss, but eq.
+            3 has one semantic term; with 0 that is the loss of the fused output.
         consistency: by default ``EdgeConsistencyLoss`` with the same ``sigmoid`` and ``include_background``.
         balanced_bce: by default ``BalancedBCELoss()``.
 

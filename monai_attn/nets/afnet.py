@@ -157,10 +157,10 @@ class DilatedNet(nn.Module):
 class AFNet(DilatedNet):
     """Autofocus network (AFNet) at full resolution.
 
-    Infer with windows of the training crops' size, such as by MONAI's ``SlidingWindowInferer``: beyond a crop the large
-    dilations have seen only zero padding.
+    Infer with windows of the size of the training crops, such as with MONAI's ``SlidingWindowInferer``: in training,
+    large dilations only see zero padding beyond the crop.
 
-    With ``padding="official"`` the output is smaller than the input. ``SlidingWindowInferer`` takes this for another
+    With ``padding="official"`` the output is smaller than the input. ``SlidingWindowInferer`` takes it for another
     resolution and rescales without an error: use :class:`monai_attn.inferers.HaloInferer`.
 
     Args:

@@ -145,7 +145,7 @@ class DeepMedic(nn.Module):
     Args:
         spatial_dims, in_channels, out_channels, channels: see :class:`AFNet`; ``channels`` are those of each path.
         fc_channels: channels of the two 1x1 layers (the article's 150; later configurations have 250).
-        scale: by which factor the second path's image is smaller; it takes the middle of so many voxels.
+        scale: downsampling factor of the second path, which takes the middle of as many voxels.
         act: activation, as a name or ``(name, {args})``; ``"prelu"`` in the authors' code.
         dropout: probability to drop an input of the second 1x1 layer and of the classifier.
 

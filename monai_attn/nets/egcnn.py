@@ -44,8 +44,8 @@ class EGCNN(nn.Module):
             :func:`monai_attn.adapt.places_of`.
         edge_classes: number of edge channels, 1 for the edges of all structures together (the paper).
         start: where the edge stream begins: ``"decoder"`` at the decoder's first feature (L - 2 gates for an encoder of
-            L levels), ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates, and every resolution is fed). The
-            paper says the former, and also that every resolution is fed and has a gate.
+            L levels), ``"bottleneck"`` at the coarsest encoder feature (L - 1 gates, and every resolution is an input).
+            The paper describes the former, but also says that every resolution is an input and has a gate.
         gate, attention_channels, project: see :class:`monai_attn.blocks.EdgeGate`.
         norm: normalization of the residual blocks, as a name or ``(name, {args})``. The groups of a group
             norm (8 by default) are reduced to their greatest common divisor with the block's channels.

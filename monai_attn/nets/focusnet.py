@@ -175,7 +175,7 @@ class FocusNet(nn.Module):
         dropout_everywhere: whether every residual block drops values too.
         se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
         gated: whether there is an attention branch.
-        gate_bias: constant added to the logits of the gates, ours: with 3 they start near 0.95 instead of 0.5.
+        gate_bias: constant added to the logits of the gates, our addition: with 3 they start near 0.95 instead of 0.5.
         norm: normalization, as a name or ``(name, {args})``.
 
     Raises:

@@ -27,7 +27,7 @@ __all__ = ["export", "import_monai", "load", "report", "run_bundle", "segment", 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise what the user can fix without MONAI's errors around it."""
+    """Raise user-fixable errors without MONAI's errors around them."""
     try:
         yield
     except Exception as error:
@@ -38,9 +38,9 @@ def _plain_errors() -> Iterator[None]:
 
 
 def import_monai() -> None:
-    """Import what a command needs, without looking for garbage.
+    """Import what a command needs, without garbage collection.
 
-    It would be looked for among all that modules hold, again and again while they are imported, and when the process
+    The collector would scan the objects of all modules, again and again while they are imported, and when the process
     ends.
     """
     if "monai" not in sys.modules:
@@ -69,7 +69,7 @@ def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
 
 
 def report(error: BaseException) -> int:
-    """Print an error as short as it can be; return the exit code."""
+    """Print a short error; return the exit code."""
     if isinstance(error, KeyboardInterrupt) and "monai_attn.run.session" not in sys.modules:  # still imports
         print("monai-attn: stopped by the user", file=sys.stderr)
         return 130
@@ -84,7 +84,7 @@ def report(error: BaseException) -> int:
 def with_images(
     files: Sequence[Path], options: Mapping[str, Any], inputs: Sequence[str], shard: str | None = None
 ) -> dict[str, Any]:
-    """Return the options of an inference of these images.
+    """Return the options to segment these images.
 
     Args:
         files: configurations of the inference.
@@ -118,7 +118,7 @@ def with_images(
 def load(
     bundle: str | Path, *, checkpoint: str | Path | None = None, device: str = "cpu", **options: Any
 ) -> torch.nn.Module:
-    """Return the network of a bundle with its weights, in evaluation mode.
+    """Return a bundle's network with its weights, in evaluation mode.
 
     Args:
         bundle: see :func:`monai_attn.run.bundles.find_bundle`.
@@ -128,6 +128,7 @@ def load(
 
     Raises:
         ConfigError: if there is no such bundle or option, or it comes without weights.
+        DataError: if the checkpoint cannot be used.
 
     Example:
         >>> load("hippocampus_mri_scse")(torch.rand(1, 1, 32, 48)).shape
@@ -148,7 +149,7 @@ def segment(
     device: str = "cpu",
     **options: Any,
 ) -> MetaTensor | tuple[MetaTensor, dict[str, MetaTensor]]:
-    """Segment an image as ``monai-attn segment`` does, without writing a file.
+    """Segment an image like ``monai-attn segment``, without writing files.
 
     Args:
         bundle: see :func:`monai_attn.run.bundles.find_bundle`.
@@ -156,13 +157,13 @@ def segment(
         spacing: voxel sizes of an array in mm; by default those of a ``MetaTensor``, else 1.
         affine: affine of an array, instead of ``spacing``; by default that of a ``MetaTensor``.
         attention: whether to return the attention maps too.
-        checkpoint: see :func:`load`.
-        device: see :func:`load`.
-        **options: see :func:`load`.
+        checkpoint: see :func:`monai_attn.load`.
+        device: see :func:`monai_attn.load`.
+        **options: see :func:`monai_attn.load`.
 
     Returns:
         The label map on the image's grid; with ``attention`` also the maps on that grid by the names of their gates.
-        A picture that is stored turned (EXIF) is read upright, and so is its label map.
+        A picture with an EXIF orientation is read upright, and so is its label map.
 
     Raises:
         InputError: if the image, the bundle or an option cannot be used.
@@ -204,11 +205,11 @@ def export(bundle: str | Path, file: str | Path, *, checkpoint: str | Path | Non
     Args:
         bundle: see :func:`monai_attn.run.bundles.find_bundle`.
         file: ``.ts`` for TorchScript, ``.onnx`` for ONNX, ``.pt2`` for :func:`torch.export.save`.
-        checkpoint: see :func:`load`.
-        **options: see :func:`load`.
+        checkpoint: see :func:`monai_attn.load`.
+        **options: see :func:`monai_attn.load`.
 
     Raises:
-        ConfigError: for another ending.
+        ConfigError: if the ending is unknown, or the folder does not exist.
 
     Example:
         ``export("hippocampus_mri_scse", "model.onnx")``

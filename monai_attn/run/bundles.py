@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find bundles and say what they are, with the standard library alone."""
+"""Find and describe bundles, using only the standard library."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_bundle(bundle: str | Path) -> Path:
 
 
 def config_files(folder: Path, kind: str, more: Sequence[str] = ()) -> list[Path]:
-    """Return the configurations of a run, those for several processes under ``torchrun`` among them.
+    """Return the configurations of a run, also under ``torchrun``.
 
     Args:
         folder: the bundle.
@@ -85,10 +85,10 @@ def config_files(folder: Path, kind: str, more: Sequence[str] = ()) -> list[Path
 
 
 def copy_bundle(folder: Path, target: Path) -> Path:
-    """Copy a bundle that works anywhere, without results, and return the copy.
+    """Copy a bundle without results, and return the copy.
 
-    In its card, links out of the folder become text. The options of its weights become its defaults, since MONAI alone
-    does not read their ``model.json``.
+    It works in any folder. Links out of the folder become text in the card. The options of its weights become its
+    defaults, since MONAI does not read ``model.json``.
 
     Raises:
         DataError: if the folder is there already.
@@ -182,7 +182,7 @@ def table() -> list[str]:
 
 
 def describe(folder: Path, checkpoint: str | Path | None = None) -> list[str]:
-    """Return what the card of a bundle says, options with their defaults among it.
+    """Return the lines of a bundle's card, with its options.
 
     A ``model.json`` beside the weights adds the options and scores of their training.
     """

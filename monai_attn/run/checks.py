@@ -35,7 +35,7 @@ _command: tuple[list[str], dict[str, Any]] | None = None
 
 
 def check_overrides(config_files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides with their values as meant.
+    """Check overrides and return their parsed values.
 
     Raises:
         ConfigError: for the first bad override, see ``monai_attn.run.options.parse_options``.
@@ -113,10 +113,10 @@ def shaping(folder: Path, configs: Sequence[str]) -> set[str]:
 
 
 def describe_model(structures: Sequence[str]) -> dict[str, Any]:
-    """Return what ``model.json`` tells of this training: bundle, configurations, options and classes.
+    """Return the bundle, configurations, options and classes for ``model.json``.
 
-    The options are those that evaluation and inference need too, if they are not the bundle's defaults. They are
-    missing in a training that was started by another program, which may have changed anything.
+    The options are those that evaluation and inference also need, if they are not the bundle's defaults. They are
+    missing in a training that another program started, since it may have changed anything.
 
     Example:
         ``"$run.describe_model(@structures)"``

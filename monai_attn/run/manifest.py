@@ -44,13 +44,13 @@ _PROGRESS = logging.getLogger("monai_attn.progress")
 
 
 class RunManifest:
-    """Say what a run does, and save it as ``<name>_run.json``.
+    """Log a run and save it as ``<name>_run.json``.
 
-    The manifest holds command, versions, data, device, state and results. It is written when the engine starts and
-    however it ends, for an inference with the failed cases. Bundle, cases, network and classes are told at the start,
-    each case as it is finished, and at the end where everything is. Inference and evaluation of several cases have a
-    page, ``report.html``, that grows with them (``monai_attn.run.report``). It must be the first handler, to see
-    errors before MONAI's ``StatsHandler`` raises them again.
+    The manifest holds command, versions, data, device, state and results. It is written when the engine starts and when
+    it ends for any reason, for an inference with the failed cases. The log has the bundle, cases, network and classes
+    at the start, each finished case, and the written files at the end. Inference and evaluation of several cases also
+    write a page, ``report.html``, which is updated during the run (``monai_attn.run.report``). It must be the first
+    handler, to see errors before MONAI's ``StatsHandler`` raises them again.
 
     Args:
         name, output_dir, seed: name of the run, folder for the manifest, and seed of the run.

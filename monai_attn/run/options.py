@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parse a bundle's options: check names, read values as meant.
+"""Parse a bundle's options: check names, convert values.
 
 Only the standard library is imported, so that a misspelled option is answered at once.
 """
@@ -34,10 +34,11 @@ def parse_options(
     entries: Mapping[str, Any],
     arguments: Callable[[str], Collection[str] | None] | None = None,
 ) -> dict[str, Any]:
-    """Check the names of options, and read their values as meant.
+    """Check the names of options, and convert their values.
 
-    ``none`` and ``null`` are None, a word for a list is a list of one, words between commas are a list, and a number
-    for a text or a path stays text. The type of a nested option is not checked: many arguments take several.
+    ``none`` and ``null`` are None. If the default is a list, one word is a list of one, and words between commas are a
+    list. If it is a text or a path, a number stays text. The type of a nested option is not checked: many arguments
+    take several.
 
     Args:
         options: values, or texts of a command line.

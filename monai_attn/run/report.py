@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report a run: lines on the screen, a table, a page."""
+"""Report a run: screen output, table and HTML page."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Screen(logging.Handler):
 
 
 def tidy_screen() -> ExitStack:
-    """Show progress and warnings only; return what undoes it.
+    """Show only progress and warnings; return a restoring context.
 
     Metrics and traces are left to the log file.
 
@@ -77,10 +77,10 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 class CaseReport:
-    """Tell and save each case of an inference or evaluation.
+    """Log and save each case of an inference or evaluation.
 
     A segmented case is saved as ``<output_dir>/cases/<case>.json``, a scored one in ``scores``. The table and the page
-    are made of these files, so they hold what all runs and processes in a folder have done, killed ones included.
+    are made from these files, so they include all runs and processes of a folder, even killed ones.
 
     Args:
         output_dir, title: folder of the results, and title of the page.
@@ -101,7 +101,7 @@ class CaseReport:
         self.said.addFilter(lambda record: record.levelno == logging.WARNING and record.name != _PROGRESS.name)
 
     def begin(self, engine: Engine) -> None:
-        """Start the clock, and forget the scores of an earlier evaluation."""
+        """Start the clock, and delete the scores of an earlier evaluation."""
         self.names, self.last = names_of(engine), time.perf_counter()
         logging.getLogger("monai_attn").addHandler(self.said)
         if idist.get_rank() == 0:
@@ -109,7 +109,7 @@ class CaseReport:
                 path.unlink()
 
     def __call__(self, engine: Engine) -> None:
-        """Tell and save the case that the evaluator has just finished."""
+        """Log and save the case that the evaluator has just finished."""
         state: Any = engine.state
         begun, self.last = self.last, time.perf_counter()
         for case in state.output if isinstance(state.output, list) else ():
@@ -139,7 +139,7 @@ class CaseReport:
         return {"case": self.names.get(path, case_name(path)), **measured}
 
     def end(self) -> None:
-        """Collect no more warnings."""
+        """Stop collecting warnings."""
         logging.getLogger("monai_attn").removeHandler(self.said)
 
     def _said_of(self, image: Any) -> list[str]:
@@ -181,9 +181,9 @@ def _save(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_cases(output_dir: Path, class_names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return what is known of every mask in a folder.
+    """Return the record of every mask in a folder.
 
-    A mask that is newer than its record is measured: its run was killed in between, or somebody has edited it.
+    A mask that is newer than its record is measured again: its run was killed, or it was edited.
 
     Example:
         ``[record["case"] for record in read_cases(Path("out"))]``
@@ -207,7 +207,7 @@ def read_cases(output_dir: Path, class_names: Sequence[str] = ()) -> list[dict[s
 
 
 def write_table(output_dir: str | Path, path_csv: str | Path) -> None:
-    """Write the volumes of all segmented cases of a folder as CSV.
+    """Write the volumes of a folder's segmented cases as CSV.
 
     Raises:
         DataError: if there are none, or the table cannot be written.
@@ -228,7 +228,7 @@ def write_table(output_dir: str | Path, path_csv: str | Path) -> None:
 
 
 def write_page(path: Path, title: str, records: Sequence[Mapping[str, Any]], failures: Sequence[Failure] = ()) -> None:
-    """Write a page with a row per case, to look through in a browser.
+    """Write an HTML page with a row per case.
 
     Cases with warnings come first, then those with a volume beyond three median absolute deviations, and those with the
     lowest scores. The page links to masks and pictures beside it.

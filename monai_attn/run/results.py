@@ -77,8 +77,8 @@ class FinishedCases:
     """Skip the cases of an inference that are finished.
 
     A case is finished if all its files exist and come from the same weights, settings and image, and its pictures,
-    which are drawn last, exist too. An interrupted run thus continues, and of a folder that has grown only new images
-    are segmented. ``finished`` is the number of skipped cases.
+    which are drawn last, exist too. Thus an interrupted run continues, and only new images of a growing folder are
+    segmented. ``finished`` is the number of skipped cases.
 
     Args:
         postprocessing: transforms, with :class:`monai_attn.transforms.SafeSaveImaged`.

@@ -52,13 +52,13 @@ def read_bundle(folder: Path, names: Sequence[str], overrides: Mapping[str, Any]
 def with_model(files: Sequence[str], overrides: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Add the options in the ``model.json`` beside the weights.
 
-    Overrides win; their values are read as meant.
+    Overrides take precedence.
 
     Returns:
-        The configurations, with those that the training had too, and the overrides.
+        The configurations, including those of the training, and the overrides.
 
     Raises:
-        ConfigError: if an override cannot be used, or makes another network than that of the weights.
+        ConfigError: if an override cannot be used, or the weights do not fit the network that it makes.
         DataError: if ``model.json`` is not one of a training, or an option in it could run code.
     """
     parser = _parser(files, {key: overrides[key] for key in _PLACES & overrides.keys()})

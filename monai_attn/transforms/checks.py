@@ -150,7 +150,7 @@ def _as_bytes(picture: NdarrayOrTensor, name: str, highest: float) -> NdarrayOrT
 class CheckLabeld(MapTransform):
     """Check labels: class indices on the grid of their image.
 
-    Their values can be mapped before. Empty labels give a warning.
+    Label values can be mapped first. Empty labels give a warning.
 
     Args:
         keys, allow_missing_keys: see MONAI's ``MapTransform``; label maps (1, *spatial).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the shape and affine of images, resample them, and cut slices."""
+"""Check shapes and affines, resample images, and crop slices."""
 
 from __future__ import annotations
 
@@ -182,10 +182,10 @@ def _count(number: int, what: str) -> str:
 
 
 class SafeSpacingd(Spacingd):
-    """Resample images of dictionaries that hold more than images.
+    """Resample images of dictionaries with other entries.
 
-    Since MONAI 1.6.0 ``Spacingd`` takes any entry whose key begins with ``"<key>_"`` for metadata, and fails on the
-    path that MONAI Label puts there; here such entries are hidden. The inverse goes axis by axis, six times as fast.
+    Since MONAI 1.6.0 ``Spacingd`` takes any entry with a key that begins with ``"<key>_"`` for metadata, and fails on
+    the path that MONAI Label adds; here such entries are hidden. The inverse works axis by axis, six times as fast.
 
     Example:
         >>> spacing = SafeSpacingd(keys="image", pixdim=1.0)

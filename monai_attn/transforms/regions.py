@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert scores to label maps, and labels to overlapping regions, such as BraTS's, and back."""
+"""Convert scores to label maps, and labels to regions."""
 
 from __future__ import annotations
 

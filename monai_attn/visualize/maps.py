@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture attention maps, resize spatial ones to the image, and name them."""
+"""Capture, resize and name attention maps."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ _MODES = ("linear", "bilinear", "trilinear")
 class GateMaps:
     """Compute spatial attention maps with an inferer.
 
-    Give it, in place of the network (not wrapped), to an inferer: a call returns all maps as channels of one tensor of
-    the size of the window, and :meth:`split` takes the inferer's result apart. The maps, ``names``, are
+    Pass it to an inferer instead of the network (not wrapped): a call returns all maps as channels of one tensor of the
+    size of the window, and :meth:`split` splits the inferer's result. The maps, ``names``, are
 
-    - of a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN) the mean over its channels,
-    - of an autofocus layer (``layers``) the scale with the largest weight, in mm: how far its kernel reaches from its
-      center, which is the dilation times the voxel size (the geometric mean of the sides) of the layer's grid,
-    - of a network with a method ``edges`` (:class:`monai_attn.nets.EGCNN`) also the probability of an edge.
+    - for a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN), the mean over its channels,
+    - for an autofocus layer (``layers``), the scale with the largest weight, in mm from the kernel's center to its
+      edge: the dilation times the voxel size (the geometric mean of the sides) of the layer's grid,
+    - for a network with a method ``edges`` (:class:`monai_attn.nets.EGCNN`), also the probability of an edge.
 
     Raises:
         ConfigError: if the network has no spatial gate, or is an exported one; when called, if a gate was not used.

@@ -174,13 +174,13 @@ def load_keras_weights(network: FocusNet, source: Source, least: float | None = 
 
 
 def load_pretrained(network: nn.Module, source: str | os.PathLike, least: float = 0.5) -> None:
-    """Load the weights that fit by name and shape, to fine-tune.
+    """Load weights that fit by name and shape, for fine-tuning.
 
-    What does not fit, as a rule the classifier, is logged and stays as it is.
+    Tensors that do not fit, usually those of the classifier, are logged and not loaded.
 
     Args:
         network: the network, which is changed in place.
-        source: a file of our weights, or of the authors', which get our names first.
+        source: a file with weights of this package or of the authors, whose entries are renamed.
         least: fraction of the network's values that must fit.
 
     Raises:

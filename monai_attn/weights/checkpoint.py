@@ -75,7 +75,7 @@ def _is_stored(value: torch.Tensor) -> bool:
 
 
 def check_whole(path: str | os.PathLike) -> list[str]:
-    """Check that a PyTorch file is undamaged; return its zip entries.
+    """Check a PyTorch file for damage; return its zip entries.
 
     Raises:
         DataError: if it is missing, empty, a pointer of Git LFS, damaged or truncated.
@@ -120,7 +120,7 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
 
 
 def fill(network: nn.Module, theirs: State, ours: Mapping[str, str], name: str, least: float | None = None) -> None:
-    """Fill a state dict, by default using every checkpoint tensor exactly once.
+    """Fill a state dict, by default with every checkpoint tensor once.
 
     A checkpoint may lack ``num_batches_tracked``, as before PyTorch 0.4.1; it is then 0.
 
@@ -171,7 +171,7 @@ def load_weights(
     origin: str | None = None,
     least: float | None = None,
 ) -> None:
-    """Load trained weights into a network, by default all or nothing.
+    """Load weights into a network, by default all or nothing.
 
     Args:
         network: the network, alone or wrapped for several processes.
@@ -195,6 +195,6 @@ def load_weights(
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network without its wrapper for several devices or processes."""
+    """Return a network without its wrapper for several devices."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return network.module if isinstance(network, wrappers) else network

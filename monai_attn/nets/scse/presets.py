@@ -4,7 +4,7 @@
 Roy et al. (scSE), IEEE TMI 2019, https://arxiv.org/abs/1808.08127, Sec. III-B and IV-G, Tables I, VI, VII.
 
 ================= ============ ======== ============== =================== ============================
-network           enc, dec     kernel   norm           down, up            parameters (1 → 28)
+network           enc, dec     kernel   norm           down, up            parameters, no SE (1 → 28)
 ================= ============ ======== ============== =================== ============================
 SCSEUNet          4            5x5      none           pool, interpolate   2,154,972
 SCSESDNet         3            7x7      batch          pool, unpool        1,812,636
@@ -12,7 +12,7 @@ SCSEFCDenseNet    4            5x5      batch          pool, unpool        3,200
 ReLayNet          3            7x3      batch          pool, unpool        777,482 (1 → 10)
 ================= ============ ======== ============== =================== ============================
 
-Where the paper contradicts itself, the default is what matches its numbers of parameters.
+Where the paper contradicts itself, the default matches its parameter counts, which are without SE blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SCSEUNet(SqueezeExciteFCN):
     """U-Net with squeeze & excitation; the defaults are the paper's.
 
     The paper's text says 3x3 kernels, which contradicts its own table (2.1e6 parameters) and "+1.52 %"; with
-    ``kernel_size=3`` it has 777,692. Other arguments: see :class:`monai_attn.nets.SqueezeExciteFCN`.
+    ``kernel_size=3`` it has 777,692 without SE. Other arguments: see :class:`monai_attn.nets.SqueezeExciteFCN`.
 
     Args:
         kernel_size: 5 (table) or 3 (text).
@@ -86,9 +86,9 @@ class SCSEUNet(SqueezeExciteFCN):
 class SCSESDNet(SqueezeExciteFCN):
     """SD-Net with squeeze & excitation; the defaults are the paper's.
 
-    Sec. III-B says 4 encoders, but Table VII counts from 3; ``depth=4`` gives the text's network (2,415,132
-    parameters). The paper's norm precedes the activation, in the authors' PyTorch code it follows. Other arguments:
-    see :class:`monai_attn.nets.SqueezeExciteFCN`.
+    Sec. III-B says 4 encoders, but Table VII starts from 3; ``depth=4`` gives the text's network (2,415,132 parameters
+    without SE). The norm precedes the activation in the paper, and follows it in the authors' PyTorch code. Other
+    arguments: see :class:`monai_attn.nets.SqueezeExciteFCN`.
 
     Args:
         kernel_size: size of the kernels, odd; by default 7 in every dimension.
@@ -142,8 +142,8 @@ class ReLayNet(SCSESDNet):
     Roy et al.: "ReLayNet: retinal layer and fluid segmentation of macular optical coherence tomography using fully
     convolutional networks", Biomedical Optics Express 2017, https://arxiv.org/abs/1704.02161.
 
-    An :class:`SCSESDNet` whose kernels are 7 high and 3 wide (and 3 deep), so images must be (H, W). The released code
-    has ``kernel_size=(3, 7)``, ``act="prelu"`` and 9 classes (777,424 parameters).
+    An :class:`SCSESDNet` with kernels 7 high and 3 wide (and 3 deep), so images must be (H, W). The released code has
+    ``kernel_size=(3, 7)``, ``act="prelu"`` and 9 classes (777,424 parameters without SE).
 
     Example:
         >>> ReLayNet(2, 1, 10)(torch.rand(1, 1, 128, 64)).shape
