@@ -16,7 +16,7 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.utils import look_up_option
 from torch import nn
 
-__all__ = ["ConvStage", "DenseStage", "IndexUnpool", "MaxPoolWithIndices", "Upsample"]
+__all__ = ["ConvStage", "DenseStage", "IndexUnpool", "MaxPoolWithIndices", "UpsampleTo"]
 
 
 class ConvStage(nn.Sequential):
@@ -128,7 +128,7 @@ class IndexUnpool(nn.Module):
         return flat.reshape([x.shape[0], x.shape[1]] + sides)  # noqa: RUF005, TorchScript has no [*sides]
 
 
-class Upsample(nn.Module):
+class UpsampleTo(nn.Module):
     """Interpolation to a given size (U-Net), without parameters.
 
     Args:

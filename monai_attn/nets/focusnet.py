@@ -31,7 +31,7 @@ from torch import nn
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.residual import PreActResidual
 from monai_attn.blocks.squeeze_excite import ChannelSE
-from monai_attn.blocks.stages import Upsample
+from monai_attn.blocks.stages import UpsampleTo
 
 __all__ = ["FocusNet"]
 
@@ -52,7 +52,7 @@ class _UpConv(nn.Module):
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.up = Upsample(spatial_dims)
+        self.up = UpsampleTo(spatial_dims)
         self.pad = Pad[Pad.CONSTANTPAD, spatial_dims]((0, 1) * spatial_dims, 0.0)
         self.conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, 2)
 
@@ -142,7 +142,7 @@ class _Fusion(nn.Module):
         def head(width: int) -> nn.Module:
             return nn.Sequential(conv(width, hidden, 3, padding=1), nn.ReLU(), conv(hidden, out_channels, 1))
 
-        self.up = Upsample(spatial_dims)
+        self.up = UpsampleTo(spatial_dims)
         self.heads = nn.ModuleList(head(width) for width in widths)
         self.fuse = head((len(widths) + 1) * out_channels)
 

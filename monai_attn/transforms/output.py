@@ -75,7 +75,7 @@ class SafeSaveImage(SaveImage):
         if output_ext not in _WRITERS:
             raise ValueError(f"output_ext must be one of {', '.join(_WRITERS)}, got {output_ext!r}.")
         if output_ext == ".dcm" and find_spec("highdicom") is None:
-            raise ConfigError("--dicom_seg", "it needs the package highdicom", "pip install 'monai-attn[dicom]'")
+            raise ConfigError("--dicom_seg", "it needs the package highdicom", "pip install highdicom")
         super().__init__(output_dir, output_postfix, output_ext, separate_folder=False)
         self.output_dir = output_dir
         self.output_postfix = output_postfix

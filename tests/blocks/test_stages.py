@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, MaxPoolWithIndices, Upsample
+from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, MaxPoolWithIndices, UpsampleTo
 
 from ..conftest import count
 
@@ -128,7 +128,7 @@ def test_index_unpool_keeps_the_dtype_and_takes_non_contiguous_input():
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_upsample_equals_interpolate_to_the_size(dims, mode, names):
     x = torch.rand(1, 2, *(-(-side // 2) for side in SIZES[dims]))
-    output = Upsample(dims, mode)(x, list(SIZES[dims]))
+    output = UpsampleTo(dims, mode)(x, list(SIZES[dims]))
     expected = F.interpolate(x, size=SIZES[dims], mode=names[dims - 1])
     torch.testing.assert_close(output, expected, atol=0, rtol=0)
 
@@ -136,4 +136,4 @@ def test_upsample_equals_interpolate_to_the_size(dims, mode, names):
 @pytest.mark.parametrize("mode", ["cubic", "bilinear", "", None])
 def test_upsample_of_an_unknown_mode_raises(mode):
     with pytest.raises(ValueError, match="nearest"):
-        Upsample(2, mode)
+        UpsampleTo(2, mode)

@@ -140,4 +140,4 @@ def test_the_dictionary_form_writes_its_keys_and_is_one_that_monai_label_leaves_
 
 def test_a_dicom_seg_without_highdicom_names_the_extra(monkeypatch):
     monkeypatch.setattr("monai_attn.transforms.output.find_spec", lambda name: None)
-    assert "monai-attn[dicom]" in refused("--dicom_seg", SafeSaveImage, output_ext=".dcm", kind=ConfigError).fix
+    assert "pip install highdicom" in refused("--dicom_seg", SafeSaveImage, output_ext=".dcm", kind=ConfigError).fix

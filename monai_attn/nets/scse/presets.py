@@ -26,7 +26,7 @@ from monai.utils import look_up_option
 from torch import nn
 
 from monai_attn.blocks.squeeze_excite import Aggregation, Position
-from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, Upsample
+from monai_attn.blocks.stages import ConvStage, DenseStage, IndexUnpool, UpsampleTo
 from monai_attn.nets.scse.fcn import SqueezeExciteFCN
 
 __all__ = ["ReLayNet", "SCSEFCDenseNet", "SCSESDNet", "SCSEUNet"]
@@ -71,7 +71,7 @@ class SCSEUNet(SqueezeExciteFCN):
             in_channels,
             out_channels,
             stage=partial(ConvStage, spatial_dims, kernel_size=kernel_size, num_convs=2, norm=norm),
-            up=Upsample(spatial_dims, upsample),
+            up=UpsampleTo(spatial_dims, upsample),
             depth=depth,
             features=features,
             se=se,
