@@ -84,7 +84,7 @@ def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp
         (["evaluate", "kits_ct", "-d", ".", "-o", "a"], "give those of your training: --checkpoint FILE"),
         (["copy", BUNDLE, "."], "it is there already"),
         (["info", "hipocampus_scse"], "did you mean hippocampus_mri_scse?"),
-        (["info", "mri"], "several bundles are named so"),
+        (["info", "mri"], "it matches several bundles"),
         (["info", BUNDLE, "--verbose"], "has no such option"),
         (["list", "all"], "has no such option"),
         (["phantom", "brain", "-o", "a", "--cases", "1.5"], "invalid int value: '1.5'"),
@@ -191,11 +191,12 @@ def test_stopping_a_command_shows_no_trace(tmp_path, capsys, monkeypatch):
 
 
 def test_the_table_is_written_also_if_a_case_has_no_result(tmp_path, monkeypatch):
-    def run(*_):
-        raise CasesError([Failure("a.nii", "it is empty", "copy it again")], finished=1)
+    def run(*_, **__):
+        error = CasesError([Failure("a.nii", "it is empty", "copy it again")], finished=1)
+        raise RuntimeError("Failed to evaluate 'run'") from error  # as MONAI does
 
     written = []
-    monkeypatch.setattr("monai_attn.run.api.run_bundle", run)
+    monkeypatch.setattr("monai_attn.run.workflow.Workflow", run)
     monkeypatch.setattr("monai_attn.run.report.write_table", lambda *places: written.append(places))
     assert main(["segment", BUNDLE, str(tmp_path), "-o", "out", "--table", "volumes.csv"]) == 3
     assert written == [("out", "volumes.csv")]

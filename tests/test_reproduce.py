@@ -41,7 +41,7 @@ def reproduce(script, tmp_path, monkeypatch, capsys):
             (folder / "val_mean_dice_raw.csv").write_text("filename,CSF,mean\n" + "".join(rows))
             curve = f"8,val_mean_dice,0.7\n10,val_mean_dice,{self.last}\n"
             (folder / "curves.csv").write_text("iteration,name,value\n" + curve)
-            stdout.write("monai_attn: cannot use x\n" * bool(self.code))
+            stdout.write("monai-attn: cannot use x\n" * bool(self.code))
             self.ran.append((folder.relative_to(tmp_path / "out").as_posix(), options))
             return subprocess.CompletedProcess(command, self.code)
 
@@ -95,7 +95,7 @@ def test_cells_of_two_commits_or_settings_are_not_compared(reproduce):
 
 def test_a_cell_that_fails_shows_the_end_of_its_log_stops_no_other_and_continues_later(reproduce):
     reproduce.code = 2
-    assert "monai_attn: cannot use x" in reproduce("--rows", "SD-Net", "SD-Net + scSE", code=3).err
+    assert "monai-attn: cannot use x" in reproduce("--rows", "SD-Net", "SD-Net + scSE", code=3).err
     assert [folder for folder, _ in reproduce.ran] == ["sd_net/seed_0", "sd_net_scse/seed_0"]
     assert reproduce.table()["SD-Net"]["ours"] == "not run"
     reproduce.code = 0

@@ -64,10 +64,9 @@ def read_sections(folder: Path) -> Sections:
     sections = {} if listing is None else _listed(content, listing)
     found = sections or _paired(folder, content) or case_folders(folder)
     if not found and listing is None:
-        problem = (
-            f"it has no {' or '.join(LISTINGS)}, and no folders images and labels or one for each case; it holds: "
-        )
-        raise DataError(str(folder), problem + content_of(folder), "give the folder of the data set as dataset_dir")
+        lacks = f"it has no {' or '.join(LISTINGS)}, and no folders images and labels or one for each case; it holds: "
+        problem = lacks + content_of(folder) if folder.is_dir() else "there is no such folder"
+        raise DataError(str(folder), problem, "give the folder of the data set as dataset_dir, or -d")
     for item in chain(*found.values()):
         if isinstance(item["image"], list) and len(item["image"]) == 1:
             item["image"] = item["image"][0]

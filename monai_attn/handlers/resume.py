@@ -150,7 +150,7 @@ class _Progress:
         state.iteration = state.epoch * state.epoch_length
         best.best_metric, best.best_metric_epoch = state_dict["best_metric"], state_dict["best_metric_epoch"]
         best.metrics = dict(state_dict["metrics"])
-        _logger.info(f"going on after epoch {state.epoch} of {state.max_epochs}")
+        _logger.info(f"resuming after epoch {state.epoch} of {state.max_epochs}")
         stopped_early = state.epoch < state_dict["max_epochs"]
         if state_dict["finished"] and (stopped_early or state.epoch >= state.max_epochs):
             self.trainer.terminate()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_attn.errors import ConfigError, DataError, InputError, root_cause
+from monai_attn.errors import CasesError, ConfigError, DataError, InputError, root_cause
 from monai_attn.run.bundles import config_files, find_bundle, own_weights, read_entries
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _plain_errors() -> Iterator[None]:
         yield
     except Exception as error:
         cause = root_cause(error)
-        if isinstance(cause, InputError):
+        if isinstance(cause, (CasesError, InputError)):
             raise cause from None
         raise
 
@@ -53,6 +53,7 @@ def import_monai() -> None:
             gc.enable()
 
 
+@_plain_errors()
 def run_bundle(files: Sequence[Path], options: Mapping[str, Any]) -> None:
     """Run a bundle's configurations by :class:`monai_attn.run.Workflow`.
 
@@ -280,6 +281,8 @@ def _as_image(image: Any, spacing: Sequence[float] | None, affine: Any, preproce
     import torch
     from monai.data import MetaTensor
 
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        raise DataError("the image", f"it is a {type(image).__name__}", "give a file, an array or a tensor")
     dims = next(step.spatial_dims for step in preprocessing if hasattr(step, "spatial_dims"))
     if image.ndim not in (dims, dims + 1):
         problem = f"it has {image.ndim} dimensions, expected {dims}, or {dims + 1} with channels first"

@@ -57,7 +57,7 @@ def find_bundle(bundle: str | Path) -> Path:
     if len(matches) == 1:
         return known[matches[0]]
     if matches:
-        raise ConfigError(name, f"several bundles are named so: {', '.join(matches)}", "give more of the name")
+        raise ConfigError(name, f"it matches several bundles: {', '.join(matches)}", "give more of the name")
     nearest = difflib.get_close_matches(name, [key.removesuffix("_segmentation") for key in known], n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     raise ConfigError(name, "there is no such bundle", f"{hint}`monai-attn list` shows them all")
@@ -121,8 +121,7 @@ def named_configs(folder: Path, names: Sequence[str]) -> list[Path]:
     for file in files:
         if not file.is_file():
             present = ", ".join(sorted(path.stem for path in file.parent.glob("*.json")))
-            problem = f"{folder.name} has no such configuration; it has {present}"
-            raise ConfigError(file.stem, problem, "give one of these")
+            raise ConfigError(file.stem, f"{folder.name} has no such configuration, but {present}", "give one of these")
     return files
 
 
@@ -187,6 +186,7 @@ def describe(folder: Path, checkpoint: str | Path | None = None) -> list[str]:
     A ``model.json`` beside the weights adds the options and scores of their training.
     """
     card = (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    card = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", card)  # links as text
     sections = dict(re.findall(r"^##+ (.*?)\n+(.*?)(?=\n##+ |\Z)", card, flags=re.MULTILINE | re.DOTALL))
     lines = [f"{folder.name}: {card.splitlines()[0].lstrip('# ')}", f"folder: {folder}", ""]
     for title in ("Model Overview", "Data", "Input", "Output", "Weights"):

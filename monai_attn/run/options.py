@@ -150,13 +150,13 @@ def _check_absent(
         return
     may_be = bool(target) and names is None
     present = node if isinstance(node, dict) else ()
-    nearest = difflib.get_close_matches(part, {*present, *(names or ())}, n=1, cutoff=0.9 if may_be else 0.4)
+    nearest = difflib.get_close_matches(part, {*present, *(names or ())}, n=1, cutoff=0.9 if may_be else 0.6)
     if may_be and not nearest:
         return
     better = f"did you mean --{above}{'#' if above else ''}{nearest[0]}? " if nearest else ""
     value = "" if isinstance(node, dict) else f", which is {shorten(str(node), 60)}"
     problem = f"no entry named '{part}' in {above or 'the configuration'}{value}"
-    raise ConfigError(f"--{key}", problem, f"{better}The bundle's docs/README.md lists the entries")
+    raise ConfigError(f"--{key}", problem, f"{better}`monai-attn info BUNDLE` lists the options")
 
 
 def _literal(text: str) -> Any:
@@ -179,7 +179,7 @@ def _kind(value: Any) -> str:
 
 def _read(key: str, given: Any, default: Any) -> Any:
     """Return a value as meant; raise if its type or size is clearly wrong."""
-    what, fix = f"--{key} {given}", "give one like it, or leave the option out"
+    what, fix = f"--{key} {given}", "correct it, or leave the option out"
     last, nested = parts_of(key)[-1], len(parts_of(key)) > 1
     is_path = last in _PATHS or last.endswith("_dir")
     default = "" if is_path else False if last in ("amp", "bf16") else default  # which are expressions

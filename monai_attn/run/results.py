@@ -136,7 +136,7 @@ class FinishedCases:
         present = [done and self._is_drawn(image) for done, image in zip(saved, images)]
         if number := sum(present):
             said = f"{number} of {len(cases)} cases are finished; --overwrite True segments them again"
-            print(f"monai_attn: {said}", file=sys.stderr)
+            print(f"monai-attn: {said}", file=sys.stderr)
         return [case for case, done in zip(cases, present) if not done]
 
     def _check_images(self, images: list[str], saver: SafeSaveImage) -> None:

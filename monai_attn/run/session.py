@@ -118,6 +118,7 @@ EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
+_CONTINUE = {"train": "; --resume auto continues it", "inference": "; repeat it without --overwrite to continue"}
 # notices of other packages that a user of a bundle can do nothing about
 _NOTICES = (
     r".*`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated.*",
@@ -196,11 +197,8 @@ class _Run:
         for bar in list(getattr(tqdm, "_instances", ())):  # the message begins a line of its own
             bar.close()
         if of_run:
-            if code == EXIT_INTERRUPTED and self.name == "train":
-                message += "; --resume auto goes on after the last whole epoch"
-            if code == EXIT_INTERRUPTED and self.name.startswith("inference"):
-                message += "; the same command goes on with the cases that are left"
-            print(f"monai_attn: {message}", file=sys.stderr)
+            message += _CONTINUE.get(self.name.partition("_")[0], "") * (code == EXIT_INTERRUPTED)
+            print(f"monai-attn: {message}", file=sys.stderr)
             print(f"  full trace: {self.log if logged else 'set MONAI_ATTN_DEBUG=1'}", file=sys.stderr)
             raise SystemExit(code)  # how the interpreter lets a hook choose the exit code
 
@@ -290,6 +288,9 @@ def summarize(error: BaseException) -> tuple[str, int]:
     if isinstance(cause, CasesError):
         expected = all(failure.expected for failure in cause.failures)
         return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if expected else EXIT_FAILURE
+    missing = re.search(r"(?:named|install) '?(\w+)", str(cause))
+    if missing and isinstance(cause, ImportError):  # MONAI's and torch's advice have several forms
+        return str(ConfigError(missing[1], shorten(str(cause), 300), f"pip install {missing[1]}")), EXIT_BAD_INPUT
     component = re.match(r"Failed to instantiate component '([\w.]+)'", str(error))
     if component and isinstance(cause, ValueError):
         problem = shorten(str(cause), 300)

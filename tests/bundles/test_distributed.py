@@ -141,7 +141,7 @@ def test_a_killed_process_stops_the_job_which_goes_on_bitwise(recorded, tmp_path
 
     finish(launch_recorded(recorded, tmp_path, "resumed", resume="auto"))
     log = (tmp_path / "train.log").read_text()
-    assert re.search("going on after epoch [12] of 3", log)
+    assert re.search("resuming after epoch [12] of 3", log)
     for name in ("model.pt", "model_final.pt", "record/rank1.pt"):
         assert_equal(recorded.output / name, tmp_path / name.replace("record", "resumed"))
     assert (recorded.output / "curves.csv").read_text() == (tmp_path / "curves.csv").read_text()

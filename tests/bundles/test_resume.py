@@ -49,4 +49,4 @@ def test_a_stopped_training_goes_on_bitwise(train_bundle, tmp_path, monkeypatch,
     train("stopped", resume="auto")
     assert_same(tmp_path / "through", tmp_path / "stopped")
     log = (tmp_path / "stopped" / "train.log").read_text()
-    assert "going on after epoch 1 of 2" in log
+    assert "resuming after epoch 1 of 2" in log

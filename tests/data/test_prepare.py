@@ -364,7 +364,7 @@ def test_segmentations_of_kits_are_no_scans_to_segment(tmp_path):
     ("bundle", "out", "words"),
     [
         ("brian_mri_scse", "data", "did you mean brain_mri_scse?"),
-        ("mri", "data", "several bundles are named so: brain_mri_scse"),
+        ("mri", "data", "it matches several bundles: brain_mri_scse"),
         ("pelvic", "data", "the paper's data are private"),
         ("hippocampus_mri_scse", "data", "needs no preparation"),
         ("kits", "data", "expected KiTS 2019"),

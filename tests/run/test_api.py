@@ -37,7 +37,7 @@ def test_a_bundle_is_found_by_its_folder_its_name_or_a_part_of_it():
     assert len(named_bundles()) == 11
     for name, folder in named_bundles().items():
         assert find_bundle(name) == find_bundle(folder) == find_bundle(name.removesuffix("_segmentation")) == folder
-    with pytest.raises(ConfigError, match="several bundles are named so: hippocampus_mri_egcnn_segmentation, hippo"):
+    with pytest.raises(ConfigError, match="it matches several bundles: hippocampus_mri_egcnn_segmentation, hippo"):
         find_bundle("hippocampus")
     with pytest.raises(ConfigError, match="did you mean kits_ct_egcnn"):
         find_bundle("kits_egcn")

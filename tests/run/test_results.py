@@ -74,7 +74,7 @@ def test_what_is_finished_is_not_segmented_again_and_said_so(folder, capsys):
     results, _, unfinished = look(folder)
     assert names(unfinished(), folder) == ["b/t1.nii.gz"]
     assert results.finished == 2
-    assert capsys.readouterr().err == ("monai_attn: 2 of 3 cases are finished; --overwrite True segments them again\n")
+    assert capsys.readouterr().err == ("monai-attn: 2 of 3 cases are finished; --overwrite True segments them again\n")
 
 
 def test_a_folder_that_has_grown_and_moved_has_its_new_images_segmented(folder):

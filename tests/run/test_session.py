@@ -95,7 +95,7 @@ def test_an_error_is_short_on_screen_and_whole_in_the_log(config, tmp_path, caps
 
     left, screen = ended(capsys, BaseException, lambda: run(config_file=config, step=step))
     assert left == code
-    assert screen.startswith(f"monai_attn: {shown}")
+    assert screen.startswith(f"monai-attn: {shown}")
     assert len(screen.splitlines()) <= 4
     log = (tmp_path / "out" / "train.log").read_text()
     assert "Traceback" in log
@@ -173,7 +173,7 @@ def test_cases_without_a_result_choose_the_exit_code(config, tmp_path, capsys, f
     assert left == code
     expected = [f"{len(failures)} of {total} cases have no result"] if total > 1 else []
     expected += [line for failure in failures for line in str(failure).splitlines()]
-    assert screen.removeprefix("monai_attn: ").splitlines()[:-1] == expected
+    assert screen.removeprefix("monai-attn: ").splitlines()[:-1] == expected
     manifest = json.loads((tmp_path / "out" / "train_run.json").read_text())
     assert manifest["state"] == "incomplete"
     assert manifest["cases"]["segmented"] == finished
@@ -197,7 +197,7 @@ def test_a_full_disk_does_not_hide_the_error_that_ends_the_run(config, capsys, m
 
     code, screen = ended(capsys, RuntimeError, lambda: run(config_file=config, step=step))
     assert code == 2
-    assert screen.startswith("monai_attn: cannot use a_seg.nii.gz")
+    assert screen.startswith("monai-attn: cannot use a_seg.nii.gz")
 
 
 def test_a_value_that_a_component_refuses_is_a_mistake_of_the_user():
