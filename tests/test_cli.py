@@ -80,7 +80,7 @@ def test_check_shows_every_case_and_says_by_its_code_whether_all_can_be_used(tmp
         (["export", BUNDLE, "nowhere/model.onnx"], "there is no such folder"),
         (["train", BUNDLE, "-d", "nowhere", "-o", "a"], "no such file or folder"),
         (["train", BUNDLE, "-d", ".", "-o", "a", "--epoch", "3"], "did you mean --epochs?"),
-        (["train", BUNDLE, "-d", ".", "-o", "a", "--config", "official"], "it has baselines"),
+        (["train", BUNDLE, "-d", ".", "-o", "a", "--config", "official"], "but baselines"),
         (["evaluate", "kits_ct", "-d", ".", "-o", "a"], "give those of your training: --checkpoint FILE"),
         (["copy", BUNDLE, "."], "it is there already"),
         (["info", "hipocampus_scse"], "did you mean hippocampus_mri_scse?"),
@@ -163,6 +163,7 @@ def test_long_commands_have_a_progress_bar_on_a_terminal_only(tmp_path, monkeypa
         (["check", "--help"], "--section"),
         (["list"], "Hatamizadeh EG-CNN"),
         (["info", "kits_ct"], "--overlap (0.5)"),
+        (["info", "kits_ct"], "see docs/own_data.md"),
         (["prepare", "--help"], "KiTS 2019"),
     ],
 )

@@ -247,7 +247,7 @@ def write_page(path: Path, title: str, records: Sequence[Mapping[str, Any]], fai
     noted = sum(bool(record["warnings"]) for record in records)
     page = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
-        summary=f"{len(records)} cases, {noted} of them with warnings; {len(failures)} more without a result",
+        summary=f"{len(records)} cases with results, {noted} with warnings; {len(failures)} cases without a result",
         failures="".join(f"<li>{escape(str(failure))}</li>" for failure in failures),
         heads="".join(f'<th scope="col"{kind}><button>{escape(head)}</button></th>' for head, kind in heads.items()),
         rows="\n".join(row for _, row in rows),

@@ -152,7 +152,7 @@ def test_where_there_are_no_or_too_few_cases_it_is_told_what_there_is(tmp_path):
     touch(tmp_path, "in/notes.txt", "in/table.csv")
     refused(r"no dataset\.json or dataset\.csv, .* holds: notes\.txt, table\.csv", cases, tmp_path / "in")
     refused(r"no image \(\.nii\.gz, .*\); it holds: notes\.txt, table\.csv", find_images, tmp_path / "in")
-    refused("holds: nothing", cases, tmp_path / "nowhere")
+    refused("there is no such folder", cases, tmp_path / "nowhere")
     refused("no such file or folder", find_images, tmp_path / "nowhere.nii")
     refused(r"no cases for 'test' \(found: 2 training\)", cases, two_folders(tmp_path, 2), "test")
     refused("it has 2 cases for training, and at least 3 are needed", cases, tmp_path, "validation")

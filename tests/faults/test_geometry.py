@@ -88,9 +88,9 @@ def test_ct_that_is_not_in_hounsfield_units(bundle, caplog):
 @fault(76)
 def test_more_than_the_training_has_seen_and_an_empty_mask(lab):
     path = lab.write(np.pad(lab.scan, [(60, 0), (0, 60), (0, 0)]))
-    lab.segment(path).finished().warned(path, "it measures", "times the images of the training (43 x 59 x 46 mm)")
+    lab.segment(path).finished().warned(path, "it is", "times the size of the training images (43 x 59 x 46 mm)")
     with pytest.raises(AssertionError):
-        lab.segment(path, field_of_view="None").finished().warned("times the images")
+        lab.segment(path, field_of_view="None").finished().warned("times the size")
     path = lab.write(np.zeros_like(lab.scan) + np.eye(*lab.scan.shape[:2])[..., None], "nothing.nii.gz")
     lab.segment(path).finished().warned("nothing", "the mask is empty")
 

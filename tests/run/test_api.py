@@ -41,7 +41,7 @@ def test_a_bundle_is_found_by_its_folder_its_name_or_a_part_of_it():
         find_bundle("hippocampus")
     with pytest.raises(ConfigError, match="did you mean kits_ct_egcnn"):
         find_bundle("kits_egcn")
-    with pytest.raises(ConfigError, match="it has baselines, evaluate"):
+    with pytest.raises(ConfigError, match="but baselines, evaluate"):
         config_files(find_bundle("kits_ct"), "train", ["official"])
 
 
@@ -71,6 +71,8 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     assert np.allclose(own.affine, image.affine)
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
         monai_attn.segment(BUNDLE, np.zeros((8, 8)))
+    with pytest.raises(DataError, match="it is a Nifti1Image"):
+        monai_attn.segment(BUNDLE, image)
     with pytest.raises(DataError, match="512 of its 512 voxels are NaN"):  # without MONAI's errors around it
         monai_attn.segment(BUNDLE, np.full((8, 8, 8), np.nan))
     with pytest.raises(DataError, match="images where one is expected"):

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, run, run_workflow
-from monai.utils import instantiate
+from monai.utils import OptionalImportError, instantiate
 
 from monai_attn.errors import CasesError, ConfigError, DataError, Failure, root_cause
 from monai_attn.run import Workflow, finish, start, summarize
@@ -85,8 +85,10 @@ def test_our_workflow_knows_its_kind_and_refuses_misspelt_overrides(config, tmp_
     ("error", "code", "shown"),
     [
         (DataError("a.nii", "it is empty", "copy it again"), 2, "cannot use a.nii"),
+        (ModuleNotFoundError("No module named 'onnxscript'"), 2, "cannot use onnxscript"),
+        (OptionalImportError("Please install mlflow before using it."), 2, "cannot use mlflow"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
-        (KeyboardInterrupt(), 130, "stopped by the user; --resume auto goes on"),
+        (KeyboardInterrupt(), 130, "stopped by the user; --resume auto continues it"),
     ],
 )
 def test_an_error_is_short_on_screen_and_whole_in_the_log(config, tmp_path, capsys, monkeypatch, error, code, shown):

@@ -33,7 +33,7 @@ def test_configurations_go_over_each_other_and_overrides_over_all(bundle):
 
 
 def test_a_configuration_or_an_entry_that_is_not_there_is_refused_with_those_that_are(bundle):
-    with pytest.raises(ConfigError, match="it has more, train"):
+    with pytest.raises(ConfigError, match="but more, train"):
         read_bundle(bundle, ["inference"], {})
     with pytest.raises(ConfigError, match="did you mean --rate"):
         read_bundle(bundle, ["train"], {"rats": 1})
