@@ -181,7 +181,7 @@ def test_two_processes_share_a_folder_and_account_for_it_as_one_does(folder):
     screen = finish(bundle.launch(["inference"], 2, **call, output_dir=place / "two"), 1)
     assert screen.count("2 of 5 cases have no result") == 1
     assert re.search(r"rank +: 0 .*\n +exitcode +: 3 ", screen)  # of the launcher itself it is 1
-    assert "Traceback" not in screen.split("monai_attn:")[0]
+    assert "Traceback" not in screen.split("monai-attn:")[0]
     manifest = json.loads((place / "two" / "inference_run.json").read_text())
     assert (manifest["state"], manifest["processes"]) == ("incomplete", 2)
     assert (manifest["cases"]["finished before"], manifest["cases"]["segmented"]) == (0, 3)

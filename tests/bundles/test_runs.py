@@ -187,7 +187,7 @@ def test_an_error_is_short_on_the_screen_and_whole_in_the_log(train_bundle, tmp_
     command += ["--bundle_root", str(tmp_path), "--dataset_dir", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    message = done.stderr[done.stderr.index("monai_attn:") :].splitlines()
+    message = done.stderr[done.stderr.index("monai-attn:") :].splitlines()
     assert len(message) == 4
     assert str(tmp_path / "nowhere") in message[0]
     assert "Traceback" not in done.stderr + done.stdout

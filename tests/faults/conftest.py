@@ -28,7 +28,7 @@ class Attempt(NamedTuple):
     def refused(self, *words: object) -> None:
         """Assert that four lines at most say all of ``words``, and that nothing was trained or segmented."""
         assert self.code == 2, self.screen
-        said = self.screen[self.screen.index("monai_attn:") :]
+        said = self.screen[self.screen.index("monai-attn:") :]
         assert len(said.splitlines()) <= 4
         assert [str(word) for word in words if str(word) not in said] == [], said
         assert not list(self.output.rglob("*.pt"))

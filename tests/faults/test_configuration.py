@@ -20,7 +20,7 @@ fault = pytest.mark.fault
 def test_an_entry_that_cannot_be(lab, overrides, shown):
     attempt = lab.train(**overrides)
     assert attempt.code in (1, 2)
-    said = attempt.screen[attempt.screen.index("monai_attn:") :]
+    said = attempt.screen[attempt.screen.index("monai-attn:") :]
     assert shown in said
     assert len(said.splitlines()) <= 4
     assert not list(lab.folder.rglob("*.pt"))
