@@ -123,7 +123,7 @@ def warn_if_larger(image: NdarrayOrTensor, name: str, field_of_view: Sequence[fl
         times = float((extent / field_of_view).max())
         if times > _MUCH_LARGER:
             sizes = [" x ".join(f"{length:.0f}" for length in lengths) for lengths in (extent, field_of_view)]
-            message = "%s: it is %s mm, up to %.1f times the size of the training images (%s mm); crop it to their region"
+            message = "%s: it is %s mm, up to %.1f times the size of the training images (%s mm); crop it"
             _LOGGER.warning(message, name, sizes[0], times, sizes[1])
 
 
