@@ -28,7 +28,7 @@ help:
 	@echo "make faults      all rows of the table of faults in docs/reliability.md"
 	@echo "make fuzz        load 300 damaged files of each format: no trace, and no other voxels where there is a checksum"
 	@echo "make soak        50 kills of a training and an inference, with nothing lost (10 minutes and more)"
-	@echo "make bench       the table of docs/performance.md (some ten minutes)"
+	@echo "make bench       the table of docs/performance.md (10 to 15 minutes)"
 	@echo "make clean       remove what make made"
 
 demo: $(VENV)/installed-bundle

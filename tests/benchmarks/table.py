@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All benchmarks in one table, at the sizes that take some ten minutes on two cores; `make bench` runs it.
+"""All benchmarks in one table, at the sizes that take 10 to 15 minutes on two cores; `make bench` runs it.
 
 Every script beside this one runs alone, too, with options.
 """

@@ -35,9 +35,7 @@ def in_this_process(monkeypatch):
         (slices.rows, {"features": 4, "volume": (16, 24, 6), "rounds": 1}),
         (edges.rows, {"side": 32, "rounds": 1}),
         pytest.param(training.rows, {"cases": 6, "rounds": 1}, marks=pytest.mark.slow),
-        pytest.param(
-            waits.rows, {"cases": 3, "checked": 6, "side": 64, "rounds": 1, "ct_rounds": 1}, marks=pytest.mark.slow
-        ),
+        pytest.param(waits.rows, {"cases": 3, "checked": 6, "side": 64, "rounds": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__module__", ""),
 )
