@@ -257,7 +257,7 @@ def _phantom(arguments: argparse.Namespace) -> None:
     from monai_attn.data.phantom import make_phantom
 
     folder = make_phantom(name := arguments.bundle.name, arguments.out, cases=arguments.cases, seed=arguments.seed)
-    print(f"{arguments.cases} made-up cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
+    print(f"{arguments.cases} synthetic cases in {folder}; next: monai-attn train {name} -d {folder} -o out")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

@@ -90,7 +90,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         fix = "wait for its end, or give another ckpt_dir"
         raise DataError(str(folder), "another training is writing to it", fix) from error
-    except (OSError, NotImplementedError):  # a disk without locks, or one that the first checkpoint complains of
+    except (OSError, NotImplementedError):  # no locks here, or read-only, as the first checkpoint reports
         pass
     try:
         yield

@@ -60,7 +60,7 @@ class SkipFailedCases:
         # The error is not handed on: with its frames it would keep the tensors of the case.
         try:
             with engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: check_scores(engine.state.output)):
-                engine._iteration(engine, batch)  # MONAI's own step, which it hands to nobody who replaces it
+                engine._iteration(engine, batch)  # MONAI's own step has no public name
             return None
         except Exception as error:
             if self.on_error == "stop" or isinstance(root_cause(error), ConfigError):

@@ -25,7 +25,7 @@ __all__ = ["is_reference", "parse_options", "parts_of", "read_options", "set_ent
 _PATHS = ("bundle_root", "checkpoint", "input", "pretrained", "resume")
 # what MONAI's tracking takes besides the entries of a bundle, if it is on
 _TRACKING = {"tracking": None, "tracking_uri": "", "experiment_name": "", "run_name": "", "save_execute_config": None}
-_LEAST = {r"lr": 1e-12, r"epochs|batch_size|\w+_interval|\w+_per_\w+": 1, r"seed|num_workers": 0}
+_POSITIVE, _NOT_NEGATIVE = r"lr|epochs|batch_size|\w+_interval|\w+_per_\w+", r"seed|num_workers"
 _OF_ANY_COMPONENT = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 
 
@@ -187,9 +187,11 @@ def _read(key: str, given: Any, default: Any) -> Any:
     value = list(value) if isinstance(value, tuple) else value
     if isinstance(value, str) and "#" in value and not is_reference(value):
         raise ConfigError(what, "MONAI would read # as a separator", "rename it, or give the folder above it")
-    least = next((least for names, least in _LEAST.items() if re.fullmatch(names, key)), -math.inf)
-    if isinstance(value, (int, float)) and not least <= value < math.inf:
-        raise ConfigError(what, f"expected {'a positive number' if least else '0 or more'}", fix)
+    number = value if isinstance(value, (int, float)) else 1
+    if not 0 < number < math.inf and re.fullmatch(_POSITIVE, key):
+        raise ConfigError(what, "expected a positive number", fix)
+    if number < 0 and re.fullmatch(_NOT_NEGATIVE, key):
+        raise ConfigError(what, "expected 0 or more", fix)
     if value is None or default is None or is_reference(value) or is_reference(default) or (nested and not is_path):
         return value
     wanted, items = _kind(default), {_kind(item) for item in default} if isinstance(default, list) else set()
@@ -204,5 +206,5 @@ def _read(key: str, given: Any, default: Any) -> Any:
     if _kind(value) != wanted or (len(items) == 1 and not {*map(_kind, found)} <= items):
         raise ConfigError(what, f"expected {wanted}, as the default is {shorten(str(default), 80)}", fix)
     if items == {"text"} and len({*found}) < len(found):
-        raise ConfigError(what, "a name is there twice", "give each once")
+        raise ConfigError(what, "a name is repeated", "give each name once")
     return value

@@ -289,7 +289,7 @@ def summarize(error: BaseException) -> tuple[str, int]:
         expected = all(failure.expected for failure in cause.failures)
         return str(cause), EXIT_INCOMPLETE if cause.finished else EXIT_BAD_INPUT if expected else EXIT_FAILURE
     missing = re.search(r"(?:named|install) '?(\w+)", str(cause))
-    if missing and isinstance(cause, ImportError):  # MONAI's and torch's advice have several forms
+    if missing and isinstance(cause, ImportError):  # the messages differ between packages
         return str(ConfigError(missing[1], shorten(str(cause), 300), f"pip install {missing[1]}")), EXIT_BAD_INPUT
     component = re.match(r"Failed to instantiate component '([\w.]+)'", str(error))
     if component and isinstance(cause, ValueError):

@@ -25,11 +25,10 @@ __all__ = ["check_whole", "fill", "load_weights", "read_state_dict", "read_tenso
 State = Mapping[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _FOLDER = 0x10  # in the attributes of an entry of a zip archive
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS = [  # NumPy's, of which a schedule or a best score often is one; they run no code
-    *(np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
-    *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
-]
+_SCALAR = np.float64(0).__reduce__()[0]  # what reads a pickled number, without a public name
+_DTYPES = [type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]]
+# NumPy's numbers, such as the rate of a schedule or a best score, run no code; the second name is that before NumPy 2
+_NUMBERS = [np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), *_DTYPES]
 _AGAIN = "copy or download it again"
 _EXPORTED = "give model.pt, or run it by --network_def \"$torch.jit.load('FILE')\" as docs/export.md shows"
 

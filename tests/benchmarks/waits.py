@@ -217,7 +217,7 @@ def folder_rows(
 
 
 def rows(cases: int = 40, checked: int = 201, side: int = 192, rounds: int = 3) -> Iterator[Any]:
-    """``side`` is that of the CT, ``rounds`` those of the folder; one image runs twice as often less once."""
+    """``side`` is that of the CT, ``rounds`` those of the folder; one image is timed ``2 * rounds - 1`` times."""
     import measure
 
     from monai_attn.data.phantom import make_phantom

@@ -81,7 +81,7 @@ class Overflow(Threshold):
         return torch.where((x == 77).any(), torch.nan, super().forward(x))
 
 
-def test_scores_that_are_no_numbers_are_no_background(images, tmp_path):
+def test_a_case_whose_scores_are_nan_fails(images, tmp_path):
     engine = evaluator(images, tmp_path / "out", network=Overflow())
     engine.run()
     (failure,) = engine.state.failures

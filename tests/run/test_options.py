@@ -83,7 +83,7 @@ def test_a_value_is_read_as_it_is_meant(key, given, meant):
         ("val_interval", "0", "expected a positive number"),  # the default is an expression
         ("slices_per_volume", "-1", "expected a positive number"),
         ("seed", "-1", "expected 0 or more"),
-        ("structures", "[liver, spleen, liver]", "a name is there twice"),
+        ("structures", "[liver, spleen, liver]", "a name is repeated"),
         ("network_def", "UNet", "expected a component"),
         ("output_dir", "a#b", "MONAI would read # as a separator"),
         ("output_dri", "a", "did you mean --output_dir?"),
