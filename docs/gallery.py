@@ -337,7 +337,7 @@ def edge_overlay(
 def scale_maps(
     image: MetaTensor, weights: dict[str, torch.Tensor], scales: list[int], label: torch.Tensor, *, title: str = ""
 ) -> Figure:
-    """Draw what the autofocus layers of a network chose (Fig. 4 of Qin 2018): a row for each layer.
+    """Draw what the autofocus layers of a network chose (Fig. 1c of Qin 2018): a row for each layer.
 
     Args:
         image: volume (C, *spatial).

@@ -109,7 +109,8 @@ class HaloInferer(Inferer):
     Every tile is read with ``halo`` voxels more at every side, within the volume; the outputs are tiled without
     blending. If the network crops its output by c voxels (its attribute ``crop``), the volume is first padded with c
     zeros: with ``padding="official"``, ``tile=47`` and ``halo=14`` this is how the authors of the autofocus layer
-    predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code).
+    predict (Qin 2018, https://arxiv.org/abs/1805.08403, ``test.py`` of their code), who begin at the corner of the
+    brain, and pad the last tiles with zeros, where ours read more of the volume.
 
     With the network's ``receptive_radius`` as halo, the result equals that on the whole volume, if normalization has
     fixed statistics (batch normalization, or none).
@@ -147,7 +148,8 @@ class HaloInferer(Inferer):
         output = torch.empty(0)
         for start in product(*map(range, [0] * len(size), size, tile)):
             stop = [min(s + t, n) for s, t, n in zip(start, tile, size)]
-            first = [max(s + crop - h, 0) for s, h in zip(start, halo)]
+            # the last window begins earlier, to be as large as the others
+            first = [max(min(s, n - t) + crop - h, 0) for s, t, n, h in zip(start, tile, size, halo)]
             last = [s + crop + h for s, h in zip(stop, halo)]  # a slice ends with the volume
             result = network(padded[_box(first, last)], *args, **kwargs)
             if not any(start):

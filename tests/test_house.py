@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7730, 13_126, 19_017
+CODE_LINES, LINES, TEST_LINES = 7729, 13_128, 19_080
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

@@ -13,6 +13,7 @@ the gradient before the attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -195,14 +196,16 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: AutofocusConv, k: int, x: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, *inputs)
-        ctx.layer, ctx.k, device = layer, k, "cpu" if x.is_meta else x.device.type
+        ctx.layer, ctx.k, ctx.training = layer, k, layer.norms[k].training
+        device = "cpu" if x.is_meta else x.device.type
         ctx.autocast = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         return layer.norms[k](layer._convolve(_fast_layout(x), inputs[1], None, k)) * inputs[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        layer, norm, dilation = ctx.layer, ctx.layer.norms[ctx.k], ctx.layer.dilations[ctx.k]
+        layer, dilation = ctx.layer, ctx.layer.dilations[ctx.k]
+        norm = copy(layer.norms[ctx.k]).train(ctx.training)  # its mode may have changed since the forward pass
         x, scale, kernel, *parameters = ctx.saved_tensors
         scale, *parameters = (tensor.detach().requires_grad_() for tensor in (scale, *parameters))
         # copies, as the statistics must not be updated the second time
@@ -233,8 +236,8 @@ def _check(spatial_dims: int, in_channels: int, dilations: Sequence[int], crop: 
     check_dims(spatial_dims)
     if in_channels < 2:
         raise ValueError(f"in_channels must be at least 2, the attention has half of them; got {in_channels}.")
-    if not dilations or dilations[0] < 1 or sorted(set(dilations)) != list(dilations):
-        raise ValueError(f"dilations must be positive and rising, such as (2, 6, 10, 14), got {tuple(dilations)}.")
+    if not dilations or dilations[0] < 1 or sorted({int(dilation) for dilation in dilations}) != list(dilations):
+        raise ValueError(f"dilations must be rising integers from 1, such as (2, 6, 10), got {tuple(dilations)}.")
     if not 0 <= crop <= dilations[0]:
         raise ValueError(f"crop must be from 0 to the smallest dilation, {dilations[0]}, got {crop}.")
 

@@ -28,11 +28,11 @@ class PreActResidual(nn.Module):
         spatial_dims: number of spatial dimensions, 1, 2 or 3.
         in_channels, out_channels: numbers of channels.
         stride: stride of the first convolution and of the shortcut; an odd side is rounded up.
-        preact: whether the first norm and activation are there; without them the block starts with a bare convolution.
+        preact: whether the block begins with norm and activation, not with a convolution.
         padding: where a strided convolution pads an even side: ``"symmetric"`` one voxel at either end (PyTorch),
             ``"tf"`` at the far end only (TensorFlow's "same"). It makes no difference at stride 1.
         act, norm: activation and normalization, as a name or ``(name, {args})``.
-        dropout: probability to drop a value of :math:`F(x)`.
+        dropout: dropout probability of :math:`F(x)`.
         bias: whether the convolutions have biases.
 
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from monai.networks.layers.factories import Conv, split_args
+from monai.networks.layers.factories import Conv, Pool, split_args
 from monai.utils import has_option, look_up_option
 from torch import nn
 
@@ -69,20 +69,18 @@ class ChannelGate(nn.Module):
         super().__init__()
         check_dims(spatial_dims)
         if reduction < 1 or in_channels // reduction < 1:
-            raise ValueError(
-                f"reduction must be between 1 and in_channels={in_channels} so that in_channels // reduction >= 1, "
-                f"got {reduction}; use a smaller reduction, or spatial excitation (se='sse') for so few channels."
-            )
+            fix = "use a smaller one, or spatial excitation (se='sse') for so few channels"
+            raise ValueError(f"reduction must be between 1 and in_channels={in_channels}, got {reduction}; {fix}.")
         self.fc1 = nn.Linear(in_channels, in_channels // reduction, bias=bias)
         self.fc2 = nn.Linear(in_channels // reduction, in_channels, bias=bias)
         _start_bias(self.fc2.bias, gate_bias)
         self.gate = Gate()
-        self._axes = list(range(2, 2 + spatial_dims))
+        self.pool = Pool[Pool.ADAPTIVEAVG, spatial_dims](1)
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """Return the map (B, C, 1, ...)."""
-        logits = self.fc2(torch.relu(self.fc1(x.mean(dim=self._axes))))
-        return self.gate(logits.unflatten(1, [-1] + [1 for _ in self._axes]))
+        means = self.pool(x)
+        return self.gate(self.fc2(torch.relu(self.fc1(means.flatten(1)))).reshape(means.shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, *spatial) to the attention map (B, C, 1, ...)."""

@@ -71,17 +71,19 @@ class SkipFailedCases:
 
 
 def check_scores(case: Mapping[str, Any]) -> None:
-    """Raise for scores that are NaN, which would become background.
+    """Raise for scores that are NaN, or of another size than the image.
 
     Args:
         case: image and scores (``pred``), of one case or of a batch of one.
 
     Raises:
-        DataError: if a score is NaN.
+        DataError: if a score is NaN, or an axis of the scores is not that of the image.
     """
+    scores, image = (tuple(case[key].shape[-2:]) for key in (CommonKeys.PRED, CommonKeys.IMAGE))
+    if scores != image:
+        raise DataError(_name_of(case), f"its scores end with the axes {scores}, not {image}", "give another inferer")
     if case[CommonKeys.PRED].isnan().any():
-        fix = "give --amp False if it is on, or weights of an earlier epoch"
-        raise DataError(_name_of(case), "the network's scores for it are NaN", fix)
+        raise DataError(_name_of(case), "the network's scores for it are NaN", "give --amp False, or earlier weights")
 
 
 def _name_of(case: Mapping[str, Any]) -> str:

@@ -152,12 +152,12 @@ class ISICSegmentation(_ByCase):
         if self._engine is None or self._name is None:
             raise RuntimeError("attach the handler to an engine first.")
         state: Any = self._engine.state
-        if not hasattr(state, "metric_details"):
-            state.metric_details = {}
-        names = [self._name.replace("jaccard", name) for name in ISICSegmentationMetric.names]
+        details = vars(state).setdefault("metric_details", {})
+        prefix = self._name.removesuffix("jaccard") if "jaccard" in self._name else f"{self._name}_"
+        names = [prefix + name for name in ISICSegmentationMetric.names]
         for index, name in enumerate(names):
             state.metrics[name] = float(means[index])
-            state.metric_details[name] = self.metric_fn.get_buffer()[:, index : index + 1]
+            details[name] = self.metric_fn.get_buffer()[:, index : index + 1]
         return float(means[0])
 
 

@@ -33,7 +33,7 @@ class ClassBalancedLoss(nn.Module):
         weight: a weight for each class, such as :func:`monai_attn.data.median_frequency_weights`; by default 1.
         boundary_weight: :math:`b`; the paper has 0, ReLayNet 10, the authors' PyTorch code of QuickNAT 2.
         lambda_dice: weight of the soft Dice loss over all classes; the paper's CE has 0, SD-Net and ReLayNet have 1.
-        ignore_index: class of pixels to ignore, such as those without annotation.
+        ignore_index: class of pixels to ignore, such as those without annotation; PyTorch's by default.
 
     Raises:
         ValueError: if ``boundary_weight`` or ``lambda_dice`` is negative, or, when called, if the shapes do not fit.
@@ -51,7 +51,7 @@ class ClassBalancedLoss(nn.Module):
         *,
         boundary_weight: float = 0.0,
         lambda_dice: float = 0.0,
-        ignore_index: int | None = None,
+        ignore_index: int = -100,
     ) -> None:
         super().__init__()
         if boundary_weight < 0 or lambda_dice < 0:
@@ -64,16 +64,12 @@ class ClassBalancedLoss(nn.Module):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Map logits (B, C, *spatial) and class indices (B, 1, *spatial) to the loss, a scalar."""
-        if target.shape != (input.shape[0], 1, *input.shape[2:]):
-            raise ValueError(
-                f"target must have shape {(input.shape[0], 1, *input.shape[2:])} of class indices, got "
-                f"{tuple(target.shape)}."
-            )
+        shape = (input.shape[0], 1, *input.shape[2:])
+        if target.shape != shape:
+            raise ValueError(f"target must have shape {shape} of class indices, got {tuple(target.shape)}.")
         logits, classes = as_float(input), as_float(target)[:, 0].long()
-        counts = torch.ones_like(classes, dtype=torch.bool)
-        if self.ignore_index is not None:
-            counts = classes != self.ignore_index
-            classes = classes * counts
+        counts = classes != self.ignore_index
+        classes = classes * counts
         weights = self._weights(classes, counts)
         entropy = F.cross_entropy(logits, classes, reduction="none")
         # where all pixels are of classes without weight there is nothing to learn, and nothing to divide by

@@ -21,7 +21,7 @@ from monai_attn.transforms.edges import EDGE_TOLERANCE, foreground_masks, sobel_
 
 __all__ = ["EdgeConsistencyLoss", "target_masks"]
 
-_CACHED_VOXELS = 2**20  # with a dozen maps of as many, 50 MB, a CPU keeps its pace
+_CACHED_VOXELS = 2**20  # a dozen such maps, 50 MB, still fit a CPU's cache
 
 
 def as_float(x: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,9 @@
 Hatamizadeh et al. (EG-CNN), arXiv 2020, https://arxiv.org/abs/2002.04207, eqs. 3 to 6; eqs. 7 and 8 are in
 :mod:`monai_attn.losses.consistency`.
 
-The authors have not released code. Departures from the paper's text: eq. 6 is a mean over voxels instead of a sum,
-which would outweigh the Dice term, and has a separate weight where there is no edge; Dice (eq. 4) has MONAI's
-smoothing.
+The authors have not released code. Departures from the paper's text: the semantic and the consistency loss are those of
+the fused output instead of the main stream; eq. 6 is a mean over voxels instead of a sum, which would outweigh the Dice
+term, and has a separate weight where there is no edge; Dice (eq. 4) has MONAI's smoothing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class BalancedBCELoss(nn.Module):
     give the edges the smaller weight. It is computed in float32.
 
     Args:
-        empty_weight: weight of the voxels of a map without edges; with 0, as in eq. 6, their loss is 0 for any
-            prediction.
+        empty_weight: weight of the voxels of a map without edges, if non-edges are weighted; with 0, as in eq. 6, their
+            loss is 0 for any prediction.
         batch: whether :math:`\beta` is computed over the batch, for each channel, instead of for each sample and
             channel.
         weight_non_edges: whether non-edges have the weight :math:`1 - \beta` instead of 1.
@@ -69,7 +69,7 @@ class BalancedBCELoss(nn.Module):
         logits, edges = _same_shape(input, target)
         axes = list(range(2, edges.ndim)) + ([0] if self.batch else [])
         share = edges.mean(axes, keepdim=True)  # 1 - beta
-        others = torch.where(share > 0, share if self.weight_non_edges else 1.0, self.empty_weight)
+        others = torch.where(share > 0, share, self.empty_weight) if self.weight_non_edges else 1.0
         loss = (share - 1) * edges * F.logsigmoid(logits) - others * (1 - edges) * F.logsigmoid(-logits)
         if self.reduction == LossReduction.MEAN.value:
             return loss.mean()
@@ -129,8 +129,8 @@ class EGCNNLoss(nn.Module):
         lambda_semantic: weight of the Dice loss of the segmentation (eq. 4).
         lambda_consistency: weight of the consistency of segmentation and edges (eq. 7).
         lambda_edge_dice, lambda_edge_bce: :math:`\lambda_1` and :math:`\lambda_2` of :class:`EdgeLoss`.
-        main_weight: weight of the Dice loss of the main stream's own logits. Sec. 2.1 gives each stream a loss, but eq.
-            3 has one semantic term; with 0 that is the loss of the fused output.
+        main_weight: weight of a Dice loss of the main stream's own logits, the semantic term of the paper, beside that
+            of the fused output.
         consistency: by default ``EdgeConsistencyLoss`` with the same ``sigmoid`` and ``include_background``.
         balanced_bce: by default ``BalancedBCELoss()``.
 

@@ -13,7 +13,8 @@ segmentation", Medical Image Analysis 2017, https://arxiv.org/abs/1603.05959, Fi
 "DeepMedic for Brain Tumor Segmentation", BrainLes 2016: 662,215 parameters for 4 channels and 5 classes. Differs from
 the authors' code (deepmedic/deepmedic) in: the output keeps the size of the input, whereas their paths crop, so that in
 training the second path sees the crop and zeros around it, not the image beyond; ReLU by default instead of PReLU; and
-no bias before a normalization, where it is inert. The second path sees every third voxel as there, the middle of three.
+no bias before a normalization, where it is inert. As in their code the second path sees every third voxel, here the
+middle of each three.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """EG-CNN: an edge stream beside any encoder-decoder.
 
 Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Segmentation of Medical Images",
-arXiv 2020, https://arxiv.org/abs/2002.04207, Fig. 1, Sec. 2.1::
+arXiv 2020, https://arxiv.org/abs/2002.04207, after the text of Sec. 2.1::
 
     image ─► encoder ─► bottleneck ─► decoder ──────────────► main logits ────────┐
                 │ m at each              │ first feature e                        ▼

@@ -11,8 +11,8 @@ of the segmentation branch, which is built of residual and squeeze & excitation 
 
 The authors' code (focusnet-alpha, TheFocusNetSeries) settles what the paper leaves open. Where they disagree, the code
 is the default: in the paper all residual blocks are pre-activated (``preact="full"``; in the code 7 of 23) and dropout
-is "throughout" (``dropout_everywhere=True``; in the code once). Differs from the authors' code in: any number of
-dimensions, any input size, and the output is logits.
+is "throughout" (``dropout_everywhere=True``; in the code once). Unlike the authors' code, it takes any number of
+dimensions and any input size, returns logits, pads symmetrically by default, and starts as PyTorch's layers do.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Fusion(nn.Module):
 
 
 class FocusNet(nn.Module):
-    """FocusNet; the defaults are the authors' code.
+    """FocusNet; the default layers are those of the authors' code.
 
     It has 18,933,497 parameters for 3 to 1 channels in 2D.
 
@@ -171,8 +171,8 @@ class FocusNet(nn.Module):
             authors' Keras code need ``"tf"``.
         preact: ``"first"`` if only the blocks of stride 2 begin with norm and activation (authors' code), ``"full"``
             if all do (paper).
-        dropout: probability to drop a value at the bottleneck of the attention branch.
-        dropout_everywhere: whether every residual block drops values too.
+        dropout: dropout probability at the bottleneck of the attention branch.
+        dropout_everywhere: whether every residual block has dropout too.
         se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
         gated: whether there is an attention branch.
         gate_bias: constant added to the logits of the gates, our addition: with 3 they start near 0.95 instead of 0.5.

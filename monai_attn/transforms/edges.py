@@ -5,8 +5,8 @@ Hatamizadeh, Terzopoulos, Myronenko: "Edge-Gated CNNs for Volumetric Semantic Se
 https://arxiv.org/abs/2002.04207, Sec. 2.1: a Sobel filter turns the masks of the ground truth into edges, in eq. 7 the
 predicted ones too.
 
-There is no authors' code, and the paper gives neither the filter in 3D nor its border, a threshold or a rule for
-several classes. The filter is separable, and border voxels are repeated, because zeros would draw an edge wherever a
+There is no authors' code, and the paper gives no filter in 3D, handling of borders, threshold, or rule for several
+classes. The filter is separable, and border voxels are repeated, because zeros would draw an edge wherever a
 crop cuts through a structure; any magnitude is an edge, and the edges of all classes, each filtered as a mask, are
 united.
 """
@@ -52,7 +52,7 @@ def edge_targets(
         masks: masks (B, C, *spatial), bool or numbers from 0 to 1, with 1 to 3 spatial axes.
         per_class: whether every mask has edges of its own; otherwise they are united.
         threshold: magnitudes above it are edges: at 0 the two voxels on either side of a face, at 0.25 a band about 1.8
-            voxels wide.
+            voxels wide. A structure one voxel thin has its edge around it.
         soft: whether to return the (largest) magnitude instead of 0 and 1.
 
     Example:

@@ -53,7 +53,7 @@ def load_autofocus_weights(network: AFNet, source: Source, least: float | None =
     """Load weights of Basic or AFN-1 to AFN-6 (yaq007/Autofocus-Layer).
 
     The network then gives the authors' outputs, with ``padding="official"`` at their size. AFNet has no biases before
-    batch normalization: the authors' are subtracted from the running means.
+    batch normalization: the authors' are subtracted from the running means. Their input is FLAIR, T1, T1c, T2.
 
     Args:
         network: a network with 3 spatial dimensions, batch normalization, and the ``n_autofocus``, ``channels`` and
@@ -66,7 +66,7 @@ def load_autofocus_weights(network: AFNet, source: Source, least: float | None =
             then unchanged.
 
     Example:
-        ``load_autofocus_weights(AFNet(3, 3, 5, n_autofocus=4, padding="official"), "AFN4.pth.tar")``
+        ``load_autofocus_weights(AFNet(3, 4, 5, n_autofocus=4, padding="official"), "AFN4.pth.tar")``
     """
     name, theirs = read_state_dict(source)
     ours = _autofocus_names(network.state_dict(), basic=any(key.startswith("layer3.") for key in theirs))

@@ -202,7 +202,7 @@ def test_capture_shows_the_weights_in_use():
             {"last": 1, "dilations": (2, 4)},
             r"dilations=\(2, 4\) must contain the dilation of up_layers.0.0.conv2.conv, 1",
         ),
-        ({"last": 1, "dilations": (3, 1)}, "dilations must be positive and rising"),
+        ({"last": 1, "dilations": (3, 1)}, "dilations must be rising integers"),
     ],
 )
 def test_bad_options_raise_and_leave_the_network_alone(options, message):

@@ -123,6 +123,17 @@ def test_detached_attention_sends_no_gradient_to_the_input_and_attached_attentio
     assert (gradients[False] - expected).abs().max() > 1e-3
 
 
+def test_memory_efficient_gradients_are_those_of_the_mode_of_the_forward_pass():
+    block = AutofocusConv(2, 4, 3, memory_efficient=True).double().train()
+    gradients = []
+    for mode in (True, False):
+        x = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        loss = block.train()(x).square().sum()
+        block.train(mode)
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(
     ("form", "norm", "training"),
     [
@@ -182,9 +193,9 @@ def test_the_layer_has_the_number_of_parameters_of_its_formula(dims, c, o, k):
         assert count(block) == kernels * kernel * c * o + k * 2 * o + attention
 
 
-@pytest.mark.parametrize("dilations", [(), (0, 2), (-1, 2), (2, 2), (6, 2), (2, 10, 6)])
-def test_dilations_that_are_not_positive_and_rising_raise(dilations):
-    with pytest.raises(ValueError, match="dilations must be positive and rising"):
+@pytest.mark.parametrize("dilations", [(), (0, 2), (-1, 2), (2, 2), (6, 2), (2, 10, 6), (1.5, 1.9)])
+def test_dilations_that_are_not_rising_integers_raise(dilations):
+    with pytest.raises(ValueError, match="dilations must be rising integers"):
         AutofocusConv(2, 4, 3, dilations=dilations)
 
 

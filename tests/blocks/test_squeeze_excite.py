@@ -171,6 +171,13 @@ def test_a_reduction_that_leaves_no_hidden_channel_raises_and_names_the_numbers(
         cls(2, channels, reduction=reduction)
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_input_with_more_axes_than_the_block_has_raises(name):
+    """Its last axis has as many voxels as it has channels, so that the matrices fit."""
+    with pytest.raises(RuntimeError, match=r"Expected|shapes cannot be multiplied"):
+        BLOCKS[name](2, 8)(torch.rand(1, 8, 8, 8, 8))
+
+
 @pytest.mark.parametrize("aggregation", ["sum", "MAX", None])
 def test_an_unknown_aggregation_raises(aggregation):
     with pytest.raises(ValueError, match="concat"):

@@ -5,7 +5,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Compose, LoadImage, Orientation
 from PIL import Image
 
 from monai_attn.data import cases
@@ -59,6 +59,22 @@ def test_an_epoch_has_so_many_images_whatever_the_size_of_the_data_set(bundle):
     dataset = config.get_parsed_content("train#dataset")
     assert len(dataset) < 11
     assert dataset[0]["image"].shape[1:] == (40, 48)
+
+
+def test_a_label_is_resized_to_where_its_image_is(bundle, tmp_path):
+    """Nearest neighbors would take the corner of a pixel, and move the label by half of one."""
+    config = bundle.parsed("train", image_size=[48, 48])
+    steps = config.get_parsed_content("train#deterministic_transforms", instantiate=True)
+    steps = [step for step in steps if type(step).__name__ in ("AsDiscreted", "Resized")]
+    zoom = config.get_parsed_content("train#random_transforms", instantiate=True)[2]
+    x, y = torch.meshgrid(torch.arange(480) - 239.5, torch.arange(480) - 239.5, indexing="ij")
+    disc = ((x**2 + y**2) < 120**2).float()[None]
+    item = Compose(steps)({"image": 200 * disc, "label": disc})
+    zoom.prob, zoom.min_zoom = 1.0, 1.1
+    for case in (item, zoom(dict(item))):
+        assert set(case["label"].unique().tolist()) == {0, 1}
+        centers = [torch.nonzero(case[key][0] > case[key].max() / 2).float().mean(0) for key in ("image", "label")]
+        torch.testing.assert_close(*centers, atol=0.1, rtol=0)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(bundle):

@@ -90,6 +90,18 @@ def test_a_case_whose_scores_are_nan_fails(images, tmp_path):
     assert results(tmp_path / "out") == GOOD
 
 
+class Shrinking(Threshold):
+    def forward(self, x):
+        return super().forward(x)[..., 1:-1]
+
+
+def test_a_case_whose_scores_are_not_those_of_its_voxels_fails(images, tmp_path):
+    engine = evaluator(images, tmp_path / "out", network=Shrinking())
+    engine.run()
+    assert ["its scores end with the axes" in failure.problem for failure in engine.state.failures] == [True] * 3
+    assert results(tmp_path / "out") == []
+
+
 def test_a_file_that_cannot_be_read_is_passed_over_and_the_others_are_finished(images, tmp_path):
     (tmp_path / "b.nii.gz").write_bytes((tmp_path / "b.nii.gz").read_bytes()[:40])
     engine = evaluator(images, tmp_path / "out")

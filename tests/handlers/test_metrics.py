@@ -91,6 +91,15 @@ def test_the_isic_handler_gives_five_numbers_and_those_of_each_image():
     assert torch.equal(details, metric.get_buffer())
 
 
+def test_the_isic_handler_has_five_names_whatever_its_own():
+    evaluator = Engine(lambda engine, batch: tuple(batch))
+    ISICSegmentation().attach(evaluator, "val_isic")
+    evaluator.run([(torch.ones(1, 1, 4, 4), torch.eye(4)[None, None])])
+    metrics = evaluator.state.metrics
+    assert metrics["val_isic"] == metrics["val_isic_jaccard"] == metrics["val_isic_accuracy"] == 0.25
+    assert (metrics["val_isic_sensitivity"], metrics["val_isic_specificity"]) == (1, 0)
+
+
 PAIR = from_engine(["pred", "label"])
 PLANE = 8
 

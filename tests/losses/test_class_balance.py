@@ -48,6 +48,12 @@ def test_ignored_pixels_count_nowhere():
     assert not logits.grad[..., :2].any()
 
 
+def test_pytorchs_class_of_ignored_pixels_is_ignored_by_default():
+    logits, classes = torch.randn(2, 3, 6, 8), torch.randint(0, 3, (2, 1, 6, 8))
+    classes[..., :4] = -100
+    assert torch.allclose(ClassBalancedLoss()(logits, classes), F.cross_entropy(logits, classes[:, 0]))
+
+
 def test_a_patch_of_classes_without_weight_has_no_loss_and_finite_gradients():
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     loss = ClassBalancedLoss(torch.tensor([0.0, 1.0]))(logits, torch.zeros(1, 1, 4, 4))

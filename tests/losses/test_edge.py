@@ -86,9 +86,10 @@ def test_beta_is_that_of_each_sample_and_channel_or_of_the_batch(batch):
 
 def test_non_edges_without_a_weight_count_fully():
     edges, logits = some_edges(1 / 8), torch.randn(2, 1, 8, 8, 8)
-    loss = BalancedBCELoss(weight_non_edges=False, reduction="none")(logits, edges)
+    entropy = BalancedBCELoss(weight_non_edges=False, reduction="none")
     plain = F.binary_cross_entropy_with_logits(logits, edges, reduction="none")
-    assert torch.allclose(loss, torch.where(edges == 1, 7 / 8, 1.0) * plain)
+    assert torch.allclose(entropy(logits, edges), torch.where(edges == 1, 7 / 8, 1.0) * plain)
+    assert torch.allclose(entropy(logits, 0 * edges), F.softplus(logits))  # so does a map without edges
 
 
 def test_the_sum_is_the_mean_times_the_number_of_voxels():

@@ -142,7 +142,7 @@ class ReLayNet(SCSESDNet):
     Roy et al.: "ReLayNet: retinal layer and fluid segmentation of macular optical coherence tomography using fully
     convolutional networks", Biomedical Optics Express 2017, https://arxiv.org/abs/1704.02161.
 
-    An :class:`SCSESDNet` with kernels 7 high and 3 wide (and 3 deep), so images must be (H, W). The released code has
+    An :class:`SCSESDNet` with kernels 7 high and 3 wide (and 3 deep), so images must be (H, W). Their PyTorch code has
     ``kernel_size=(3, 7)``, ``act="prelu"`` and 9 classes (777,424 parameters without SE).
 
     Example:
