@@ -34,7 +34,8 @@ REFERENCES = {
     "losses.class_balance": "Sec. III-B", "nets.focusnet": "Fig. 1, eqs. 1 to 3",
     "blocks.autofocus": "Fig. 1, Sec. 2.2, eqs. 2 and 3", "nets.afnet": "Sec. 2.3, Fig. 2",
     "blocks.gate": "arXiv 2020, https://arxiv.org/abs/2002.04207, Sec. 2.2, eqs. 1 and 2",
-    "nets.egcnn": "arXiv 2020, https://arxiv.org/abs/2002.04207, after the text of Sec. 2.1", "losses.EGCNNLoss": "(eq. 3)",
+    "nets.egcnn": "arXiv 2020, https://arxiv.org/abs/2002.04207, after the text of Sec. 2.1",
+    "losses.EGCNNLoss": "(eq. 3)",
     "losses.EdgeLoss": "(eq. 5)", "losses.BalancedBCELoss": "(eq. 6)", "losses.EdgeConsistencyLoss": "(eqs. 7, 8)",
     "transforms.edges": "2002.04207, Sec. 2.1",
 }  # fmt: skip
