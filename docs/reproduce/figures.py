@@ -55,7 +55,8 @@ def comparison(grid: Grid) -> Figure:
     differences.set_yticks([])
     differences.axvline(0, color="gray", linewidth=0.8)
     differences.set_xlabel("difference to the baseline", fontsize=7)
-    titles = ("validation", "a dot per seed", "95 % interval (diamond: the paper's)")
+    diamond = " (diamond: the paper's)" if any(lines[row].get("paper") for row in done) else ""
+    titles = ("validation", "a dot per seed", f"95 % interval{diamond}")
     for axis, title in zip((curves, scores, differences), titles):
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=7)
