@@ -176,6 +176,7 @@ class FocusNet(nn.Module):
         se_reduction: the squeeze & excitation blocks have C // se_reduction hidden channels.
         gated: whether there is an attention branch.
         gate_bias: constant added to the logits of the gates, our addition: with 3 they start near 0.95 instead of 0.5.
+            It is not in the state dict, so weights need a network with the same value.
         norm: normalization, as a name or ``(name, {args})``.
 
     Raises:
