@@ -51,7 +51,7 @@ def find_data(root: Path) -> Path:
         print(f"Could not download {_TASK}: {str(error).splitlines()[0]}")
     phantom = root / "phantom_hippocampus"
     print(
-        "NO REAL DATA: this demo runs on a made-up phantom, whose numbers mean nothing for patients.\n"
+        "NO REAL DATA: this demo uses synthetic images; its scores are not meaningful.\n"
         f"Put the data set into {prepared} or connect to the network and run it again."
     )
     if not (phantom / "dataset.json").is_file():

@@ -86,15 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         summary, epilog = _paragraphs(run)[0], _examples(run) + more + _OPTIONS * options + _EXIT_CODES
         texts: Any = {"help": summary, "description": summary, "epilog": epilog, "formatter_class": raw}
         sub = commands.add_parser(run.__name__.strip("_"), allow_abbrev=False, **texts)
-        sub.set_defaults(run=run, takes_options=options)
+        sub.set_defaults(run=run, takes_options=options, config=[])
         add = sub.add_argument
         if bundle:
             add("bundle", help="folder of a bundle, its name, or an unambiguous part of its name")
         if output:
             add("-o", "--out", "--output_dir", required=True, metavar="DIR", help=output)
-        if options:
+        if options and output:
             add("--show", action="store_true", help="print the equivalent command of MONAI, and end")
-            add("--config", nargs="+", default=[], metavar="NAME", help="more configurations of the bundle")
+        if options and run is not _export:
+            add("--config", nargs="+", metavar="NAME", help="more configurations of the bundle")
         if options and run is not _train:  # which has --pretrained
             add("--checkpoint", metavar="FILE", help="weights (default: those that come with the bundle)")
         return add

@@ -144,7 +144,7 @@ def show_command(files: Sequence[Path], options: Mapping[str, Any]) -> str:
     words = ["python", "-m", "monai.bundle", "run_workflow", "--workflow_name", "monai_attn.run.Workflow"]
     given = {"config_file": names[0] if len(names) == 1 else names, **options}
     for key, value in given.items():
-        text = str(value)
+        text = "$None" if value is None else str(value)  # MONAI drops None
         readable = "'" in text and not set(text) & set('"$`\\!')
         words += [f"--{key}", f'"{text}"' if readable else shlex.quote(text)]
     return " ".join(words)

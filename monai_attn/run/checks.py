@@ -86,9 +86,9 @@ def check_command(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]] | Non
     overrides = check_overrides(files, given)
     for name, meant in overrides.items():
         read = DefaultParseValue(given[name]) if isinstance(given[name], str) else given[name]
-        better = "$None" if meant is None else repr(meant)
-        if read not in (meant, better) and meant != (list(read) if isinstance(read, tuple) else read):
-            raise ConfigError(f"--{name} {given[name]}", f"MONAI reads it as {read!r}", f'give --{name} "{better}"')
+        better, fix = ("$None", "'$None'") if meant is None else (repr(meant), f'"{meant!r}"')
+        if read is None or (read not in (meant, better) and meant != (list(read) if isinstance(read, tuple) else read)):
+            raise ConfigError(f"--{name} {given[name]}", f"MONAI reads it as {read!r}", f"give --{name} {fix}")
     return files, overrides
 
 

@@ -87,7 +87,7 @@ class CaseReport:
         class_names, structures: see :class:`monai_attn.run.RunManifest`.
 
     Example:
-        ``engine.add_event_handler(Events.ITERATION_COMPLETED, CaseReport(Path("out"), "hippocampus"))``
+        :class:`monai_attn.run.RunManifest` attaches it.
     """
 
     def __init__(

@@ -30,13 +30,17 @@ def test_unknown_overrides_and_a_number_sign_in_a_path_are_refused(config):
         check_overrides([config], {"output_dir": "a#b"})
 
 
-@pytest.mark.parametrize(("option", "better"), [("2024", "'2024'"), ("none", "$None"), ("007", ""), ("'2024'", "")])
+@pytest.mark.parametrize(
+    ("option", "better"),
+    [("2024", "\"'2024'\""), ("none", "'$None'"), ("None", "'$None'"), ("007", ""), ("'2024'", ""), ("$None", "")],
+)
 def test_what_monai_reads_in_another_way_than_it_is_meant_is_refused(config, option, better):
     command = [*COMMAND, "--config_file", config, "--output_dir", option]
     if better:
-        assert refused(f"--output_dir {option}", check_command, command, kind=ConfigError).fix.endswith(f'"{better}"')
+        assert refused(f"--output_dir {option}", check_command, command, kind=ConfigError).fix.endswith(f" {better}")
     else:
-        assert check_command(command) == ([config], {"output_dir": option.strip("'")})
+        meant = None if option == "$None" else option.strip("'")
+        assert check_command(command) == ([config], {"output_dir": meant})
 
 
 @pytest.mark.parametrize("words", [["--epoch=7"], ["--epochs", "7", "--epoch"]])
