@@ -53,9 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code.
-
-    ``argv`` defaults to the arguments of the process.
+    """Run a command, by default that of the process; return its exit code.
 
     Example:
         ``main(["phantom", "hippocampus_mri_scse", "-o", "data/phantom"])``
@@ -65,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, others = _parser().parse_known_args(argv)
         if others and not arguments.takes_options:
             raise ConfigError(others[0], f"`monai-attn {arguments.command}` has no such option", "see its --help")
+        while "input" in arguments and others and not others[0].startswith("-"):  # behind an option
+            arguments.input.append(others.pop(0))
         arguments.options = read_options(others)
         if "" in (argv if argv is not None else sys.argv[1:]):
             raise ConfigError("an empty argument", "it would mean the current folder", "is a variable not set?")
@@ -192,7 +192,8 @@ def _segment(arguments: argparse.Namespace) -> None:
         raise ConfigError("the input", "there is none", "give an image, a folder, or the files of the channels")
     failed = None
     if arguments.input:
-        inputs = [path for word in arguments.input for path in (sorted(glob.glob(word)) or [word])]
+        found = ((word, [] if Path(word).exists() else sorted(glob.glob(word))) for word in arguments.input)
+        inputs = [path for word, paths in found for path in paths or [word]]
         _check_there(*inputs)
         own = {"output_dir": arguments.out, "save_attention": arguments.attention, "dicom_seg": arguments.dicom_seg}
         checkpoint = bundles.own_weights(arguments.bundle, arguments.checkpoint)

@@ -19,12 +19,18 @@ from filelock import FileLock, Timeout
 from monai_attn.errors import DataError
 
 __all__ = ["alone_in", "atomic_write", "check_content", "content_of", "csv_cell", "first_of", "print_any_name", "say"]
-__all__ += ["say_left_out", "writing_to"]
+__all__ += ["refuse_folder", "say_left_out", "writing_to"]
 
 _LOGGER = logging.getLogger(__name__)
 _DRAFT = f".partial-{platform.node()}-"  # other hosts may write to the same folder
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_folder(error: OSError) -> None:
+    """Raise for a folder that cannot be searched; for ``os.walk``."""
+    problem = f"it cannot be read: {error.strerror}"
+    raise DataError(str(error.filename), problem, "change its permissions, or move it away") from error
 
 
 @contextmanager

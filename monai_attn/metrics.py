@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric, get_confusion_matrix
+from monai.metrics import CumulativeIterationMetric, compute_confusion_matrix_metric, get_confusion_matrix
 from monai.utils import MetaKeys
 
 __all__ = ["ISICSegmentationMetric", "measure"]
@@ -59,29 +59,24 @@ class ISICSegmentationMetric(CumulativeIterationMetric):
             if mask.ndim < 3 or mask.shape[1] != 1:
                 raise ValueError(f"{name} must be of shape (B, 1, *spatial), got {tuple(mask.shape)}.")
             if not ((mask == 0) | (mask == 1)).all():
-                raise ValueError(
-                    f"{name} must hold 0 and 1 only, its values go from {mask.min()} to {mask.max()}; "
-                    "make it binary with AsDiscrete(threshold=...)."
-                )
-        counts = get_confusion_matrix(y_pred.to(torch.uint8), y.to(torch.uint8)).double()
-        tp, fp, tn, fn = counts[:, 0].unbind(dim=1)
-        part = torch.stack([tp, 2 * tp, tp + tn, tp, tn], dim=1)
-        whole = torch.stack([tp + fp + fn, 2 * tp + fp + fn, tp + fp + tn + fn, tp + fn, tn + fp], dim=1)
-        return torch.where(whole > 0, part / whole, 1.0)
+                raise ValueError(f"{name} must hold 0 and 1 only, its values go from {mask.min()} to {mask.max()}.")
+        counts = get_confusion_matrix(y_pred.to(torch.uint8), y.to(torch.uint8)).double()[:, 0]
+        names = ("threat score", "f1 score", "accuracy", "sensitivity", "specificity")
+        return torch.stack([compute_confusion_matrix_metric(name, counts).nan_to_num(1.0) for name in names], dim=1)
 
     def aggregate(self) -> torch.Tensor:
-        """Return the means over all images, NaN without any value."""
+        """Return the means over all images, (5,), in the order of ``names``."""
         scores = self.get_buffer()
         if not isinstance(scores, torch.Tensor):
             raise ValueError("there is nothing to average; call the metric with masks first.")
-        return scores.nanmean(dim=0)
+        return scores.mean(dim=0)
 
 
 def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str, Any]:
     """Return the volumes of a label map, with warnings.
 
     Args:
-        label_map: the labels (1, *spatial) or (*spatial), on the grid of the image file.
+        label_map: the labels (1, *spatial), or (*spatial) with the metadata of a file, on the grid of the image file.
         class_names: names of the classes 1, 2, …
 
     Returns:
@@ -93,7 +88,7 @@ def measure(label_map: MetaTensor, class_names: Sequence[str] = ()) -> dict[str,
         >>> measure(MetaTensor(torch.ones(1, 10, 10, 10)), ["liver"])["values"]
         {'liver': 1.0}
     """
-    labels = label_map.as_tensor().to("cpu", torch.uint8)
+    labels = label_map.as_tensor().to("cpu", torch.int32)
     spatial_shape = label_map.meta.get(MetaKeys.SPATIAL_SHAPE, labels.shape[1:])
     labels = labels[0] if labels.ndim > len(spatial_shape) else labels
     names = list(class_names) or [f"class {index}" for index in range(1, int(labels.max()) + 1)]

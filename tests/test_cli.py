@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_long_commands_have_a_progress_bar_on_a_terminal_only(tmp_path, monkeypa
         assert main(arguments) == 0, stderr.getvalue()
         assert (f"{name}: " in stderr.getvalue()) == terminal
         assert terminal or stderr.getvalue() == ""
+
+
+def test_a_command_is_shown_as_monai_takes_it_with_images_in_any_place_and_of_any_name(tmp_path, capsys):
+    for name in ("scan[1].nii.gz", "scan1.nii.gz"):
+        (tmp_path / name).touch()
+    image = str(tmp_path / "scan[1].nii.gz")
+    assert main(["segment", "hippocampus_mri_scse", "-o", "out", image, "--se", "none", "--show"]) == 0
+    shown = shlex.split(capsys.readouterr().out)
+    assert shown[shown.index("--input") + 1] == image
+    assert shown[shown.index("--se") + 1] == "$None"
 
 
 @pytest.mark.parametrize(

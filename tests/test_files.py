@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_attn.errors import DataError
-from monai_attn.files import atomic_write, csv_cell
+from monai_attn.files import atomic_write, csv_cell, refuse_folder
 
 
 def test_a_file_takes_its_name_when_it_is_whole_and_on_the_disk(tmp_path, monkeypatch):
@@ -80,3 +80,8 @@ def test_a_cell_is_read_as_one_cell_and_never_as_a_formula(first, second):
     assert [cell.removeprefix("'") for cell in rows[0]] == [text.removeprefix("'") for text in (first, second)]
     assert rows[0][0][0] not in "=+-@\t\r"
     assert csv_cell("hippocampus_014") == "hippocampus_014"
+
+
+def test_a_folder_that_cannot_be_searched_is_named():
+    with pytest.raises(DataError, match="it cannot be read: Permission denied"):
+        refuse_folder(PermissionError(errno.EACCES, "Permission denied", "scans/p2"))

@@ -73,7 +73,7 @@ def test_images_of_different_sizes_add_up():
     ("prediction", "truth", "message"),
     [
         (torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4), "0 and 1 only"),
-        (torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 255), "AsDiscrete"),
+        (torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 255), "must hold 0 and 1 only"),
         (torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), "y_pred must be of shape"),
         (torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5), "same shapes"),
         (torch.zeros(1, 1, 4, 4), None, "y, the true mask"),

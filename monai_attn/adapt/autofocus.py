@@ -54,7 +54,7 @@ class FocusedConv(nn.Module):
     """Autofocus convolution in place of a plain one.
 
     It shares the kernel and bias of the plain convolution, and at first gives the same output up to rounding. Weights
-    of the plain network can be loaded before or after, since the kernel's old key is accepted.
+    of the plain network can be loaded before, or after with ``strict=False``, since the kernel's old key is accepted.
 
     Args:
         conv: the plain convolution, of kernel size 3 and stride 1.
@@ -164,10 +164,8 @@ def _last(network: nn.Module, eligible: dict[str, Any], count: int, size: Sequen
     places = Places([], [], None, None, divisor=1, size=size) if size else places_of(network)
     ran = list(dry_run(network, places, eligible, must_run=False))
     if not 1 <= count <= len(ran):
-        raise ValueError(
-            f"last={count} must be from 1 to the number of eligible convolutions that the network runs, and "
-            f"{type(network).__name__} runs {len(ran)} (kernel size 3, stride 1, no groups, 2 or more input channels)."
-        )
+        what = "convolutions of kernel size 3 and stride 1, without groups, with 2 or more input channels"
+        raise ValueError(f"last={count} must be 1 to {len(ran)}: {type(network).__name__} runs {len(ran)} {what}.")
     return ran[-count:]
 
 

@@ -65,7 +65,7 @@ def _unknown(network: str, known: Iterable[type]) -> TypeError:
     return TypeError(
         f"the places of {network} are not known, only those of {', '.join(c.__name__ for c in known)}; name them by "
         "monai_attn.adapt.Places(encoders=[...], decoders=[...], bottleneck=..., classifier=..., divisor=...): "
-        "recalibrate(network, places=...), EGCNN(FeatureExtractor(network, places))."
+        "recalibrate(network, places=...), EGCNN(FeatureExtractor(network, places)), autofocus(network, size=...)."
     )
 
 

@@ -87,15 +87,10 @@ def recalibrate(
     """
     layer = complete_se(se, reduction=reduction, aggregation=aggregation)
     if layer is not None and layer[1].get("aggregation") == "concat":
-        raise ValueError(
-            "aggregation='concat' would double the channels that the next layer takes; use 'max', 'add', 'mul' or "
-            "'mul_gate' here, or a network of monai_attn.nets, which is built for it."
-        )
+        raise ValueError("aggregation='concat' would double the channels that the next layer takes; use another one.")
     if any(path.split(".")[-1] == "recalibration" for path, _ in network.named_modules()):
-        raise ValueError(
-            f"{type(network).__name__} has been recalibrated already; name all positions in one call (P5 is P1 and P2, "
-            "P6 all four), or start from a new network."
-        )
+        fix = "name all positions in one call (P5 is P1 and P2, P6 all four), or start from a new network"
+        raise ValueError(f"{type(network).__name__} has been recalibrated already; {fix}.")
     targets = _targets(network, places or places_of(network), positions)
     # everything that can fail comes before the first change
     blocks = {path: get_se_layer(layer, x.ndim - 2, x.shape[1]) for path, x in targets.items()}
@@ -117,10 +112,8 @@ def _targets(network: nn.Module, places: Places, positions: Position) -> dict[st
     missing = [part for part in parts if not paths[part]]
     if missing:
         possible = [name for name, needed in SE_POSITIONS.items() if all(paths[part] for part in needed)]
-        raise ValueError(
-            f"positions='{positions}' needs the {' and the '.join(missing)} of {type(network).__name__}, but this "
-            f"network has no such module; it has the modules for {', '.join(possible)}."
-        )
+        problem = f"positions='{positions}' needs the {' and the '.join(missing)} of {type(network).__name__}"
+        raise ValueError(f"{problem}, but this network has no such module; it has those for {', '.join(possible)}.")
     # running all also finds paths that do not exist, do not run, or do not give a tensor
     seen = dry_run(network, places, [path for part in paths.values() for path in part])
     found = {path: seen[path] for part in parts for path in paths[part]}

@@ -89,10 +89,7 @@ class EdgeGate(nn.Module):
         super().__init__()
         check_dims(spatial_dims)
         if attention_channels not in (1, None, edge_channels):
-            raise ValueError(
-                "attention_channels must be 1 (one map) or None (a map for each of the "
-                f"edge_channels={edge_channels}), got {attention_channels}."
-            )
+            raise ValueError(f"attention_channels must be 1 or None (one for each channel), got {attention_channels}.")
         conv = Conv[Conv.CONV, spatial_dims]
         maps = attention_channels or edge_channels
         self.edge_conv = conv(edge_channels, maps, kernel_size=1)

@@ -234,13 +234,13 @@ def median_frequency_weights(
 def _count(label: torch.Tensor | str, num_classes: int, spatial_dim: int | None, label_map: Any) -> torch.Tensor:
     """Count the pixels of each class in each image of a label, (images, num_classes)."""
     volume = map_labels(_read(label) if isinstance(label, str) else label, label_map)
-    images = (volume if spatial_dim is None else volume.movedim(spatial_dim + 1, 0)).long()
+    images = volume if spatial_dim is None else volume.movedim(spatial_dim + 1, 0)
     low, high = int(images.min()), int(images.max())
-    if low < 0 or high >= num_classes:
-        problem = f"it has values from {low} to {high}, expected 0 to {num_classes - 1}"
+    if low < 0 or high >= num_classes or (images % 1 != 0).any():
+        problem = f"it has values from {low} to {high}, expected whole numbers from 0 to {num_classes - 1}"
         fix = "map its values (label_map), or name all structures (num_classes)"
         raise DataError(label if isinstance(label, str) else "a label", problem, fix)
-    return torch.stack([torch.bincount(image.flatten(), minlength=num_classes) for image in images])
+    return torch.stack([torch.bincount(image.flatten().long(), minlength=num_classes) for image in images])
 
 
 def _read(path: str) -> torch.Tensor:
@@ -281,4 +281,4 @@ def map_labels(label: Any, label_map: Mapping[Any, int] | None) -> Any:
         label = label[:1] if (gray == gray[:1]).all() else label
     if not label_map:
         return label
-    return MapLabelValue([int(value) for value in label_map], [*label_map.values()], dtype=label.dtype)(label)
+    return MapLabelValue([int(float(value)) for value in label_map], [*label_map.values()], dtype=label.dtype)(label)

@@ -23,7 +23,7 @@ from monai_attn.data.formats import is_result
 from monai_attn.data.layouts import Sections, case_name, read_sections
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
-from monai_attn.files import content_of, first_of, say, say_left_out
+from monai_attn.files import content_of, first_of, refuse_folder, say, say_left_out
 
 __all__ = ["case_name", "case_names", "cases", "common_root", "find_image", "find_images", "locate"]
 __all__ += ["structure_names", "training_cases"]
@@ -31,7 +31,6 @@ __all__ += ["structure_names", "training_cases"]
 _VALIDATION_FRACTION = 0.2
 _SLICE = re.compile(r"(.+)[_-](slice|slc?|frame|z|b)[_-]?[0-9]+", re.IGNORECASE)
 _LABEL_FOLDER = re.compile(r"(segs?|segmentations?|labels?|masks?|gts?|ground[_ -]?truths?)(tr|ts)?", re.IGNORECASE)
-_DATA = (".img", ".raw", ".zraw", ".raw.gz")  # of a header that is a file of its own
 
 
 def case_names(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -135,6 +134,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[dict[str, Any
     if isinstance(source, (list, tuple)):
         return [{"image": [find_image(file)["image"] for file in source]}]
     path = Path(str(source)).absolute()
+    path = path.parent if path.name in layouts.LISTINGS else path
     if not path.exists():
         raise DataError(str(path), "there is no such file or folder", "give an image, a DICOM folder or a data set")
     if any((path / name).is_file() for name in layouts.LISTINGS):
@@ -192,7 +192,7 @@ def _walk(root: Path) -> list[Path]:
     """
     lists: tuple[list[Path], ...] = ([], [], [])
     (images, others, hidden), seen = lists, set[str]()
-    for name, folders, files in os.walk(root, followlinks=True):
+    for name, folders, files in os.walk(root, onerror=refuse_folder, followlinks=True):
         folder, real = Path(name), os.path.realpath(name)
         hidden += [folder / part for part in folders if part.startswith(".")]
         folders[:] = [] if real in seen else sorted(part for part in folders if not part.startswith("."))
@@ -203,7 +203,7 @@ def _walk(root: Path) -> list[Path]:
         previews = [path for path in own if path.name.lower().endswith(layouts.PICTURE_SUFFIXES)]
         previews = previews if len(slices) >= len(previews) and slices else []
         used = [path for path in own if path not in previews]
-        data = {path.with_name(case_name(path) + ending) for path in used for ending in _DATA}
+        data = {path.with_name(case_name(path) + ending) for path in used for ending in layouts.VOXEL_SUFFIXES}
         others += [path for path in paths if path not in data.union(used, slices)]
         images += [folder] * bool(slices) + used
     say_left_out(root, others, "no images")

@@ -38,7 +38,7 @@ _AGAIN = "copy, download or export it again"
 PROVENANCE = "monai_attn weights="  # how the provenance of a result begins
 _NOT_OURS = (
     OSError, EOFError, AttributeError, pydicom.errors.InvalidDicomError, nibabel.filebasedimages.ImageFileError,
-    nibabel.spatialimages.HeaderDataError,
+    nibabel.spatialimages.HeaderDataError, zlib.error,
 )  # fmt: skip
 _LOGGER = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from monai_attn.errors import DataError
 from monai_attn.files import content_of, say_left_out
 
 __all__ = ["IMAGE_SUFFIXES", "LABEL", "LISTINGS", "PICTURE_SUFFIXES", "Sections", "case_folders", "case_name"]
-__all__ += ["is_image", "read_listing", "read_sections"]
+__all__ += ["VOXEL_SUFFIXES", "is_image", "read_listing", "read_sections"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", *PICTURE_SUFFIXES)
 _ENDINGS = (*IMAGE_SUFFIXES, ".dcm", ".ima", ".img", ".npy", ".npz", ".mat")
 LISTINGS = ("dataset.json", "dataset.csv")
+VOXEL_SUFFIXES = (".img", ".raw", ".zraw", ".raw.gz")  # of a header that is a file of its own
 Sections = dict[str, list[dict[str, Any]]]
 
 _FOLDERS = (("training", "images", "labels"), ("training", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs"))
@@ -90,7 +91,8 @@ def _read_table(text: str) -> dict[str, Any]:
     """Return the rows of a CSV file like a ``dataset.json``; channels are separated by semicolons."""
     content: dict[str, Any] = {}
     for row in csv.DictReader(text.splitlines()):
-        words = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
+        filled = {key: value.strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
+        words = {key.strip().lower(): value for key, value in filled.items()}
         item: dict[str, Any] = {"image": [name.strip() for name in words.get("image", "").split(";")]}
         item |= {key: words[key] for key in ("label", "group") if key in words}
         content.setdefault(words.get("section", "training"), []).append(item)
@@ -189,9 +191,11 @@ def _check_files(sections: Sections, listing: Path) -> None:
         for path in (path for item in items for path in _strings([item["image"], item.get("label")])):
             if not os.path.exists(path):
                 raise DataError(path, f"{listing} lists it, but it is not there", "restore it or correct the list")
-        owners = {case_name(_first(item["image"])): item for item in items}
+        owners: dict[str, list[Any]] = {}
         for item in items:
-            if owners.get(case_name(item.get("label", "")), item) is not item:
+            owners.setdefault(case_name(_first(item["image"])), []).append(item)
+        for item in items:
+            if not any(item is owner for owner in owners.get(case_name(item.get("label", "")), [item])):
                 problem = f"{listing} pairs it with {item['image']}, but it is named after another case"
                 raise DataError(item["label"], problem, "correct the list")
     listed = {path for items in sections.values() for item in items for path in _strings([*item.values()])}
@@ -260,8 +264,11 @@ def case_folders(folder: Path, images: Sequence[Path] | None = None) -> Sections
     """
     cases: dict[Path, dict[str, str]] = {}
     for path in sorted(filter(is_image, folder.rglob("*") if images is None else images)):
-        kind = case_name(path).replace(path.parent.name, "").strip(" -_.")
-        cases.setdefault(path.parent, {})[kind] = str(path)
+        own = rf"(?<![^\W_]){re.escape(path.parent.name)}(?![^\W_])"  # as a word: case 2 has a t2
+        kind = re.sub(own, "", case_name(path)).strip(" -_.")
+        if kind in cases.setdefault(path.parent, {}):
+            raise DataError(str(path), f"{cases[path.parent][kind]} is of the same kind", "leave one of them out")
+        cases[path.parent][kind] = str(path)
     labels = {case: [kind for kind in files if LABEL.fullmatch(kind)] for case, files in cases.items()}
     kinds = {case: sorted({*files} - {*labels[case]}, key=_rank) for case, files in cases.items()}
     usual = Counter(map(tuple, kinds.values())).most_common(1)[0][0] if any(labels.values()) else ()

@@ -175,7 +175,7 @@ class CheckingReader(ImageReader):
         meta |= {key: value for key, value in getattr(img, "info", {}).items() if key in (ORIENTATION, PALETTE)}
         meta |= {SIXTEEN_BITS: True} if array.dtype == np.uint16 else {}
         if "sform_code" in meta:  # NIfTI, also as a pair of files
-            header = re.sub("(?i)img$", "hdr", self._files[0])
+            header = re.sub("img$", "hdr", re.sub("IMG$", "HDR", self._files[0]))
             meta[MetaKeys.ORIGINAL_AFFINE] = correct_affine(header, meta[MetaKeys.ORIGINAL_AFFINE])
             meta[MetaKeys.AFFINE] = meta[MetaKeys.ORIGINAL_AFFINE].copy()
         elif self._files[0].lower().endswith((".hdr", ".img")):  # Analyze, which has no orientation

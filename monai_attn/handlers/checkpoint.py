@@ -75,7 +75,7 @@ class AtomicSaver(BaseSaveHandler):
             TemporaryFile(dir=self.save_dir).close()
 
     def remove(self, filename: str) -> None:
-        """Do nothing: the new file replaces the old one."""
+        """Do nothing: with the same name, the new file replaces the old one."""
 
 
 class BestModelSaver:
@@ -149,8 +149,9 @@ class BestModelSaver:
 class SafeCheckpointLoader(CheckpointLoader):
     """Load a checkpoint, all or nothing, when the engine starts.
 
-    It takes the arguments of MONAI's ``CheckpointLoader``, but refuses damaged files and weights of another network
-    (:func:`monai_attn.weights.load_weights`). A network in TorchScript keeps the weights that it has.
+    Only ``load_path`` and ``load_dict`` of MONAI's ``CheckpointLoader`` matter. Loading is strict; damaged files and
+    weights of another network are refused (:func:`monai_attn.weights.load_weights`). A network in TorchScript keeps the
+    weights that it has.
 
     Raises:
         DataError: when the engine starts, if the file cannot be used.

@@ -79,7 +79,8 @@ def check_scores(case: Mapping[str, Any]) -> None:
     Raises:
         DataError: if a score is NaN, or an axis of the scores is not that of the image.
     """
-    scores, image = (tuple(case[key].shape[-2:]) for key in (CommonKeys.PRED, CommonKeys.IMAGE))
+    dims = case[CommonKeys.IMAGE].ndim - 2
+    scores, image = (tuple(case[key].shape[-dims:]) for key in (CommonKeys.PRED, CommonKeys.IMAGE))
     if scores != image:
         raise DataError(_name_of(case), f"its scores end with the axes {scores}, not {image}", "give another inferer")
     if case[CommonKeys.PRED].isnan().any():

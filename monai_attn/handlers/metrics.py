@@ -63,7 +63,7 @@ class CaseMetricsSaver(MetricsSaver):
                 metrics=state.metrics,
                 metric_details=state.metric_details,
                 summary_ops=self.summary_ops,
-                class_labels=self._names(state.metric_details),
+                class_labels=[csv_cell(name) for name in self._names(state.metric_details)],
             )
         for name in state.metric_details:
             self._count_nans(Path(self.save_dir) / f"{name}_summary.csv", len(paths))

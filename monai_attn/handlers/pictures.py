@@ -45,7 +45,7 @@ class CasePictures:
 
     Predictions and labels must have been inverted to the grid of the image file (``Invertd``). The picture is written
     beside the prediction if ``SafeSaveImaged`` has saved it, else to ``output_dir``. A subclass sets ``ending``, the
-    end of the file's name, and may set ``postprocessing``, transforms that write further files.
+    end of the file's name, and may set ``write``, transforms that write further files.
 
     Args:
         output_dir: folder for pictures of predictions that are not saved.
@@ -56,7 +56,7 @@ class CasePictures:
     """
 
     ending = ".png"
-    postprocessing = Compose([])
+    write = Compose([])
 
     def __init__(self, output_dir: str, class_names: Sequence[str] = ()) -> None:
         self.output_dir = Path(output_dir)

@@ -83,8 +83,10 @@ class TrainingCheckpoint(Checkpoint):
         folder = self.saver.save_dir
         if (path := resumed(self.resume, folder)) is not None:
             self._restore(path)
-        elif idist.get_rank() == 0 and _stopped_training(folder):
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), _move_aside, folder)
+        is_new = path is None or path.parent.resolve() != folder.resolve()
+        if is_new and idist.get_rank() == 0 and _stopped_training(folder):
+            first = engine.state.iteration + 1
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=first), _move_aside, folder)
         gathered: Any = idist.all_gather([engine.state.epoch])
         if len(epochs := {epoch for (epoch,) in gathered}) > 1:
             problem = f"the processes would go on after different epochs: {', '.join(map(str, sorted(epochs)))}"

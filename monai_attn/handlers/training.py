@@ -240,7 +240,8 @@ class EpochProgressBar:
         state: Any = getattr(self.evaluator, "state", None)
         if state is not None and state.metrics and epoch in (0, state.epoch):
             name = state.key_metric_name
-            values |= {name: state.metrics[name], **by_structure(state.metric_details[name], self.structures)}
+            details = getattr(state, "metric_details", {}).get(name)  # not there in a training that was just resumed
+            values |= {name: state.metrics[name], **({} if details is None else by_structure(details, self.structures))}
         return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
     def _end(self, engine: Engine) -> None:

@@ -67,6 +67,8 @@ class ClassBalancedLoss(nn.Module):
         shape = (input.shape[0], 1, *input.shape[2:])
         if target.shape != shape:
             raise ValueError(f"target must have shape {shape} of class indices, got {tuple(target.shape)}.")
+        if self.weight is not None and len(self.weight) != input.shape[1]:
+            raise ValueError(f"weight must have {input.shape[1]} values, one for each class, got {len(self.weight)}.")
         logits, classes = as_float(input), as_float(target)[:, 0].long()
         counts = classes != self.ignore_index
         classes = classes * counts
@@ -81,10 +83,10 @@ class ClassBalancedLoss(nn.Module):
 
     def _weights(self, classes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return a weight for every pixel of (B, *spatial), 0 where it does not count."""
-        weights = torch.ones_like(classes).float() if self.weight is None else self.weight.to(classes.device)[classes]
+        weights = torch.ones_like(classes) if self.weight is None else self.weight.to(classes.device)[classes]
         if self.boundary_weight:
             weights = weights + self.boundary_weight * _boundary(classes, counts)
-        return weights * counts
+        return weights.float() * counts
 
 
 def _boundary(classes: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -132,15 +134,10 @@ class CropBorderLoss(nn.Module):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of the voxels that are ``margin`` or more away from every side of the prediction."""
         if min(input.shape[2:]) <= 2 * self.margin:
-            raise ValueError(
-                f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels; "
-                "use larger crops or a smaller margin."
-            )
+            raise ValueError(f"margin={self.margin} leaves nothing of a crop of {tuple(input.shape[2:])} voxels.")
         surplus = {large - small for large, small in zip(target.shape[2:], input.shape[2:])}
         if len(surplus) > 1 or min(surplus) < 0 or min(surplus) % 2:
-            raise ValueError(
-                f"target has shape {tuple(target.shape)}, expected that of the prediction, {tuple(input.shape)}, or "
-                "one larger by equal borders."
-            )
+            expected = f"that of the prediction, {tuple(input.shape)}, or one larger by equal borders"
+            raise ValueError(f"target has shape {tuple(target.shape)}, expected {expected}.")
         prediction = crop_border(input, self.margin)
         return self.loss(prediction.float(), crop_border(target, (target.shape[2] - prediction.shape[2]) // 2))

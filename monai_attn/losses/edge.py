@@ -212,10 +212,8 @@ class EGCNNLoss(nn.Module):
 
     def _edges(self, masks: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if logits.shape[1] not in (1, masks.shape[1]):
-            raise ValueError(
-                f"the edges have {logits.shape[1]} channels, expected 1 for those of all classes or {masks.shape[1]} "
-                "for those of each foreground class; change the network's number of edge classes."
-            )
+            expected = f"1, or {masks.shape[1]} for those of each foreground class (edge_classes of the network)"
+            raise ValueError(f"the edges have {logits.shape[1]} channels, expected {expected}.")
         return edge_targets(masks, per_class=logits.shape[1] > 1, threshold=self.threshold, soft=self.soft)
 
 

@@ -119,10 +119,7 @@ class DilatedTrunk(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, *spatial) to (B, channels[-1], *(spatial - 2 crop))."""
         if self.crop > 0 and min(x.shape[2:]) <= 2 * self.crop:
-            raise ValueError(
-                f"padding='official' loses {self.crop} voxels a side and needs at least {2 * self.crop + 1}, got "
-                f"{x.shape[2:]}; use a larger input or padding='same'."
-            )
+            raise ValueError(f"padding='official' needs at least {2 * self.crop + 1} voxels a side, got {x.shape[2:]}.")
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)

@@ -126,6 +126,9 @@ class AllOutputs(nn.Module):
 
     It shares the network's weights. A network without an edge stream returns its own output.
 
+    Raises:
+        ValueError: if an ``EGCNN`` is wrapped already, such as by ``torch.compile``.
+
     Example:
         >>> from monai.networks.nets import SegResNet
         >>> net = EGCNN(SegResNet(spatial_dims=2, init_filters=8))
@@ -135,6 +138,8 @@ class AllOutputs(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        if not isinstance(net, EGCNN) and any(isinstance(part, EGCNN) for part in net.modules()):
+            raise ValueError(f"wrap the EGCNN itself in AllOutputs, then AllOutputs in {type(net).__name__}.")
         self.net = net
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...] | torch.Tensor:
@@ -151,10 +156,8 @@ def _widths(stream: FeatureExtractor, start: str) -> tuple[int, ...]:
             "decoder": ("3 encoder levels and a decoder feature", "a deeper network or start='bottleneck'"),
             "bottleneck": ("2 encoder levels", "a deeper network"),
         }[start]
-        raise ValueError(
-            f"start='{start}' needs at least {needs}, {type(stream.net).__name__} has {len(encoder)} levels and "
-            f"{len(decoder)} decoder features; use {fix}."
-        )
+        has = f"{type(stream.net).__name__} has {len(encoder)} levels and {len(decoder)} decoder features"
+        raise ValueError(f"start='{start}' needs at least {needs}, {has}; use {fix}.")
     return begin + finer[::-1]
 
 

@@ -40,8 +40,7 @@ def _plain_errors() -> Iterator[None]:
 def import_monai() -> None:
     """Import what a command needs, without garbage collection.
 
-    The collector would scan the objects of all modules, again and again while they are imported, and when the process
-    ends.
+    The collector would scan the objects of all modules again and again, also when the process ends.
     """
     if "monai" not in sys.modules:
         gc.disable()
@@ -99,11 +98,14 @@ def with_images(
     """
     entries = read_entries(files)
     added: dict[str, Any] = {"input": inputs[0] if len(inputs) == 1 else list(inputs)}
-    if len(inputs) > 1 and len(inputs) != options.get("in_channels", entries.get("in_channels", 1)):
+    if len(inputs) > 1:
         import_monai()
         from monai_attn.data.datalist import find_images
+        from monai_attn.run.workflow import with_model
 
-        added["dataset#data"] = [case for path in inputs for case in find_images(path)]
+        settings = with_model([str(path) for path in files], dict(options))[1]  # with those of the weights
+        if len(inputs) != settings.get("in_channels", entries.get("in_channels", 1)):
+            added["dataset#data"] = [case for path in inputs for case in find_images(path)]
     if shard:
         part, _, parts = shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
@@ -196,7 +198,7 @@ def segment(
         return mask
     maps = components(parser, ["monai_attn.handlers.AttentionMaps"])[0]
     maps.amp = amp  # as if attached to the evaluator
-    return mask, maps.compute(case["image"])
+    return mask, maps.compute(case["image"].to(device))
 
 
 @_plain_errors()
@@ -289,6 +291,8 @@ def _as_image(image: Any, spacing: Sequence[float] | None, affine: Any, preproce
         raise DataError("the array", problem, "give (*spatial) or (C, *spatial)")
     if isinstance(image, np.ndarray):
         image = np.ascontiguousarray(image, dtype=np.float32)  # else torch refuses strides and byte orders
+    if spacing is not None and (isinstance(image, MetaTensor) or np.size(spacing) not in (1, dims)):
+        raise DataError("spacing", f"it is {spacing}", f"give {dims} numbers for an array; a MetaTensor has its own")
     if affine is None and not (spacing is None and isinstance(image, MetaTensor)):
         affine = np.eye(4)
         affine[range(dims), range(dims)] = 1.0 if spacing is None else spacing

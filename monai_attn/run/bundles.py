@@ -192,7 +192,8 @@ def describe(folder: Path, checkpoint: str | Path | None = None) -> list[str]:
     for title in ("Model Overview", "Data", "Input", "Output", "Weights"):
         lines += [title, textwrap.indent(sections.get(title, "").strip(), "  "), ""]
     lines.append("Options, with their defaults")
-    for keys, default, meaning in re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", sections["Overrides"], re.MULTILINE):
+    table = sections.get("Overrides", "")
+    for keys, default, meaning in re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", table, re.MULTILINE):
         text = f"{keys.replace('`', '')} ({default.replace('`', '')}): {meaning.replace('`', '')}"
         lines += textwrap.wrap(text, 110, initial_indent="  --", subsequent_indent="      ")
     weights = Path(checkpoint or folder / "models" / "model.pt")

@@ -25,7 +25,7 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple
 
 import monai_attn
-from monai_attn.data.layouts import LISTINGS
+from monai_attn.data.layouts import LISTINGS, VOXEL_SUFFIXES, case_name
 from monai_attn.errors import CasesError, DataError, InputError, root_cause
 from monai_attn.files import atomic_write, writing_to
 from monai_attn.handlers.checkpoint import BEST
@@ -282,7 +282,9 @@ def image_hash(files: Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for path in map(Path, files):
-        for part in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+        beside = (path.with_name(case_name(path) + ending) for ending in VOXEL_SUFFIXES)  # of a header
+        slices = path.iterdir() if path.is_dir() else [path, *beside]
+        for part in sorted(file for file in slices if file.is_file() and not file.name.startswith(".")):
             size = part.stat().st_size
             with open(part, "rb") as file:
                 digest.update(f"{size} ".encode() + file.read(_END))

@@ -104,7 +104,7 @@ class CaseReport:
         """Start the clock, and delete the scores of an earlier evaluation."""
         self.names, self.last = names_of(engine), time.perf_counter()
         logging.getLogger("monai_attn").addHandler(self.said)
-        if idist.get_rank() == 0:
+        if idist.get_rank() == 0 and self.structures:
             for path in self.output_dir.glob("scores/*.json"):
                 path.unlink()
 
@@ -162,7 +162,8 @@ class CaseReport:
         done = {Path(record["case"]).name for record in records}
         runs = map(_load, self.output_dir.glob("*_run.json"))  # also those of other processes
         failed = [Failure(**fields) for run in runs for fields in run.get("cases", {}).get("failed", [])]
-        failed = [fault for fault in dict.fromkeys([*self.failures, *failed]) if case_name(fault.what) not in done]
+        failed = [fault for fault in failed if case_name(fault.what) not in done]  # else it was segmented since
+        failed = list(dict.fromkeys([*self.failures, *failed]))
         if len(records) + len(failed) > 1:
             write_page(self.output_dir / "report.html", self.title, records, failed)
         self.written = time.perf_counter()

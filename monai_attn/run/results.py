@@ -17,7 +17,7 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from torch.jit import ScriptModule
 
-from monai_attn.data import case_name, common_root
+from monai_attn.data import common_root
 from monai_attn.data.formats import PROVENANCE, is_result, provenance_of
 from monai_attn.errors import ConfigError, DataError
 from monai_attn.handlers.pictures import CasePictures
@@ -100,7 +100,7 @@ class FinishedCases:
             raise ConfigError("overwrite", f"{overwrite!r} is not a truth value", "give True or False")
         self.pictures = [handler for handler in handlers if isinstance(handler, CasePictures)]
         steps = postprocessing.flatten().transforms
-        further = [step for picture in self.pictures for step in picture.postprocessing.flatten().transforms]
+        further = [step for picture in self.pictures for step in picture.write.flatten().transforms]
         self.savers = [step.saver for step in (*steps, *further) if isinstance(step, SafeSaveImaged)]
         self.provenances = [saver.provenance for saver in self.savers if isinstance(saver.provenance, Provenance)]
         for provenance in set(self.provenances):  # a saver holds its provenance, which so cannot be given the saver
@@ -124,7 +124,8 @@ class FinishedCases:
         for provenance in self.provenances:
             provenance.images.update(files)  # a result knows its first file only
         # the folders and clashes of results are those of all cases, whatever part of them this worker has
-        mine = [crc32(os.fsencode(case_name(image))) % self.parts == self.part - 1 for image in images]
+        names = [os.path.relpath(image, common_root(cases)) for image in images]
+        mine = [crc32(os.fsencode(name)) % self.parts == self.part - 1 for name in names]
         cases, images = list(compress(cases, mine)), list(compress(images, mine))
         unfinished = gather(self._unfinished(cases, images) if idist.get_rank() == 0 else [])
         self.finished = len(cases) - len(unfinished)

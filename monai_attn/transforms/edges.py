@@ -111,15 +111,9 @@ class SobelEdges(Transform):
     def _masks(self, label: torch.Tensor) -> torch.Tensor:
         highest = (self.num_classes or 2) - 1
         if self.num_classes is not None and label.shape[0] != 1:
-            raise ValueError(
-                f"a label of class indices must have one channel, got shape {tuple(label.shape)}; "
-                "leave out num_classes for masks."
-            )
+            raise ValueError(f"a label of class indices must have one channel, got shape {tuple(label.shape)}.")
         if label.min() < 0 or label.max() > highest:
-            raise ValueError(
-                f"the label has values from {label.min()} to {label.max()}, expected 0 to {highest}; "
-                "give num_classes for class indices, or map the values."
-            )
+            raise ValueError(f"the label has values from {label.min()} to {label.max()}, expected 0 to {highest}.")
         return label > 0.5 if self.num_classes is None else foreground_masks(label[None], self.num_classes)[0]
 
 
@@ -171,10 +165,7 @@ def sobel_edges(x: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
         tensor([[[0.0000, 0.5000, 0.5000, 0.0000]]])
     """
     if x.ndim not in (3, 4, 5):
-        raise ValueError(
-            f"x must have shape (B, C, *spatial) with 1 to 3 spatial axes, got {tuple(x.shape)}; add a missing batch "
-            "or channel axis by x[None]."
-        )
+        raise ValueError(f"x must have shape (B, C, *spatial) with 1 to 3 spatial axes, got {tuple(x.shape)}.")
     is_mask = x.dtype == torch.bool
     maps = _Gradients.apply(x.to(torch.int8 if is_mask else torch.promote_types(x.dtype, torch.float32)))
     if is_mask:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.data.utils import AFFINE_TOL
+from monai.data.utils import AFFINE_TOL, to_affine_nd
 from monai.transforms import MapTransform, Randomizable, Spacingd
 from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey, MetaKeys, TraceKeys, convert_to_dst_type, convert_to_tensor
@@ -29,8 +29,7 @@ __all__ += ["fit_channels", "warn_if_larger"]
 CHANNEL_FILES = "channel_files"
 """Metadata of an image that was loaded from a file for each channel: their paths."""
 
-_SHEAR = 1e-3  # cosine of the angle between two axes of the grid
-_TOLERANCE = 0.5  # voxel
+_SHEAR, _TOLERANCE = 1e-3, 0.5  # cosine of the angle between two axes of the grid, voxel
 _FINEST, _COARSEST = 0.02, (10, 10, 30)  # mm; 30 between thick slices
 _MUCH_LARGER = 1.5  # times
 _LARGEST = 1e9  # mm³, at 1 mm 4 GB
@@ -208,7 +207,8 @@ class SafeSpacingd(Spacingd):
         done = resample.get_most_recent_transform(image)
         info, size = done[TraceKeys.EXTRA_INFO], done[TraceKeys.ORIG_SIZE]
         # a voxel of the result lies at this voxel of the image
-        steps = torch.linalg.solve(image.affine, info["src_affine"].to(image.affine)).to(image.device)
+        affines = image.affine, info["src_affine"].to(image.affine)
+        steps = torch.linalg.solve(*(to_affine_nd(len(size), affine) for affine in affines)).to(image.device)
         factors, first = steps.diagonal()[:-1], steps[:-1, -1]
         parallel = torch.allclose(steps[:-1, :-1], torch.diag(factors), atol=1e-6)
         if not parallel or (info["mode"], info["padding_mode"]) != ("bilinear", "border"):
@@ -232,8 +232,8 @@ class SafeSpacingd(Spacingd):
 class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
     """Crop random slices of a volume, preferably with foreground.
 
-    Use it after the cached, deterministic transforms. Slices are views of the volume and only keep the name of its
-    file. As in MONAI's ``RandCropByPosNegLabeld``, a volume gives ``num_samples`` items of the batch.
+    Use it after the cached, deterministic transforms. Slices are copies that only keep the name of the volume's file.
+    As in MONAI's ``RandCropByPosNegLabeld``, a volume gives ``num_samples`` items of the batch.
 
     Args:
         keys, allow_missing_keys: see MONAI's ``MapTransform``; volumes (C, *spatial) of one spatial shape.
@@ -295,6 +295,6 @@ class RandSlicesd(Randomizable, MapTransform, MultiSampleTrait):
 
     def _select(self, volume: Any, index: int) -> torch.Tensor:
         """Return a slice, with the name of its file only."""
-        image = convert_to_tensor(volume, track_meta=False).select(self.axis, index)
+        image = convert_to_tensor(volume, track_meta=False).select(self.axis, index).clone()
         name = getattr(volume, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
         return image if name is None else MetaTensor(image, meta={ImageMetaKey.FILENAME_OR_OBJ: name})

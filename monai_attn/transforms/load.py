@@ -10,12 +10,12 @@ from monai.config import KeysCollection
 from monai.data import ImageReader
 from monai.data.utils import is_no_channel
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
-from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
+from monai.utils import MetaKeys, ensure_tuple
 
 from monai_attn.data.checking import map_labels
 from monai_attn.data.reader import CheckingReader
 from monai_attn.errors import DataError
-from monai_attn.transforms.grid import CHANNEL_FILES
+from monai_attn.transforms.grid import CHANNEL_FILES, files_of
 from monai_attn.transforms.regions import EachImaged
 
 __all__ = ["ReloadImaged", "SafeChannelFirstd", "SafeLoadImaged"]
@@ -95,5 +95,5 @@ class ReloadImaged(EachImaged):
 
     def convert(self, image: Any) -> Any:
         """Return the content of the image's file on the device of the image."""
-        stored = self.load(image.meta[ImageMetaKey.FILENAME_OR_OBJ], CheckingReader())
+        stored = self.load(files_of(image, ""), CheckingReader())
         return map_labels(stored.to(image.device), self.label_map)

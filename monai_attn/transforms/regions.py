@@ -91,7 +91,7 @@ class AsLabelMapd(EachImaged):
 
     The metadata, inherited from the image, then say ``no_channel``. Otherwise MONAI's writers would cut the affine of
     an image with channels down to two dimensions. Label maps are (1, *spatial) or (*spatial); for probabilities take
-    ``dtype=torch.float32``.
+    ``dtype=torch.float32``, for more than 256 classes ``torch.int16``.
 
     Example:
         >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]

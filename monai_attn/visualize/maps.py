@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import nn
 
-from monai_attn.blocks.autofocus import AutofocusConv
+from monai_attn.blocks.autofocus import AutofocusConv, crop_border
 from monai_attn.blocks.gate import Gate
 from monai_attn.blocks.squeeze_excite import ChannelGate
 from monai_attn.errors import ConfigError
@@ -44,10 +44,8 @@ def capture_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     maps: dict[str, torch.Tensor] = {}
     gates = {name: module for name, module in network.named_modules() if isinstance(module, Gate)}
     if not gates:
-        raise ValueError(
-            f"{type(network).__name__} has no attention gate; capture needs a network in eager mode with at least one "
-            "block of monai_attn.blocks (for the networks of scSE: se other than None)."
-        )
+        fix = "capture needs a network in eager mode with a block of monai_attn.blocks"
+        raise ValueError(f"{type(network).__name__} has no attention gate; {fix}.")
 
     def keep(name: str, _module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         maps.pop(name, None)
@@ -70,7 +68,7 @@ class GateMaps:
 
     - for a sigmoid gate (the sSE of scSE, FocusNet, EG-CNN), the mean over its channels,
     - for an autofocus layer (``layers``), the scale with the largest weight, in mm from the kernel's center to its
-      edge: the dilation times the voxel size (the geometric mean of the sides) of the layer's grid,
+      edge: the dilation times the voxel size (the geometric mean of the image's sides) of the layer's grid,
     - for a network with a method ``edges`` (:class:`monai_attn.nets.EGCNN`), also the probability of an edge.
 
     Raises:
@@ -97,6 +95,7 @@ class GateMaps:
         edges = len(network.get_parameter("head.weight")) if self.has_edges else 0
         self.names = [*self.gates, *(["edges"] if edges == 1 else [f"edges_{i + 1}" for i in range(edges)])]
         self.strides = dict.fromkeys(self.layers, 1.0)
+        self.crop, self.receptive_radius = getattr(network, "crop", 0), getattr(network, "receptive_radius", None)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (B, C, *spatial) to maps (B, maps, *spatial)."""
@@ -109,7 +108,8 @@ class GateMaps:
             if name not in used:
                 what = f"the attention of {type(self.network).__name__}"
                 raise ConfigError(what, f"its gate {name} was not used", "give a network that uses all of its gates")
-        return torch.cat([*(self._resized(name, used[name], x.shape[2:]) for name in self.gates), *edges], dim=1)
+        size = torch.Size(side - 2 * self.crop for side in x.shape[2:])
+        return torch.cat([*(self._resized(name, used[name], size) for name in self.gates), *edges], dim=1)
 
     def split(self, stitched: torch.Tensor, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Split a stack of maps by name.
@@ -126,6 +126,8 @@ class GateMaps:
         return parts
 
     def _resized(self, name: str, attention: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        if self.crop:
+            attention = crop_border(attention, (attention.shape[2] - size[0]) // 2)
         if name in self.layers:
             self.strides[name] = geometric_mean(round(whole / part) for whole, part in zip(size, attention.shape[2:]))
         else:

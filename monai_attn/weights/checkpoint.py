@@ -115,7 +115,7 @@ def read_state_dict(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str,
     if not entries or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in entries):
         found = f"the entries {list(checkpoint)[:4]}" if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise DataError(name, f"expected a state dict of tensors, found {found}", "give a file of weights")
-    return name, {key.removeprefix("module."): value for key, value in entries}
+    return name, {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in entries}
 
 
 def fill(network: nn.Module, theirs: State, ours: Mapping[str, str], name: str, least: float | None = None) -> None:

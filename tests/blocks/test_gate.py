@@ -97,7 +97,7 @@ def test_the_number_of_parameters_is_that_of_the_formula(dims, edge, main):
 
 @pytest.mark.parametrize("channels", [0, 2, 6, -1])
 def test_a_number_of_maps_that_fits_no_feature_raises_and_names_the_numbers(channels):
-    with pytest.raises(ValueError, match=rf"edge_channels=4.*got {channels}"):
+    with pytest.raises(ValueError, match=rf"attention_channels must be 1 or None.*got {channels}"):
         EdgeGate(2, 4, 6, attention_channels=channels)
 
 

@@ -126,7 +126,11 @@ def test_an_absent_class_gets_no_weight_and_a_warning():
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([[[[0, -1]]]], "expected 0 to 2"), ([[[[0, 3]]]], "expected 0 to 2"), ([], "labels is empty")],
+    [
+        ([[[[0, -1]]]], "whole numbers from 0 to 2"),
+        ([[[[0, 3]]]], "whole numbers from 0 to 2"),
+        ([], "labels is empty"),
+    ],
 )
 def test_no_labels_and_values_outside_the_classes_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ import pytest
 
 from monai_attn.data import cases, find_images
 from monai_attn.data.datalist import structure_names
+from monai_attn.data.layouts import read_sections
 
 from .test_datalist import listing, names, pairs, refused, touch
 
@@ -75,7 +76,7 @@ def test_auto3dseg(tmp_path):
 def test_a_table(tmp_path):
     touch(tmp_path, *(f"{name}.nii" for name in ("a1", "a2", "b1", "b2", "a", "b", "c")))
     rows = [
-        "\ufeffimage,label,group,section,age",
+        "\ufeffimage, Label,group,SECTION,age",
         "a1.nii;a2.nii,a.nii,p,,7",
         f"{tmp_path}/b1.nii; b2.nii,b.nii,q, validation,8",
     ]
@@ -116,6 +117,24 @@ def test_a_folder_for_each_case(tmp_path):
     assert sorted(paths(cases(kits) + cases(kits, "validation"), kits)) == [
         f"case_{n}/imaging.nii.gz" for n in range(3)
     ]
+
+
+def test_the_name_of_a_folder_is_not_taken_from_within_words(tmp_path):
+    """Case 2 has a t2, and it is not the t1."""
+    kinds = ("flair", "seg", "t1", "t1ce", "t2")
+    touch(tmp_path, *(f"{case}/{kind}.nii.gz" for case in "1234" for kind in kinds))
+    for item in cases(tmp_path) + cases(tmp_path, "validation"):
+        assert [Path(path).name[:-7] for path in item["image"]] == ["t1", "t1ce", "t2", "flair"]
+    touch(tmp_path, "2/t1.nii")
+    refused("is of the same kind", cases, tmp_path)
+
+
+def test_sites_may_name_their_cases_alike(tmp_path):
+    files = [f"{site}/{kind}/001.nii.gz" for site in "ab" for kind in ("images", "labels")]
+    touch(tmp_path, *files)
+    items = [{"image": image, "label": label} for image, label in (files[:2], files[2:])]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items, "test": []}))
+    assert [paths([item], tmp_path) for item in read_sections(tmp_path)["training"]] == [files[:1], files[2:3]]
 
 
 @pytest.mark.parametrize("key", ["val", "train", "test_set"])

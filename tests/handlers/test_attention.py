@@ -17,6 +17,7 @@ from monai_attn.errors import ConfigError
 from monai_attn.handlers import AttentionMapHandler, AttentionMaps, attention
 from monai_attn.inferers import SliceBatchInferer
 from monai_attn.nets import AFNet, SCSEUNet
+from monai_attn.run import FinishedCases
 from monai_attn.transforms import SafeSaveImaged
 from monai_attn.visualize import GateMaps, capture_attention
 
@@ -206,3 +207,10 @@ def test_the_first_process_saves_epochs_of_the_interval_and_removes_older_files(
     monkeypatch.setattr(attention.idist, "get_rank", lambda: 1)  # only the first process saves
     save_epochs(AttentionMapHandler(network(), volumes, str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_files_of_the_maps_are_results_of_a_case_too(tmp_path):
+    """They keep the folders of the images, and are looked for in a repeated run."""
+    handler = AttentionMaps(Follows().eval(), SimpleInferer(), Compose([LOAD]), str(tmp_path))
+    savers = FinishedCases(Compose([SafeSaveImaged("pred", tmp_path)]), handlers=[handler]).savers
+    assert [saver.output_postfix for saver in savers] == ["seg", "attention_gate"]

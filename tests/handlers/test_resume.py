@@ -345,6 +345,7 @@ def test_a_new_training_moves_a_stopped_one_aside_and_says_how_to_go_on_with_it(
     training(tmp_path, seed=5).run(stop_in_epoch=2)
     assert (tmp_path / "previous_2" / "checkpoint_latest.pt").is_file()
     training(tmp_path, resume=str(tmp_path / "previous_1" / "checkpoint_latest.pt")).run()
+    assert (tmp_path / "previous_3" / "checkpoint_latest.pt").is_file()  # of the third, which was there
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])

@@ -257,6 +257,15 @@ def test_the_terms_of_egcnn_are_shown():
     )
 
 
+def test_a_resumed_training_shows_its_scores_before_the_first_validation(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    engine, evaluator = Engine(lambda engine, batch: [{"loss": batch}]), Engine(lambda *_: None)
+    evaluator.state.key_metric_name, evaluator.state.metrics = "dice", {"dice": 0.5}  # what a checkpoint restores
+    EpochProgressBar(evaluator=evaluator).attach(engine)
+    engine.run([1.0], max_epochs=1)
+    assert "dice 0.5" in sys.stderr.getvalue()
+
+
 @pytest.mark.parametrize(
     ("terminal", "output"), [(Terminal(), lambda loss: [{"loss": loss}]), (io.StringIO(), lambda loss: {"loss": loss})]
 )

@@ -62,6 +62,11 @@ def test_a_patch_of_classes_without_weight_has_no_loss_and_finite_gradients():
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
+def test_a_weight_for_other_classes_is_refused():
+    with pytest.raises(ValueError, match="weight must have 3 values"):
+        ClassBalancedLoss(torch.ones(9))(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
 def test_half_precision_is_computed_in_single():
     logits, classes = 200 * torch.randn(1, 2, 96, 96), torch.randint(0, 2, (1, 1, 96, 96))
     loss = ClassBalancedLoss(lambda_dice=1.0)

@@ -266,7 +266,7 @@ def test_half_precision_and_metadata_make_no_difference():
 
 def test_outputs_of_another_shape_are_refused():
     segmentation, edges = outputs()
-    with pytest.raises(ValueError, match="expected 1 for those of all classes or 2 for those of each"):
+    with pytest.raises(ValueError, match="expected 1, or 2 for those of each"):
         EGCNNLoss()((segmentation, edges.expand(-1, 3, -1, -1, -1)), some_label())
     with pytest.raises(ValueError, match="wrap the network in AllOutputs"):
         EGCNNLoss(main_weight=1.0)((segmentation, edges), some_label())

@@ -355,3 +355,10 @@ def test_a_network_for_pictures_learns_to_see_real_kidneys_and_their_edges(real_
         history.append({name: float(value) for name, value in loss.terms.items()})
     assert history[-1]["semantic"] < 0.9 * history[0]["semantic"]
     assert history[-1]["edge_dice"] < 0.6 * history[0]["edge_dice"]
+
+
+def test_all_outputs_of_a_network_that_is_wrapped_already_are_refused():
+    """It would give the segmentation alone, and the edge stream would learn nothing."""
+    network = EGCNN(SegResNet(spatial_dims=2, init_filters=8))
+    with pytest.raises(ValueError, match="then AllOutputs in DataParallel"):
+        AllOutputs(torch.nn.DataParallel(network))

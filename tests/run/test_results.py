@@ -126,7 +126,7 @@ def test_a_case_without_its_picture_or_the_files_of_a_handler_is_segmented_again
     results, _, unfinished = look(folder, handlers=handlers)
     assert len(unfinished()) == 1
     assert results.finished == 2
-    handlers[1].postprocessing = Compose([SafeSaveImaged("map", str(folder / "out"), output_postfix="map")])
+    handlers[1].write = Compose([SafeSaveImaged("map", str(folder / "out"), output_postfix="map")])
     assert len(look(folder, handlers=handlers)[2]()) == 3
 
 
@@ -176,3 +176,8 @@ def test_an_image_is_known_by_all_of_its_files(folder):
     before = [provenance(place) for place in places]
     write_image(folder / "in" / "a" / "t2.nii.gz", 99)
     assert all(provenance(place) != old for place, old in zip(places, before))
+    (folder / "scan.mhd").write_text("ElementDataFile = scan.raw")
+    (folder / "scan.raw").write_bytes(b"1")
+    old = provenance(str(folder / "scan.mhd"))
+    (folder / "scan.raw").write_bytes(b"2")
+    assert provenance(str(folder / "scan.mhd")) != old

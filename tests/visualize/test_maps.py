@@ -9,6 +9,7 @@ from torch import nn
 from monai_attn.adapt import autofocus, recalibrate
 from monai_attn.blocks import Gate
 from monai_attn.errors import ConfigError
+from monai_attn.inferers import HaloInferer
 from monai_attn.nets import EGCNN, AFNet, FocusNet, SCSEUNet
 from monai_attn.visualize import GateMaps, capture_attention, gate_title
 from monai_attn.visualize.maps import voxel_sizes
@@ -113,3 +114,13 @@ def test_a_network_without_spatial_gates_and_one_that_does_not_use_them_are_refu
             GateMaps(network)
     with pytest.raises(ConfigError, match="an exported network does not show its gates"):
         GateMaps(torch.jit.script(SCSEUNet(2, 1, 2, features=4, depth=1)))
+
+
+@torch.no_grad()
+def test_maps_of_a_network_that_crops_lie_where_its_output_does():
+    network = AFNet(2, 1, 2, n_autofocus=2, padding="official", channels=(4, 4, 6, 6, 6, 6, 8, 8)).eval()
+    image = torch.rand(1, 1, 70, 65)
+    maps = GateMaps(network)
+    found = maps.split(HaloInferer(tile=20)(image, maps), image)
+    assert all(scale.shape == image.shape for scale in found.values())
+    assert all(set(scale.unique().tolist()) <= {2, 6, 10, 14} for scale in found.values())

@@ -83,10 +83,8 @@ class SqueezeExciteFCN(nn.Module):
         recalibrated = look_up_option(positions, SE_POSITIONS)
         doubles = layer is not None and layer[1].get("aggregation") == "concat"
         if doubles and "classifier" in recalibrated:
-            raise ValueError(
-                f"aggregation='concat' with positions='{positions}' would double the {out_channels} classes behind the "
-                "classifier; use positions P1, P2, P3 or P5, or another aggregation."
-            )
+            fix = "use positions P1, P2, P3 or P5, or another aggregation"
+            raise ValueError(f"aggregation='concat' with {positions=} would double the {out_channels} classes; {fix}.")
 
         def recalibrate(part: str, channels: int = features) -> nn.Module:
             return get_se_layer(layer if part in recalibrated else None, spatial_dims, channels)

@@ -83,7 +83,7 @@ def three_planes(
     without metadata is taken for one in RAS orientation of 1 mm, and has no letters.
 
     Args:
-        image: volume (C, *spatial), of any orientation; the first channel is drawn.
+        image: volume (C, *spatial), of any orientation, gray (the first channel) or RGB.
         masks: title to label map (1, *spatial) of class indices. If one is called ``truth``, a last column shows where
             the last mask differs from it.
         title: title of the figure.
@@ -154,9 +154,7 @@ def attention_grid(
     shown = None
     for axis, (name, attention) in zip(axes[1:], maps.items()):
         if attention.ndim != 4 or attention.shape[0] != 1:
-            raise ValueError(
-                f"map '{name}' has shape {tuple(attention.shape)}, expected (1, C, H, W): capture one 2D image."
-            )
+            raise ValueError(f"map '{name}' is {tuple(attention.shape)}, not (1, C, H, W): capture one 2D image.")
         if attention.shape[2:].numel() == 1:
             values = np.sort(attention.flatten().cpu().numpy())
             axis.bar(np.arange(len(values)), values, width=1.0, color=CLASS_COLORS[4])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from monai.utils import convert_to_tensor, optional_import
+from monai.utils import MetaKeys, SpaceKeys, convert_to_tensor, optional_import
 
 from monai_attn.files import atomic_write
 
@@ -93,15 +93,13 @@ def to_ras(image: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> tuple[tor
     """
     for name, layer in layers.items():
         if layer.shape[1:] != image.shape[1:]:
-            raise ValueError(
-                f"'{name}' has the spatial shape {tuple(layer.shape[1:])}, the image {tuple(image.shape[1:])}; "
-                "put both on one grid first."
-            )
+            sizes = tuple(layer.shape[1:]), tuple(image.shape[1:])
+            raise ValueError(f"'{name}' has the spatial shape {sizes[0]}, the image {sizes[1]}; use one grid.")
     if image.ndim < 4 or not isinstance(image, MetaTensor):
         return image, dict(layers)
     turn = Orientation(axcodes="RAS", labels=None)
     plain = {name: convert_to_tensor(layer, device="cpu") for name, layer in layers.items()}  # without metadata
-    return turn(image.cpu()), {name: turn(MetaTensor(layer, affine=image.affine)) for name, layer in plain.items()}
+    return turn(image.cpu()), {name: turn(MetaTensor(layer, meta=image.meta)) for name, layer in plain.items()}
 
 
 def cut(
@@ -122,7 +120,8 @@ def cut(
 
 def _ends(image: MetaTensor, axis: int) -> tuple[str, str]:
     """Return an axis's directions, with two letters if oblique."""
-    direction = torch.as_tensor(image.affine)[:3, axis].double()
+    is_lps = image.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS
+    direction = torch.as_tensor(image.affine)[:3, axis].double() * torch.tensor([-1, -1, 1] if is_lps else [1, 1, 1])
     direction = direction / direction.norm()
     along = [i for i in direction.abs().argsort(descending=True).tolist() if abs(direction[i]) >= _OBLIQUE]
     high = "".join(_AXES[i][int(direction[i] > 0)] for i in along)

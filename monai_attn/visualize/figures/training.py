@@ -86,7 +86,7 @@ def excitation_by_epoch(
     every = list(files)
     epochs = [every[round(i)] for i in np.linspace(0, len(every) - 1, min(len(every), _MOST_EPOCHS))]
     arrays = [dict(np.load(files[epoch])) for epoch in epochs]
-    keys = [key.split("/", 2) for key in arrays[0]]
+    keys = [key.split("/", 2) for key in arrays[0] if all(key in saved for saved in arrays)]
     case = case or keys[0][1]
     found = [key[2] for key in keys if key[:2] == ["map", case]]
     rows = list(gates) or list(dict.fromkeys(found[:1] + found[-1:]))
@@ -96,6 +96,7 @@ def excitation_by_epoch(
     height = _INCHES * image.shape[2] * view.aspect / image.shape[1] + 0.25
     figure = panels.new_figure(_INCHES * (1 + len(epochs)) + 0.6, height * len(rows) + 0.4, title or case)
     axes = figure.subplots(len(rows), 1 + len(epochs), squeeze=False)
+    most = max([1.0, *(float(saved[f"map/{case}/{gate}"].max()) for saved in arrays for gate in rows)])
     for row, gate in zip(axes, rows):
         for axis in row:
             panels.show_image(axis, image, view)
@@ -103,7 +104,7 @@ def excitation_by_epoch(
         row[0].set_title(gate_title(gate), fontsize=7)
         for axis, epoch, saved in zip(row[1:], epochs, arrays):
             attention = torch.tensor(saved[f"map/{case}/{gate}"]).float()
-            shown = panels.show_map(axis, attention, view, alpha=0.7, vmin=0, vmax=1)
+            shown = panels.show_map(axis, attention, view, alpha=0.7, vmin=0, vmax=most)
             axis.set_title(f"epoch {epoch}", fontsize=7)
     panels.color_bar(list(axes.flat), shown)
     return figure
