@@ -70,8 +70,9 @@ _READERS: dict[tuple[str, ...], Callable[[], ImageReader]] = {
 def check_file(path: str | Path) -> None:
     """Check that an image file or DICOM folder is complete.
 
-    A compressed NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels); the header is
-    compared with the file's length before memory is allocated. Checksums of compressed MetaImage, NRRD and MGZ files are verified too.
+    A compressed NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels), and headers are
+    compared with the file's length before memory is allocated. Checksums of compressed MetaImage, NRRD and MGZ files
+    are verified too.
     Other formats are left to their readers, which notice damage. A good file is not checked again until it changes.
 
     Raises:
