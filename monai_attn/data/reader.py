@@ -70,10 +70,10 @@ _READERS: dict[tuple[str, ...], Callable[[], ImageReader]] = {
 def check_file(path: str | Path) -> None:
     """Check that an image file or DICOM folder is complete.
 
-    A compressed NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels), and headers are
-    compared with the file's length before memory is allocated. Checksums of compressed MetaImage, NRRD and MGZ files
-    are verified too.
-    Other formats are left to their readers, which notice damage. A good file is not checked again until it changes.
+    A compressed NIfTI file is read to its end to verify its checksum (0.1 s for 240 × 240 × 155 voxels). Headers are
+    compared with the length of the file before memory is allocated, and the checksums of compressed MetaImage, NRRD and
+    MGZ files are verified too. Other formats are left to their readers, which notice damage. A good file is not checked
+    again until it changes.
 
     Raises:
         DataError: if the file is missing, empty, damaged, not of the format that its name promises, or larger than the
