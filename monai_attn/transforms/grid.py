@@ -225,7 +225,7 @@ class SafeSpacingd(Spacingd):
             voxels = voxels.new_empty(*voxels.shape[:axis], len(low), *voxels.shape[axis + 1 :])
             for plane, lower, weight in zip(voxels.unbind(axis), low.tolist(), (places - low).tolist()):
                 torch.lerp(planes[lower], planes[min(lower + 1, last)], weight, out=plane)  # all three in the cache
-        meta = {**image.meta, MetaKeys.AFFINE: info["src_affine"]}
+        meta = {**image.meta, MetaKeys.AFFINE: to_affine_nd(len(image.affine) - 1, info["src_affine"])}
         return MetaTensor(voxels.float(), meta=meta, applied_operations=image.applied_operations)
 
 

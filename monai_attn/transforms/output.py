@@ -37,8 +37,8 @@ class SafeSaveImage(SaveImage):
     """Save images atomically and verify what was written.
 
     Unlike MONAI's ``SaveImage``, a file gets its name only once it has been read back, each format has one writer, and
-    a volume of a single slice stays a volume. Folders below ``data_root_dir`` are kept, without it
-    images of one name replace each other; unless ``filename`` is given, no file is written outside of ``output_dir``.
+    a volume of a single slice stays a volume. Folders below ``data_root_dir`` are kept; without it, images of the same
+    name replace each other. No file is written outside of ``output_dir``, unless ``filename`` is given.
 
     Args:
         output_dir, output_postfix, output_dtype: see ``SaveImage``.

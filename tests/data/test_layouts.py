@@ -86,6 +86,7 @@ def test_a_table(tmp_path):
     ]
     assert paths(cases(tmp_path, "validation"), tmp_path) == ["b1.nii b2.nii"]
     assert find_images(tmp_path) == cases(tmp_path, "test") == [{"image": str(tmp_path / "c.nii")}]
+    assert find_images(tmp_path / "dataset.csv") == find_images(tmp_path)
     (tmp_path / "dataset.csv").write_text("image,section\nc.nii,val\n")
     refused("cases under 'val'; known are training, validation", cases, tmp_path)
     (tmp_path / "dataset.csv").write_text("file;label\nc.nii;a.nii\n")

@@ -69,6 +69,8 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     own = monai_attn.segment(BUNDLE, LoadImage(ensure_channel_first=True)(scan))
     assert np.array_equal(own, mask)
     assert np.allclose(own.affine, image.affine)
+    with pytest.raises(DataError, match="a MetaTensor has its own"):
+        monai_attn.segment(BUNDLE, own, spacing=[2, 2, 2])
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
         monai_attn.segment(BUNDLE, np.zeros((8, 8)))
     with pytest.raises(DataError, match="it is a Nifti1Image"):

@@ -208,3 +208,11 @@ def test_the_inverse_is_that_of_stock_spacing_on_oblique_grids(spacing, pixdim, 
     torch.testing.assert_close(found.affine, expected.affine)
     assert found.applied_operations == expected.applied_operations == []
     assert found.meta["name"] == "scan"
+
+
+def test_a_picture_returns_to_its_grid_as_by_monai():
+    image = MetaTensor(torch.rand(1, 20, 30))
+    ours, stock = (cls("image", pixdim=(2.0, 3.0)) for cls in (SafeSpacingd, Spacingd))
+    found, expected = (step.inverse(step({"image": image.clone()}))["image"] for step in (ours, stock))
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), atol=1e-6, rtol=0)
+    assert torch.equal(found.affine, expected.affine)
