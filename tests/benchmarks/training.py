@@ -5,7 +5,7 @@ Both train the same network on the same made-up images: a narrow one, but FocusN
 little with few channels. What comes once in an epoch (validation, checkpoint, picture of the curves) is left out of
 both. With our sampling of slices, and ours in float32, the usual configuration of the quick start ends with bitwise the
 same weights, which is asserted; it is timed with its own: crops that look for the foreground whenever a volume comes,
-and float32, where ours take bf16 if the CPU has AMX.
+and float32, where ours take bf16 if the CPU has AMX or AVX512-BF16.
 """
 
 import json
