@@ -90,7 +90,7 @@ class Organ(NamedTuple):
         title: what is seen, and by which method.
         image: image (C, *spatial).
         layers: title to label map (1, *spatial), of the reference and the prediction.
-        attention: title to the attention map that is shown; a network without any has none.
+        attention: title to the attention map that is shown.
         spatial_dim: slicing axis of a volume.
         class_names: names of the classes 1, 2, …
     """
@@ -133,12 +133,12 @@ class Organs:
         """27 structures of a real brain, by a network that has only seen images made of label maps."""
         source, synthetic = self.data / "brain_aseg27", self.work / "synthetic"
         if not (synthetic / "dataset.json").is_file():
-            synthesize(str(source), str(synthetic))
-        row = evidence_row("scse", "U-Net")
+            synthesize(str(source), str(synthetic), step=2)
+        row = evidence_row("scse", "U-Net + scSE")
         weights = self.train("brain", row, synthetic)
         row["overrides"]["field_of_view"] = "$None"  # the bundle's own is that of a hippocampus
         case = {part: source / f"{part}s" / "vxm_test.nii.gz" for part in ("image", "label")}
-        return self.segment(row, case, weights, "27 brain structures, U-Net", "FreeSurfer")
+        return self.segment(row, case, weights, "27 brain structures, scSE", "FreeSurfer")
 
     def skin(self) -> Organ:
         """A lesion of the skin, by the weights that come with the bundle."""
@@ -181,11 +181,9 @@ class Organs:
         entries = json.loads((row["bundle"] / "configs" / "inference.json").read_text(encoding="utf-8"))
         options = {key: value for key, value in row["overrides"].items() if key.partition("#")[0] in entries}
         names = tuple(options.get("structures", entries["structures"]))
-        attends = options.get("se", "") != "$None"
-        found = monai_attn.segment(
-            str(row["bundle"]), str(case["image"]), attention=attends, checkpoint=weights, **options
+        prediction, maps = monai_attn.segment(
+            str(row["bundle"]), str(case["image"]), attention=True, checkpoint=weights, **options
         )
-        prediction, maps = found if attends else (found, {})
         label = load(case["label"])
         if mapping := row["overrides"].get("label_map"):
             label = MapLabelValue([*mapping], [*mapping.values()])(label)
@@ -435,8 +433,7 @@ def improved_region(image: MetaTensor, masks: dict[str, torch.Tensor], **options
 def several_organs(organs: list[Organ]) -> Figure:
     """Draw image, reference, prediction and attention of each organ, side by side.
 
-    Every attention map has a scale of colors of its own. Without attention, the fourth panel shows where the prediction
-    differs from the reference.
+    Every attention map has a scale of colors of its own.
 
     Args:
         organs: what to draw, from the left to the right.
@@ -445,9 +442,6 @@ def several_organs(organs: list[Organ]) -> Figure:
     for organ in organs:
         turned, layers = to_ras(organ.image, {**organ.layers, **organ.attention})
         image, layers, view = cut(turned, layers, spatial_dim=organ.spatial_dim, by=list(organ.layers))
-        if not organ.attention:
-            reference, prediction = layers.values()
-            layers["difference"] = (reference != prediction).int()
         drawn.append((image, layers, view))
     widths = [image.shape[1] / (image.shape[2] * view.aspect) for image, _, view in drawn]
     figure = panels.new_figure(2.8 * sum(widths), 3.5, "")
@@ -460,8 +454,7 @@ def several_organs(organs: list[Organ]) -> Figure:
                 panels.show_map(axis, layers[title], view)
             else:
                 panels.show_image(axis, image, view)
-                marked = [CLASS_COLORS[5]] if title == "difference" else colors
-                panels.show_mask(axis, layers.get(title, torch.zeros_like(image)), marked, view)
+                panels.show_mask(axis, layers.get(title, torch.zeros_like(image)), colors, view)
             axis.set_title("attention" if title in organ.attention else title, fontsize=11)
     return figure
 
@@ -471,7 +464,7 @@ def evidence_row(table: str, row: str) -> dict[str, Any]:
     tables = json.loads((ROOT / "docs" / "reproduce" / "evidence.json").read_text(encoding="utf-8"))["tables"]
     about = tables[table]
     overrides = next(each["overrides"] for each in about["rows"] if each["name"] == row)
-    overrides = {**about["overrides"], **{key: "$None" if value is None else value for key, value in overrides.items()}}
+    overrides = {**about["overrides"], **overrides}
     return {"bundle": ROOT / "bundles" / about["bundle"], "split": about["split"], "overrides": overrides}
 
 
