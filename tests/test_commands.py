@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigComponent, ConfigParser, run
 
 from monai_attn import cli
@@ -103,6 +104,11 @@ def check(words: Sequence[str]) -> bool:
                 assert is_entry(config, key), f"{key} is nothing in the configuration"
                 if isinstance(value, str) and value.startswith("@"):
                     assert is_entry(config, value[1:]), f"--{key} {value}: there is no such entry"
+            if any(key.startswith("network_def") and "jit.load" not in str(given[key]) for key in given):
+                parser = ConfigParser(config)
+                parser.update(given)
+                with torch.device("meta"):
+                    parser.get_parsed_content("network_def")
         else:
             assert "network_def" in configuration(given["config_file"], given["meta_file"])
     else:
@@ -122,13 +128,14 @@ def test_files_and_options_of_a_pages_commands_exist(page):
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/training.json",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --epoch 3",
         f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --optimizer @adam",
+        f"python -m monai.bundle run --config_file {QUICK_START}/configs/train.json --network_def#skip none",
         "monai-attn check hippocampus_mri_scse --epoch 3",
         "monai-attn copy hipocampus_mri_scse there",
         "make nothing",
     ],
 )
 def test_the_check_of_commands_finds_what_does_not_exist(command):
-    with pytest.raises((AssertionError, ConfigError)):
+    with pytest.raises((AssertionError, ConfigError, RuntimeError)):
         check(shlex.split(command))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7721, 13_126, 19_184
+CODE_LINES, LINES, TEST_LINES = 7721, 13_126, 19_191
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",
