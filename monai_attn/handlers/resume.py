@@ -177,6 +177,7 @@ def _settings(trainer: Any, parts: Mapping[str, Any]) -> Iterator[tuple[str, str
         "num_workers": getattr(loader, "num_workers", None),  # each worker draws its own random numbers
     }
     yield from ((name, str(value)) for name, value in known.items())
+    yield from describe(unwrapped(parts["model"]), "network").items()
     yield from describe(trainer.loss_function, "loss").items()
     yield from describe(getattr(getattr(loader, "dataset", None), "transform", None), "transform").items()
     for name, part in parts.items():

@@ -103,6 +103,7 @@ def training(
     interval: int = 1,
     noise: float = 0.1,
     zoom: float = 0.7,
+    dropout: float = 0.3,
 ) -> Training:
     torch.manual_seed(1)
     np.random.seed(1)
@@ -110,7 +111,7 @@ def training(
     network = torch.nn.Sequential(
         torch.nn.Conv2d(1, width, 3, padding=1),
         torch.nn.BatchNorm2d(width),
-        torch.nn.Dropout(0.3),
+        torch.nn.Dropout(dropout),
         torch.nn.Conv2d(width, 1, 1),
     )
     keys = ["image", "label"]
@@ -276,6 +277,7 @@ def test_the_checkpoint_is_plain_tensors_and_written_every_few_epochs_and_at_the
         ({"schedule": "steps"}, "lr_scheduler CosineAnnealingLR, now MultiStepLR"),
         ({"seed": 4}, "seed 3, now 4"),
         pytest.param({"workers": 2}, "num_workers 0, now 2", marks=pytest.mark.fault(93)),
+        ({"dropout": 0.4}, "network.2.p 0.3, now 0.4"),
         ({"noise": 0.2}, "loss.noise 0.1, now 0.2"),
         ({"zoom": 0.5}, "transform.transforms.2.prob 0.7, now 0.5"),
     ],
