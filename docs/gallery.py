@@ -136,7 +136,8 @@ class Organs:
             synthesize(str(source), str(synthetic), step=2)
         row = evidence_row("scse", "U-Net + scSE")
         weights = self.train("brain", row, synthetic)
-        row["overrides"]["field_of_view"] = "$None"  # the bundle's own is that of a hippocampus
+        # the bundle's own are those of a hippocampus
+        row["overrides"] |= {"field_of_view": "$None", "spacing": [2.0, 2.0, 2.0]}
         case = {part: source / f"{part}s" / "vxm_test.nii.gz" for part in ("image", "label")}
         return self.segment(row, case, weights, "27 brain structures, scSE", "FreeSurfer")
 

@@ -150,6 +150,9 @@ def test_entries_that_others_take_for_granted_are_so(bundle, name):
 def test_inference_and_validation_see_what_training_saw(bundle):
     """A network that has only seen small crops predicts worse on more at once."""
     train, inference = load(bundle, "train"), load(bundle, "inference")
+    resampling = [part for part in components([train, inference]) if part["_target_"].endswith("Spacingd")]
+    assert all(part["pixdim"] == "@spacing" for part in resampling)  # a single option, which model.json keeps
+    assert inference.get("spacing") == train.get("spacing")
     crops = [part for part in components(train["train"]) if re.match(r"Rand\w*Crop", part["_target_"])]
     if not crops or train["train"]["deterministic_transforms"][2]["spatial_dims"] == 2:
         pytest.skip("it trains on slices, or on strips of pictures, and infers the whole as its authors do")
