@@ -157,12 +157,10 @@ def segment(
     Args:
         bundle: see :func:`monai_attn.run.bundles.find_bundle`.
         image: a file, a DICOM folder, a file for each channel, or an array (C, *spatial) or (*spatial) in RAS order.
-        spacing: voxel sizes of an array in mm; by default those of a ``MetaTensor``, else 1.
+        spacing: voxel sizes of an array in mm (default: a ``MetaTensor``'s, else 1); for a file, the bundle's option.
         affine: affine of an array, instead of ``spacing``; by default that of a ``MetaTensor``.
         attention: whether to return the attention maps too.
-        checkpoint: see :func:`monai_attn.load`.
-        device: see :func:`monai_attn.load`.
-        **options: see :func:`monai_attn.load`.
+        checkpoint, device, options: see :func:`monai_attn.load`.
 
     Returns:
         The label map on the image's grid; with ``attention`` also the maps on that grid by the names of their gates.
@@ -182,10 +180,12 @@ def segment(
     from monai_attn.handlers.evaluation import check_scores
     from monai_attn.run.workflow import components
 
+    if (is_file := isinstance(image, (str, Path)) or not hasattr(image, "shape")) and spacing is not None:
+        options["spacing"] = spacing
     parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
     names = "network", "preprocessing", "postprocessing", "evaluator#inferer", "amp"
     network, before, after, inferer, amp = map(parser.get_parsed_content, names)
-    if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
+    if is_file:
         case = before(find_image(image))
     else:
         case = Compose(before.transforms[1:])({"image": _as_image(image, spacing, affine, before.transforms)})

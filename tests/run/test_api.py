@@ -69,6 +69,10 @@ def test_segment_gives_what_the_command_writes_for_a_file_and_for_an_array(scan,
     own = monai_attn.segment(BUNDLE, LoadImage(ensure_channel_first=True)(scan))
     assert np.array_equal(own, mask)
     assert np.allclose(own.affine, image.affine)
+    assert main(["segment", BUNDLE, scan, "-o", str(tmp_path / "coarse"), "--spacing", "2", "2", "2"]) == 0
+    (written,) = (tmp_path / "coarse").glob("*_seg.nii.gz")
+    assert np.array_equal(monai_attn.segment(BUNDLE, scan, spacing=(2, 2, 2))[0], nibabel.load(written).dataobj)
+    assert np.count_nonzero(mask[0] != nibabel.load(written).dataobj)
     with pytest.raises(DataError, match="a MetaTensor has its own"):
         monai_attn.segment(BUNDLE, own, spacing=[2, 2, 2])
     with pytest.raises(DataError, match="it has 2 dimensions, expected 3"):
