@@ -38,10 +38,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 def import_monai() -> None:
-    """Import what a command needs, without garbage collection.
-
-    The collector would scan the objects of all modules again and again, also when the process ends.
-    """
+    """Import what a command needs, without the garbage collector, which would scan all modules again and again."""
     if "monai" not in sys.modules:
         gc.disable()
         try:
@@ -160,7 +157,9 @@ def segment(
         spacing: voxel sizes of an array in mm (default: a ``MetaTensor``'s, else 1); for a file, the bundle's option.
         affine: affine of an array, instead of ``spacing``; by default that of a ``MetaTensor``.
         attention: whether to return the attention maps too.
-        checkpoint, device, options: see :func:`monai_attn.load`.
+        checkpoint: see :func:`monai_attn.load`.
+        device: see :func:`monai_attn.load`.
+        **options: see :func:`monai_attn.load`.
 
     Returns:
         The label map on the image's grid; with ``attention`` also the maps on that grid by the names of their gates.
@@ -180,12 +179,12 @@ def segment(
     from monai_attn.handlers.evaluation import check_scores
     from monai_attn.run.workflow import components
 
-    if (is_file := isinstance(image, (str, Path)) or not hasattr(image, "shape")) and spacing is not None:
+    if spacing is not None and not hasattr(image, "shape"):
         options["spacing"] = spacing
     parser = _parsed(bundle, checkpoint, device, {**options, "save_attention": attention})
     names = "network", "preprocessing", "postprocessing", "evaluator#inferer", "amp"
     network, before, after, inferer, amp = map(parser.get_parsed_content, names)
-    if is_file:
+    if isinstance(image, (str, Path)) or not hasattr(image, "shape"):
         case = before(find_image(image))
     else:
         case = Compose(before.transforms[1:])({"image": _as_image(image, spacing, affine, before.transforms)})
