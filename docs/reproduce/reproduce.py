@@ -41,9 +41,8 @@ RUNS = ["train", "evaluate"]
 HEADER = ("method", "measure", "paper", "ours", "seeds", "n", "difference", "p", "parameters", "minutes")
 PLATEAU = 0.005  # gain of the validation in the last fifth of a training from which on it had not converged
 COLUMNS = (
-    "ours: mean ± standard deviation over the seeds; difference: to the row without the method, of equal size where it "
-    "adds more than 5 %, by seed and case, with 95 % interval by bootstrap over both; p: Wilcoxon signed-rank test, "
-    "two-sided; minutes: processor time of a cell."
+    "ours: mean ± standard deviation over the seeds; difference: to the row without the method, by seed and case, with "
+    "95 % interval by bootstrap over both; p: Wilcoxon signed-rank test, two-sided; minutes: processor time of a cell."
 )
 
 
