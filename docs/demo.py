@@ -14,13 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from monai.apps import DecathlonDataset
 from monai.transforms import LoadImage
 
 from monai_attn import cli
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.data.phantom import make_phantom
-from monai_attn.visualize import figures
+from monai_attn.visualize import figures, gate_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,10 +90,18 @@ def draw_summary(case: dict[str, Any], results: Path) -> Figure:
     name = case_name(case["image"])
     load = LoadImage(image_only=True, ensure_channel_first=True)
     masks = {"manual segmentation": load(case["label"]), "prediction": load(results / f"{name}_seg.nii.gz")}
-    heatmaps = {"attention: encoder 2, spatial": load(results / f"{name}_attention_encoder_se.1.spatial.nii.gz")}
+    start, ending = f"{name}_attention_", ".nii.gz"
+    files = {file.name.removeprefix(start).removesuffix(ending): file for file in results.glob(f"{start}*{ending}")}
+    gate, attention = most_varied({path: load(file) for path, file in files.items()})
+    heatmaps = {f"attention: {gate_title(gate)}": attention}
     return figures.overlay(  # sagittal slices, which the network works on, show the hippocampus at its longest
         load(case["image"]), masks, heatmaps=heatmaps, spatial_dim=0, title=name, class_names=_STRUCTURES
     )
+
+
+def most_varied(maps: dict[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    """Choose the attention map with the largest standard deviation, which shows most."""
+    return max(sorted(maps.items()), key=lambda item: float(item[1].std()))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo import draw_summary, find_data
+from demo import draw_summary, find_data, most_varied
 from matplotlib import colormaps
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ import monai_attn
 from monai_attn.data.datalist import case_name, cases
 from monai_attn.run.workflow import read_bundle
 from monai_attn.transforms import SobelEdges
-from monai_attn.visualize import capture_attention, figures
+from monai_attn.visualize import capture_attention, figures, gate_title
 from monai_attn.visualize.figures import CLASS_COLORS, panels
 from monai_attn.visualize.figures.panels import cut, to_ras
 
@@ -188,12 +188,11 @@ class Organs:
         label = load(case["label"])
         if mapping := row["overrides"].get("label_map"):
             label = MapLabelValue([*mapping], [*mapping.values()])(label)
-        title_of = {"encoder_se.1.spatial": "encoder 2, spatial", "levels.1": "level 2"}
-        attention = {title: maps[name] for name, title in title_of.items() if name in maps}
+        gate, attention = most_varied(maps)
         # the label map of a picture is without a channel
         layers = {reference: label.int(), "prediction": prediction.reshape(label.shape)}
         dim = row["overrides"].get("slice_dim", 2)
-        return Organ(title, load(case["image"]), layers, attention, dim, names)
+        return Organ(title, load(case["image"]), layers, {gate_title(gate): attention}, dim, names)
 
 
 class Gallery:
