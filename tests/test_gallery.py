@@ -89,6 +89,11 @@ def test_each_organ_has_a_block_of_image_masks_and_attention(gallery, image):
         assert [axis.get_title() for axis in block.axes] == ["image", "manual", "prediction", "attention"]
 
 
+def test_the_attention_map_that_varies_most_is_shown(gallery):
+    maps = {"bright": torch.full((1, 2, 2), 0.9), "edges": torch.eye(2)[None], "weak edges": torch.eye(2)[None] / 2}
+    assert gallery.most_varied(maps)[0] == "edges"
+
+
 def test_a_row_of_the_comparisons_has_the_options_of_its_table_and_its_own(gallery):
     row = gallery.evidence_row("scse", "U-Net + scSE")
     assert (row["bundle"].name, row["split"]) == ("hippocampus_mri_scse_segmentation", "brain_synthetic")
