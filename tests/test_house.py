@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "monai_attn").rglob("*.py"))
-CODE_LINES, LINES, TEST_LINES = 7724, 13_126, 19_202
+CODE_LINES, LINES, TEST_LINES = 7729, 13_135, 19_231
 LOWEST = {"errors", "files"}
 MIDDLE = LOWEST | {
     "blocks",

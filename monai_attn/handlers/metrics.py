@@ -111,7 +111,7 @@ class _OrNaN(IgniteMetricHandler):
 
 
 class _ByCase(_OrNaN):
-    """Tell the scores of a case to other handlers."""
+    """Tell the scores of the cases so far to other handlers."""
 
     def update(self, output: Sequence[Any]) -> None:
         """Add a case, and set ``engine.state.case_scores`` if this is the key metric."""
@@ -119,7 +119,7 @@ class _ByCase(_OrNaN):
         state: Any = self._engine.state if self._engine is not None else None
         if state is not None and self._name == getattr(state, "key_metric_name", None):
             buffers: Any = self.metric_fn._buffers  # those of this process; get_buffer() would gather all
-            state.case_scores = buffers[0][-1][None], getattr(self.metric_fn, "names", ())
+            state.case_scores = buffers[0], getattr(self.metric_fn, "names", ())
 
 
 class MeanDiceOrNaN(_ByCase, MeanDice):

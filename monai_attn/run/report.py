@@ -109,11 +109,12 @@ class CaseReport:
                 path.unlink()
 
     def __call__(self, engine: Engine) -> None:
-        """Log and save the case that the evaluator has just finished."""
+        """Log and save the cases of the batch that the evaluator has just finished."""
         state: Any = engine.state
         begun, self.last = self.last, time.perf_counter()
-        for case in state.output if isinstance(state.output, list) else ():
-            record = {**self._record(case, state), "seconds": round(self.last - begun, 2)}
+        cases = state.output if isinstance(state.output, list) else ()
+        for index, case in enumerate(cases, start=-len(cases)):
+            record = {**self._record(case, state, index), "seconds": round((self.last - begun) / len(cases), 2)}
             warnings = record["warnings"]
             record["warnings"] = [*warnings, *self._said_of(case[CommonKeys.PRED])]  # which the screen has shown
             _save(self.output_dir / ("cases" if "mask" in record else "scores"), record)
@@ -125,7 +126,7 @@ class CaseReport:
             _PROGRESS.warning(f"{failure.what}: no result, {failure.problem}")
         self.write()
 
-    def _record(self, case: Mapping[str, Any], state: Any) -> dict[str, Any]:
+    def _record(self, case: Mapping[str, Any], state: Any, index: int) -> dict[str, Any]:
         label_map = case[CommonKeys.PRED]
         measured = measure(label_map, self.class_names)
         if MetaKeys.SAVED_TO in label_map.meta:
@@ -133,7 +134,7 @@ class CaseReport:
             return {"case": mask.rsplit("_seg.", 1)[0], "mask": mask, **measured}
         path = str(label_map.meta[ImageMetaKey.FILENAME_OR_OBJ])
         if hasattr(state, "case_scores"):
-            scores = by_structure(state.case_scores[0], state.case_scores[1] or self.structures)
+            scores = by_structure(state.case_scores[0][index][None], state.case_scores[1] or self.structures)
             measured["values"] = {name: round(score, 3) for name, score in scores.items()}
             measured["unit"] = "Dice" if "dice" in state.key_metric_name else ""
         return {"case": self.names.get(path, case_name(path)), **measured}

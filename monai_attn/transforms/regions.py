@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import Invertd, InvertibleTransform, MapTransform, Transform
 from monai.utils import MetaKeys, TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 
+from monai_attn.errors import ConfigError
+
 __all__ = [
     "AsLabelMapd", "BrainMaskd", "EachImaged", "InvertArgmaxd", "LabelsToRegions", "LabelsToRegionsd",
     "RegionsToLabels", "RegionsToLabelsd",
@@ -93,6 +95,9 @@ class AsLabelMapd(EachImaged):
     an image with channels down to two dimensions. Label maps are (1, *spatial) or (*spatial); for probabilities take
     ``dtype=torch.float32``, for more than 256 classes ``torch.int16``.
 
+    Raises:
+        ConfigError: when called, if a label is too large for the type.
+
     Example:
         >>> AsLabelMapd("pred")({"pred": torch.tensor([[0.0, 2.0]])})["pred"]
         metatensor([[0, 2]], dtype=torch.uint8)
@@ -106,6 +111,9 @@ class AsLabelMapd(EachImaged):
 
     def convert(self, image: torch.Tensor) -> MetaTensor:
         """Return a label map of the type, without a channel in its metadata."""
+        if not self.dtype.is_floating_point and (highest := image.max()) > torch.iinfo(self.dtype).max:
+            problem = f"label {highest:g} does not fit {self.dtype}"
+            raise ConfigError("AsLabelMapd", problem, "pass dtype=torch.int16")
         label_map = MetaTensor(image.to(self.dtype))
         label_map.meta = {**label_map.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
         return label_map

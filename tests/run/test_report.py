@@ -12,11 +12,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.handlers import from_engine
 from PIL import Image
 from tqdm import tqdm
 
 from monai_attn.errors import Failure
+from monai_attn.handlers import MeanDiceOrNaN
 from monai_attn.run import report
 
 from ..conftest import Terminal, read_csv, refused
@@ -66,6 +69,24 @@ def test_what_was_said_of_an_image_is_kept_with_its_case(tmp_path):
     warnings = json.loads((tmp_path / "cases" / "a.json").read_text())["warnings"]
     assert [text for text in warnings if "contrast" in text] == ["it has no contrast"]
     assert reporter.said not in logging.getLogger("monai_attn").handlers
+
+
+def test_each_case_of_a_batch_has_its_own_score(tmp_path):
+    label = torch.zeros(1, 4, 4)
+    label[:, :2] = 1
+    outputs = [
+        {"pred": MetaTensor(pred, meta={"filename_or_obj": f"/in/{name}.png"}), "label": label}
+        for name, pred in (("right", label), ("wrong", 1 - label))
+    ]
+    evaluator = Engine(lambda engine, batch: outputs)
+    evaluator.state.key_metric_name = "val_mean_dice"
+    MeanDiceOrNaN(output_transform=from_engine(["pred", "label"])).attach(evaluator, "val_mean_dice")
+    reporter = report.CaseReport(tmp_path, "scores", structures=["liver"])
+    evaluator.add_event_handler(Events.STARTED, reporter.begin)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, reporter)
+    evaluator.run([None])
+    found = [json.loads((tmp_path / f"scores/{name}.json").read_text()) for name in ("right", "wrong")]
+    assert [case["values"] for case in found] == [{"liver": 1.0}, {"liver": 0.0}]
 
 
 def test_a_picture_is_measured_in_pixels_whatever_value_marks_its_structure(tmp_path):

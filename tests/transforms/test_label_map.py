@@ -14,6 +14,7 @@ from monai.transforms import (
 )
 from monai.utils import convert_to_dst_type
 
+from monai_attn.errors import ConfigError
 from monai_attn.transforms import AsLabelMapd, InvertArgmaxd, SafeSpacingd
 
 
@@ -98,3 +99,10 @@ def test_other_metadata_are_kept_and_the_source_is_not_changed(dtype):
     assert label_map.tolist() == [[[0, 2.5 if dtype == torch.float32 else 2]]]
     assert (label_map.meta["filename_or_obj"], label_map.meta["original_channel_dim"]) == ("a.nii", "no_channel")
     assert (pred.dtype, pred.meta["original_channel_dim"]) == (torch.float32, 0)
+
+
+def test_a_label_too_large_for_the_type_is_refused():
+    pred = MetaTensor(torch.tensor([[0.0, 256.0]]))
+    assert AsLabelMapd("pred", dtype=torch.int16)({"pred": pred})["pred"].max() == 256
+    with pytest.raises(ConfigError, match="label 256 does not fit"):
+        AsLabelMapd("pred")({"pred": pred})
