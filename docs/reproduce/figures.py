@@ -50,7 +50,7 @@ def comparison(grid: Grid) -> Figure:
         scores.plot([np.mean(means)] * 2, [height - 0.3, height + 0.3], color=color)
         _difference(differences, height, color, lines[row])
     curves.set_xlabel("iteration", fontsize=7)
-    scores.set_yticks(range(len(done)), done)
+    scores.set_yticks(range(len(done)), [row.replace(", ", ",\n") for row in done])
     scores.set_xlabel(f"{measure}, {grid.cells[next(iter(done))][0].section} section", fontsize=7)
     differences.set_yticks([])
     differences.axvline(0, color="gray", linewidth=0.8)
